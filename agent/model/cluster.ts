@@ -1,0 +1,37 @@
+/** API objects, trimmed to what Tulle reads. Values are frozen; equal ones keep their identity across relists. */
+import type { Cidr, IpAddress } from './ip.ts';
+
+export interface Node {
+  readonly name: string;
+  readonly uid: string;
+  /** Milliseconds since the epoch. */
+  readonly creationMs: number;
+  /** spec.podCIDRs, at most one a family, in the object's order. */
+  readonly podCidrs: readonly Cidr[];
+  /** status.addresses of type InternalIP, in the object's order. */
+  readonly internalIps: readonly IpAddress[];
+  /** Annotation tulle.dev/underlay-ip (comma separated): takes the place of the InternalIP of its family. */
+  readonly underlayIps: readonly IpAddress[];
+  /** Fields that were present but unusable, one sentence each. */
+  readonly problems: readonly string[];
+}
+
+export interface Pod {
+  readonly namespace: string;
+  readonly name: string;
+  readonly uid: string;
+  readonly creationMs: number;
+  readonly nodeName: string;
+  readonly hostNetwork: boolean;
+  readonly phase: string;
+  readonly podIps: readonly IpAddress[];
+}
+
+/** An immutable view of everything the watch knows. `synced` once every cache has listed once. */
+export interface Cluster {
+  readonly synced: boolean;
+  /** By name. */
+  readonly nodes: ReadonlyMap<string, Node>;
+  /** Pods bound to this node, by `<namespace>/<name>`. */
+  readonly pods: ReadonlyMap<string, Pod>;
+}

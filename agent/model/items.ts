@@ -1,0 +1,188 @@
+/**
+ * The smallest things that are replaced as a whole in the kernel. A new kind needs a row in Objects, in APPLY_ORDER and
+ * in ARCHITECTURE.md's ownership table, and one driver.
+ */
+import { type Cidr, factsOf, familyOf, type Family, type IpAddress } from './ip.ts';
+import type { MacAddress } from './mac.ts';
+
+/** One file below /proc/sys, as written and read (trimmed). */
+export interface Sysctl {
+  /** Path with slashes, relative to /proc/sys: `net/ipv4/ip_forward`. */
+  readonly path: string;
+  readonly value: string;
+}
+
+/** A device of the node's own. A backend that needs another type adds it to this union. */
+export type Link = VxlanLink;
+
+export interface VxlanLink {
+  readonly type: 'vxlan';
+  readonly name: string;
+  /** IFLA_IFALIAS; starts with `tulle:`. */
+  readonly alias: string;
+  readonly mac: MacAddress;
+  readonly mtuBytes: number;
+  readonly vni: number;
+  /** UDP destination port. */
+  readonly port: number;
+  /** Source address of the outer packets. */
+  readonly local: IpAddress;
+  /** False switches the device's transmit checksum offload off (kernels whose NAT breaks it). */
+  readonly txChecksumOffload: boolean;
+}
+
+/** Both ends of one pod's veth pair. Inside the pod it is written at creation, and again only to follow the MTU. */
+export interface PodLink {
+  /** Host side; see podLinkName. */
+  readonly name: string;
+  /** `tulle:pod:<namespace>/<name>`, or `tulle:pod:<container id>` for a plain container. */
+  readonly alias: string;
+  readonly hostMac: MacAddress;
+  readonly podMac: MacAddress;
+  readonly mtuBytes: number;
+  /** Interface name inside the pod. */
+  readonly ifName: string;
+  /** Path of the pod's network namespace, and its identity (st_dev, st_ino) as decimal text. */
+  readonly netns: { readonly path: string; readonly device: string; readonly inode: string };
+  /** The pod's addresses, in the order of the result. */
+  readonly ips: readonly IpAddress[];
+}
+
+export interface Address {
+  readonly link: string;
+  readonly ip: IpAddress;
+  readonly prefixLength: number;
+}
+
+/** A route of the main table with protocol ROUTE_PROTOCOL. */
+export interface Route {
+  readonly destination: Cidr;
+  /** RTA_PRIORITY; part of the identity. IPv6 has no 0: its default is 1024. */
+  readonly metric: number;
+  readonly type: 'unicast' | 'unreachable' | 'blackhole';
+  /** Absent for unreachable and blackhole. */
+  readonly link?: string;
+  readonly gateway?: IpAddress;
+  /** RTNH_F_ONLINK: the gateway is reached on `link` whatever the routes say. */
+  readonly onlink?: boolean;
+  /** RTA_PREFSRC. */
+  readonly source?: IpAddress;
+}
+
+/** A permanent neighbour entry on an own link. */
+export interface Neighbour {
+  readonly link: string;
+  readonly ip: IpAddress;
+  readonly mac: MacAddress;
+}
+
+/** A permanent forwarding entry of a VXLAN link: frames to `mac` leave to the tunnel end `destination`. */
+export interface Fdb {
+  readonly link: string;
+  readonly mac: MacAddress;
+  readonly destination: IpAddress;
+}
+
+/** Header of an ip set. */
+export interface IpSet {
+  readonly name: string;
+  readonly type: 'hash:ip' | 'hash:net';
+  readonly family: Family;
+  readonly maxElements: number;
+}
+
+/** One member of a set; `hash:ip` sets hold /32 and /128 only. A /0 is written as two halves by the driver. */
+export interface Member {
+  readonly set: string;
+  readonly entry: Cidr;
+}
+
+export type Table = 'raw' | 'mangle' | 'nat' | 'filter';
+
+/** iptables arguments after `-A CHAIN`, one token each, without comment. Tokens hold only [A-Za-z0-9._:/,!+-]. */
+export interface Rule {
+  readonly args: readonly string[];
+  /** Why the rule exists, for people. Other characters than [A-Za-z0-9./:_-] are replaced when rendered. */
+  readonly comment: string;
+}
+
+/**
+ * Part of an own chain. A chain holds the rules of all its parts, sorted by `order`, and is rewritten whole when one
+ * changes. A chain named `TULLE-<BUILTIN>` is jumped to from that built-in chain, as its first rule.
+ */
+export interface ChainPart {
+  readonly family: Family;
+  readonly table: Table;
+  readonly chain: string;
+  readonly order: string;
+  readonly rules: readonly Rule[];
+}
+
+export interface Objects {
+  sysctl: Sysctl;
+  link: Link;
+  address: Address;
+  set: IpSet;
+  member: Member;
+  'chain-part': ChainPart;
+  'pod-link': PodLink;
+  fdb: Fdb;
+  neighbour: Neighbour;
+  route: Route;
+}
+
+export type Kind = keyof Objects;
+/** `<kind> <identity>`, readable in logs and in `tulle diff`. */
+export type Key<K extends Kind = Kind> = K extends Kind ? `${K} ${string}` : never;
+
+/** Creates and updates run in this order within a lane; removals in the reverse, after them. */
+export const APPLY_ORDER: readonly Kind[] = [
+  'sysctl',
+  'link',
+  'address',
+  'set',
+  'member',
+  'chain-part',
+  'pod-link',
+  'fdb',
+  'neighbour',
+  'route',
+];
+
+const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
+  sysctl: ({ path }) => path,
+  link: ({ name }) => name,
+  address: ({ link, ip }) => `${link} ${ip}`,
+  set: ({ name }) => name,
+  member: ({ set, entry }) => `${set} ${entry}`,
+  'chain-part': ({ family, table, chain, order }) => `${family} ${table} ${chain} ${order}`,
+  'pod-link': ({ name }) => name,
+  fdb: ({ link, mac }) => `${link} ${mac}`,
+  neighbour: ({ link, ip }) => `${link} ${ip}`,
+  route: ({ destination, metric }) => `${destination} metric ${metric}`,
+};
+
+export const keyOf = <K extends Kind>(kind: K, value: Objects[K]): Key<K> => `${kind} ${identity[kind](value)}` as Key<K>;
+
+export const kindOf = <K extends Kind>(key: Key<K>): K => key.slice(0, key.indexOf(' ')) as K;
+
+export interface Item<K extends Kind = Kind> {
+  readonly kind: K;
+  readonly key: Key<K>;
+  readonly value: Objects[K];
+  /** Not written before all of these are in the kernel. */
+  readonly needs: readonly Key[];
+}
+/** Any item, discriminated by kind. */
+export type AnyItem = { [K in Kind]: Item<K> }[Kind];
+
+/** The one constructor of items, so that key and value cannot disagree. */
+export function item<K extends Kind>(kind: K, value: Objects[K], needs: readonly Key[] = []): Item<K> {
+  return Object.freeze({ kind, key: keyOf(kind, value), value: Object.freeze(value) as Objects[K], needs });
+}
+
+/** The route metric that the kernel reports for a route written without one. */
+export const defaultMetric = (destination: Cidr): number => (familyOf(destination) === 'ipv6' ? 1024 : 0);
+
+/** A single address as the set member that stands for it. */
+export const memberOf = (set: string, ip: IpAddress): Member => ({ set, entry: `${ip}/${factsOf(ip).bits}` as Cidr });

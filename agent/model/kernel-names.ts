@@ -1,0 +1,58 @@
+/**
+ * Every name, mark, table and protocol number that Tulle owns in the kernel. Names are functions of what they stand
+ * for, so that a fresh process recognises what an earlier one made; the kernel's length limits are asserted here.
+ */
+import { createHash } from 'node:crypto';
+import type { FamilyFacts } from './ip.ts';
+import { type MacAddress, macOf } from './mac.ts';
+
+/** rtm_protocol of every route that Tulle writes (linux/rtnetlink.h: values above 4 belong to user space). */
+export const ROUTE_PROTOCOL = 84;
+
+/** IFLA_IFALIAS of every link that Tulle makes starts with this. */
+export const ALIAS_PREFIX = 'tulle:';
+
+export const CHAIN_PREFIX = 'TULLE-';
+export const SET_PREFIX = 'tulle-';
+/** First word of the comment of every rule that Tulle writes, followed by the chained hash. */
+export const COMMENT_PREFIX = 'tulle:';
+
+/** IFNAMSIZ - 1 (linux/if.h). */
+const LINK_NAME_MAX = 15;
+/** IPSET_MAXNAMELEN - 1 (linux/netfilter/ipset/ip_set.h). */
+const SET_NAME_MAX = 31;
+/** XT_EXTENSION_MAXNAMELEN - 1 (linux/netfilter/x_tables.h). */
+const CHAIN_NAME_MAX = 28;
+
+export const vxlanLinkName = (vni: number): string => limited(`tulle.${vni}`, LINK_NAME_MAX);
+
+/** Every host side of a pod link, and nothing else of Tulle's, has a name of this shape. */
+export const POD_LINK_NAME = /^tl[0-9a-f]{12}$/;
+/** The same as an iptables interface pattern. */
+export const POD_LINK_PATTERN = 'tl+';
+
+/** Host side of the veth of one attachment. */
+export const podLinkName = (containerId: string, ifName: string): string =>
+  limited(`tl${hash(`${containerId}/${ifName}`, 12)}`, LINK_NAME_MAX);
+
+/** MAC of the VTEP of a node, computed alike by the node itself and by its peers. */
+export const vtepMac = (nodeName: string): MacAddress => macOf(`vtep/${nodeName}`);
+export const podLinkMac = (containerId: string, ifName: string, end: 'host' | 'pod'): MacAddress =>
+  macOf(`pod-link/${containerId}/${ifName}/${end}`);
+
+/** The sets of Tulle, one a family: nodes (tunnel ends), ready pods of this node, destinations never masqueraded. */
+export type SetPurpose = 'nodes' | 'ready' | 'direct';
+export const setName = (purpose: SetPurpose, { digit }: FamilyFacts): string =>
+  limited(`${SET_PREFIX}${purpose}-${digit}`, SET_NAME_MAX);
+
+/** The own chain that the built-in chain of the same table jumps to, as its first rule. */
+export const baseChain = (builtin: string): string => limited(`${CHAIN_PREFIX}${builtin}`, CHAIN_NAME_MAX);
+
+/** Lower-case hexadecimal digits of SHA-256. */
+export const hash = (text: string, digits: number): string =>
+  createHash('sha256').update(text).digest('hex').slice(0, digits);
+
+function limited(name: string, max: number): string {
+  if (name.length > max) throw new RangeError(`kernel name ${name} has more than ${max} characters`);
+  return name;
+}
