@@ -1,0 +1,91 @@
+/** The only file that calls C directly. Everything here is synchronous and thread-safe. */
+import { constants, closeSync, fstatSync, openSync } from 'node:fs';
+import { getSystemErrorName } from 'node:util';
+import koffi from 'koffi';
+import { KernelError } from './errors.ts';
+
+const libc = koffi.load(null);
+const setnsCall = libc.func('int setns(int fd, int nstype)');
+const ioctlCall = libc.func('int ioctl(int fd, unsigned long request, void *argument)');
+const setsockoptCall = libc.func('int setsockopt(int fd, int level, int name, const void *value, uint32_t length)');
+const getsocknameCall = libc.func('int getsockname(int fd, _Out_ void *address, _Inout_ uint32_t *length)');
+
+/** CLONE_NEWNET (linux/sched.h). */
+const CLONE_NEWNET = 0x40000000;
+/** ioctl that names the type of a namespace (linux/nsfs.h). */
+const NS_GET_NSTYPE = 0xb703;
+
+/** Errno name of the call that just returned on this thread. */
+const lastErrno = (): string => getSystemErrorName(-koffi.errno());
+
+/** The fd of this process's own network namespace, opened once: where every excursion returns to. */
+let home: number | undefined;
+const homeFd = (): number => {
+  home ??= openSync('/proc/thread-self/ns/net', constants.O_RDONLY);
+  return home;
+};
+
+/**
+ * Runs `action` with this thread in another network namespace. The action must be synchronous: nothing else of the
+ * process may run meanwhile. A failed return would leave the agent in a pod's namespace, so it ends the process.
+ */
+export function inNetns<T>(netnsFd: number, action: () => T): T {
+  const back = homeFd();
+  if (setnsCall(netnsFd, CLONE_NEWNET) !== 0) {
+    throw new KernelError({ code: lastErrno(), operation: 'enter', object: 'network namespace' });
+  }
+  try {
+    return action();
+  } finally {
+    if (setnsCall(back, CLONE_NEWNET) !== 0) process.abort();
+  }
+}
+
+/** Whether an open file is a network namespace (false: another namespace, or no namespace at all). */
+export const isNetnsFd = (fd: number): boolean => ioctlCall(fd, NS_GET_NSTYPE, null) === CLONE_NEWNET;
+
+/** st_dev and st_ino as decimal text: the identity of a namespace as long as something holds it. */
+export function fileIdentity(fd: number): { readonly device: string; readonly inode: string } {
+  const { dev, ino } = fstatSync(fd, { bigint: true });
+  return { device: String(dev), inode: String(ino) };
+}
+
+export const isHomeNetns = (fd: number): boolean => {
+  const [own, other] = [fileIdentity(homeFd()), fileIdentity(fd)];
+  return own.device === other.device && own.inode === other.inode;
+};
+
+/** Opens a file for the length of one synchronous action. */
+export function withFd<T>(path: string, action: (fd: number) => T): T {
+  const fd = openSync(path, constants.O_RDONLY);
+  try {
+    return action(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** ioctl(2) with a buffer that the kernel may write to. */
+export function ioctl(fd: number, request: number, argument: Uint8Array, what: { operation: string; object: string }): void {
+  if (ioctlCall(fd, request, argument) < 0) throw new KernelError({ code: lastErrno(), ...what });
+}
+
+/** Address of a buffer for structures that hold pointers (ifreq.ifr_data). The buffer must stay referenced. */
+export const addressOf = (buffer: Uint8Array): bigint => BigInt(koffi.address(koffi.as(buffer, 'void *') as never));
+
+/** setsockopt(2) with an int value. */
+export function setsockoptInt(fd: number, level: number, name: number, value: number): void {
+  const bytes = Buffer.alloc(4);
+  bytes.writeInt32LE(value);
+  if (setsockoptCall(fd, level, name, bytes, 4) !== 0) {
+    throw new KernelError({ code: lastErrno(), operation: 'set', object: `socket option ${level}/${name}` });
+  }
+}
+
+/** nl_pid of an AF_NETLINK socket, or undefined when the fd is something else. */
+export function netlinkPort(fd: number): number | undefined {
+  const address = Buffer.alloc(128);
+  const length = [address.length];
+  if (getsocknameCall(fd, address, length) !== 0 || address.readUInt16LE(0) !== 16) return undefined;
+  return address.readUInt32LE(4);
+}
