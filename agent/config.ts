@@ -1,0 +1,159 @@
+/** The agent's settings: one table from which flags, environment names, file keys, defaults, validation and help follow. */
+import { readFileSync } from 'node:fs';
+import { parse as parseYaml } from 'yaml';
+import { type Cidr, parseCidr } from './model/ip.ts';
+
+/** A setting that cannot be used. The process ends with exit code 78 (sysexits.h, EX_CONFIG). */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError';
+  readonly key: string;
+  readonly expected: string;
+  readonly received: string;
+
+  constructor(key: string, expected: string, received: string, options?: ErrorOptions) {
+    super(`cannot use setting ${key}: expected ${expected}, got ${received}`, options);
+    this.key = key;
+    this.expected = expected;
+    this.received = received;
+  }
+}
+
+/** How a value is read from text, and how it is described to people. */
+interface ValueType<T> {
+  readonly expected: string;
+  /** Undefined when the text is not such a value. */
+  readonly parse: (text: string) => T | undefined;
+}
+
+interface Setting<T> {
+  readonly type: ValueType<T>;
+  readonly default: T;
+  readonly help: string;
+}
+
+const text: ValueType<string> = { expected: 'text', parse: (value) => value };
+const path: ValueType<string> = {
+  expected: 'an absolute path',
+  parse: (value) => (value === '' || value.startsWith('/') ? value : undefined),
+};
+const url: ValueType<string> = {
+  expected: 'https://HOST:PORT',
+  parse: (value) => (value === '' || (URL.canParse(value) && new URL(value).protocol === 'https:') ? value : undefined),
+};
+const flag: ValueType<boolean> = {
+  expected: 'true or false',
+  parse: (value) => (value === 'true' ? true : value === 'false' ? false : undefined),
+};
+const integer = (min: number, max: number): ValueType<number> => ({
+  expected: `a whole number from ${min} to ${max}`,
+  parse: (value) => (/^\d{1,10}$/.test(value) && Number(value) >= min && Number(value) <= max ? Number(value) : undefined),
+});
+const choice = <const T extends readonly string[]>(...values: T): ValueType<T[number]> => ({
+  expected: `one of ${values.join(', ')}`,
+  parse: (value) => values.find((candidate) => candidate === value),
+});
+const cidrList: ValueType<readonly Cidr[]> = {
+  expected: 'CIDRs joined by commas, such as 10.0.0.0/8,fd00::/8',
+  parse: (value) => {
+    const parts = value.split(',').filter((part) => part !== '');
+    const cidrs = parts.flatMap((part) => parseCidr(part.trim()) ?? []);
+    return cidrs.length === parts.length ? Object.freeze(cidrs) : undefined;
+  },
+};
+
+const setting = <T>(type: ValueType<T>, standard: NoInfer<T>, help: string): Setting<T> => ({ type, default: standard, help });
+
+export const SETTINGS = {
+  nodeName: setting(text, '', 'name of this node in the cluster; required (in a DaemonSet: spec.nodeName)'),
+  kubeconfig: setting(path, '', 'kubeconfig file; without one, the in-cluster service account is used'),
+  apiServer: setting(url, '', 'address of the API server instead of the one in the credentials (kube-proxy may not exist yet)'),
+  runDir: setting(path, '/run/tulle', 'sockets, pod records and the queue of deletions; must not survive a reboot'),
+  cniConfDir: setting(path, '/etc/cni/net.d', 'where 10-tulle.conflist is written once the agent is ready'),
+  cniBinDir: setting(path, '/opt/cni/bin', 'where the CNI executable is installed'),
+  cniExecutable: setting(path, '', 'the CNI executable to install; by default the one that belongs to this agent'),
+  procSys: setting(path, '/proc/sys', 'root of the sysctl files (a container sees its own read-only: mount the host\'s)'),
+  'vxlan.vni': setting(integer(1, 16777215), 84, 'VXLAN network identifier; the device is tulle.<vni>'),
+  'vxlan.port': setting(integer(1, 65535), 8472, 'UDP port of the tunnel; 4789 is the IANA port, equal on all nodes'),
+  'vxlan.txChecksumOffload': setting(choice('auto', 'on', 'off'), 'auto', 'transmit checksum offload of the tunnel device; auto: off before Linux 5.7'),
+  tunnelFamily: setting(choice('auto', 'ipv4', 'ipv6'), 'auto', 'family of the outer packets; auto: the first that all nodes have'),
+  mtuBytes: setting(integer(0, 65535), 0, 'MTU of pods and tunnel; 0: that of the underlay minus the tunnel\'s overhead'),
+  masquerade: setting(flag, true, 'masquerade what pods send out of the cluster'),
+  clusterCidrs: setting(cidrList, [], 'all pod addresses of the cluster; by default the union of the nodes\' podCIDRs'),
+  nonMasqueradeCidrs: setting(cidrList, [], 'further destinations that see pod addresses unchanged'),
+  'iptables.backend': setting(choice('auto', 'nft', 'legacy'), 'auto', 'which iptables; auto: the one that the host uses'),
+  'ipam.reuseDelaySeconds': setting(integer(0, 86400), 60, 'how long a released address is not given out again, while others are free'),
+  resyncSeconds: setting(integer(5, 86400), 300, 'how often the kernel is listed in full without a reason'),
+  logLevel: setting(choice('trace', 'debug', 'info', 'warn', 'error', 'fatal'), 'info', 'least level that is logged'),
+} as const;
+
+export type SettingKey = keyof typeof SETTINGS;
+export type Config = { readonly [K in SettingKey]: (typeof SETTINGS)[K] extends Setting<infer T> ? T : never };
+
+const settingKeys = Object.keys(SETTINGS) as SettingKey[];
+
+/** `vxlan.txChecksumOffload` → `vxlan-tx-checksum-offload`. */
+export const flagName = (key: SettingKey): string =>
+  key.replaceAll('.', '-').replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+/** `vxlan.txChecksumOffload` → `TULLE_VXLAN_TX_CHECKSUM_OFFLOAD`. */
+export const environmentName = (key: SettingKey): string => `TULLE_${flagName(key).replaceAll('-', '_').toUpperCase()}`;
+
+/** The rows of `--help` and of docs/settings.md. */
+export function describeSettings(): readonly { key: SettingKey; flag: string; environment: string; default: string; help: string; expected: string }[] {
+  return settingKeys.map((key) => ({
+    key,
+    flag: `--${flagName(key)}`,
+    environment: environmentName(key),
+    default: String(SETTINGS[key].default),
+    help: SETTINGS[key].help,
+    expected: SETTINGS[key].type.expected,
+  }));
+}
+
+/**
+ * Flags win over the environment, that over the file, that over the defaults. `flags` holds text by setting key.
+ * Throws ConfigError.
+ */
+export function resolveConfig(
+  flags: Readonly<Partial<Record<SettingKey, string>>>,
+  environment: Readonly<Record<string, string | undefined>>,
+  file: ReadonlyMap<string, string> = new Map(),
+): Config {
+  for (const key of file.keys()) {
+    if (!(key in SETTINGS)) throw new ConfigError(key, `one of ${settingKeys.join(', ')}`, 'a key that does not exist');
+  }
+  const resolved = settingKeys.map((key) => [key, resolveOne(key, flags[key] ?? environment[environmentName(key)] ?? file.get(key))]);
+  const config = Object.freeze(Object.fromEntries(resolved)) as Config;
+  if (config.nodeName === '') {
+    throw new ConfigError('nodeName', `--node-name or ${environmentName('nodeName')}`, 'nothing; a DaemonSet takes it from spec.nodeName');
+  }
+  return config;
+}
+
+function resolveOne(key: SettingKey, given: string | undefined): unknown {
+  const { type, default: standard } = SETTINGS[key];
+  if (given === undefined) return standard;
+  const value = type.parse(given.trim());
+  if (value === undefined) throw new ConfigError(key, type.expected, JSON.stringify(given.slice(0, 200)));
+  return value;
+}
+
+/** Reads a YAML file of nested keys (`vxlan: { vni: 84 }`) into dotted ones; lists are joined by commas. Throws ConfigError. */
+export function readConfigFile(file: string): ReadonlyMap<string, string> {
+  let document: unknown;
+  try {
+    document = parseYaml(readFileSync(file, 'utf8'));
+  } catch (cause) {
+    throw new ConfigError('config', 'a readable YAML file', `${file}: ${(cause as Error).message}`, { cause });
+  }
+  const values = new Map<string, string>();
+  flatten(document ?? {}, '', values);
+  return values;
+}
+
+function flatten(value: unknown, key: string, into: Map<string, string>): void {
+  if (Array.isArray(value)) into.set(key, value.map(String).join(','));
+  else if (typeof value === 'object' && value !== null) {
+    for (const [name, inner] of Object.entries(value)) flatten(inner, key === '' ? name : `${key}.${name}`, into);
+  } else if (key === '') throw new ConfigError('config', 'a YAML mapping of settings', typeof value);
+  else into.set(key, String(value));
+}

@@ -1,0 +1,128 @@
+/**
+ * What the node itself needs, whatever the backend: forwarding, the gate, masquerade, and a dead end for its unused pod
+ * addresses. One fragment, `node-network`.
+ */
+import type { Fragment } from '../model/fragment.ts';
+import type { Host } from '../model/host.ts';
+import { type Cidr, FAMILIES, type Family, type FamilyFacts, familyOf } from '../model/ip.ts';
+import { type AnyItem, type ChainPart, item, type Key, keyOf, memberOf, type Rule } from '../model/items.ts';
+import { baseChain, POD_LINK_PATTERN, setName } from '../model/kernel-names.ts';
+import type { PlanSettings, PodNetwork, Underlay } from './underlay.ts';
+
+export const NODE_NETWORK = 'node-network';
+
+/** Above every route that anyone else has for a pod: only what nothing else matches ends here. */
+const DEAD_END_METRIC = 4_000_000_000;
+/** A node has at most a few hundred pods; the cluster at most some ten thousand nodes. */
+const READY_MAX_ELEMENTS = 65_536;
+const NODES_MAX_ELEMENTS = 65_536;
+
+export function planNodeNetwork(underlay: Underlay, host: Host, settings: PlanSettings): Fragment {
+  const items: AnyItem[] = [];
+  for (const network of underlay.podNetworks) items.push(...networkItems(network, host, settings));
+  if (underlay.tunnel) items.push(...nodeSetItems(underlay.tunnel));
+  return { id: NODE_NETWORK, cause: `node ${underlay.nodeName}`, rank: '', items, requires: [], problems: underlay.problems };
+}
+
+/** What must be in the kernel before any pod is connected: the gate and everything that it refers to. */
+export const gateKeys = (family: Family): readonly Key[] => [
+  keyOf('chain-part', { ...gatePart(family), rules: [] }),
+  keyOf('set', readySet(FAMILIES[family])),
+];
+
+function networkItems(network: PodNetwork, host: Host, settings: PlanSettings): AnyItem[] {
+  const facts = FAMILIES[network.family];
+  const ready = item('set', readySet(facts));
+  const direct = item('set', { name: setName('direct', facts), type: 'hash:net', family: facts.family, maxElements: NODES_MAX_ELEMENTS });
+  const items: AnyItem[] = [
+    ready,
+    direct,
+    ...directCidrs(network, settings).map((entry) => item('member', { set: direct.value.name, entry }, [direct.key])),
+    item('chain-part', { ...gatePart(network.family), rules: gateRules(network.cidr, facts) }, [ready.key]),
+    item('chain-part', acceptPart(network)),
+    item('route', { destination: network.cidr, metric: DEAD_END_METRIC, type: 'unreachable' }),
+    ...forwardingItems(facts, host),
+  ];
+  if (settings.masquerade) items.push(item('chain-part', masqueradePart(network, host), [direct.key]));
+  return items;
+}
+
+const readySet = (facts: FamilyFacts) =>
+  ({ name: setName('ready', facts), type: 'hash:ip', family: facts.family, maxElements: READY_MAX_ELEMENTS }) as const;
+
+/** Destinations that see pod addresses as they are, beside the peers' pod CIDRs, which come with the peers. */
+function directCidrs({ cidr, family }: PodNetwork, settings: PlanSettings): readonly Cidr[] {
+  const configured = [...settings.clusterCidrs, ...settings.nonMasqueradeCidrs].filter((other) => familyOf(other) === family);
+  return [...new Set([cidr, FAMILIES[family].multicast, ...configured])];
+}
+
+/** The gate stands in mangle, where no ACCEPT of another firewall in filter can undo it. */
+const gatePart = (family: Family) =>
+  ({ family, table: 'mangle', chain: baseChain('FORWARD'), order: '10-gate' }) as const satisfies Partial<ChainPart>;
+
+/** Closed unless the pod is ready; the first rule also stops a pod that sends with an address that is not its own kind. */
+function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
+  const unlessReady = (direction: 'src' | 'dst') => ['-m', 'set', '!', '--match-set', setName('ready', facts), direction, '-j', 'DROP'];
+  return [
+    { args: ['-i', POD_LINK_PATTERN, ...unlessReady('src')], comment: 'from a pod link, not the address of a ready pod' },
+    { args: ['-s', cidr, ...unlessReady('src')], comment: 'from a pod that is not ready' },
+    { args: ['-d', cidr, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
+  ];
+}
+
+/** Pod traffic is forwarded also where the policy of FORWARD is DROP (Docker, ufw). */
+const acceptPart = ({ cidr, family }: PodNetwork): ChainPart => ({
+  family,
+  table: 'filter',
+  chain: baseChain('FORWARD'),
+  order: '50-pods',
+  rules: [
+    { args: ['-s', cidr, '-j', 'ACCEPT'], comment: 'from pods of this node' },
+    { args: ['-d', cidr, '-j', 'ACCEPT'], comment: 'to pods of this node' },
+  ],
+});
+
+const masqueradePart = ({ cidr, family }: PodNetwork, { randomFully }: Host): ChainPart => ({
+  family,
+  table: 'nat',
+  chain: baseChain('POSTROUTING'),
+  order: '50-masquerade',
+  rules: [
+    {
+      args: [
+        ...['-s', cidr, '-m', 'set', '!', '--match-set', setName('direct', FAMILIES[family]), 'dst', '-j', 'MASQUERADE'],
+        ...(randomFully ? ['--random-fully'] : []),
+      ],
+      comment: 'pod traffic that leaves the cluster',
+    },
+  ],
+});
+
+/**
+ * Forwarding, and before IPv6 forwarding accept_ra 2 on every link that lives by router advertisements: with forwarding
+ * on, the kernel obeys them only then (Documentation/networking/ip-sysctl, accept_ra).
+ */
+function forwardingItems(facts: FamilyFacts, host: Host): AnyItem[] {
+  if (facts.family === 'ipv4') return [item('sysctl', { path: 'net/ipv4/ip_forward', value: '1' })];
+  const keepAdvertisements = host.ipv6Forwarding
+    ? []
+    : host.links
+        .filter(({ name, acceptRa }) => name !== 'lo' && (acceptRa === '1' || acceptRa === '2'))
+        .map(({ name }) => item('sysctl', { path: `net/ipv6/conf/${name}/accept_ra`, value: '2' }));
+  const forwarding = item(
+    'sysctl',
+    { path: 'net/ipv6/conf/all/forwarding', value: '1' },
+    keepAdvertisements.map(({ key }) => key),
+  );
+  return [...keepAdvertisements, forwarding];
+}
+
+/** The set of tunnel ends, with this node's own; peers add theirs. */
+function nodeSetItems({ family, local }: NonNullable<Underlay['tunnel']>): AnyItem[] {
+  const set = item('set', nodesSet(family));
+  return [set, item('member', memberOf(set.value.name, local), [set.key])];
+}
+
+export const nodesSet = (family: Family) =>
+  ({ name: setName('nodes', FAMILIES[family]), type: 'hash:ip', family, maxElements: NODES_MAX_ELEMENTS }) as const;
+

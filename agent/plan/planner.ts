@@ -1,0 +1,114 @@
+/**
+ * The whole plan: kernel = f(cluster). Pure; what is expensive is memoised on the identity of all its inputs, so that one
+ * Node changing among thousands plans its own fragment only.
+ */
+import { isDeepStrictEqual } from 'node:util';
+import type { Cluster, Node } from '../model/cluster.ts';
+import { type Fragment, type FragmentId, rankOf } from '../model/fragment.ts';
+import type { Host } from '../model/host.ts';
+import { FAMILIES, familyOf } from '../model/ip.ts';
+import { type AnyItem, item, keyOf, memberOf } from '../model/items.ts';
+import { setName } from '../model/kernel-names.ts';
+import type { Backend } from './backend.ts';
+import { NODE_NETWORK, nodesSet, planNodeNetwork } from './node-network.ts';
+import { findOverlaps, type Overlap, overlapProblem } from './overlaps.ts';
+import { type PlanSettings, planUnderlay, type Underlay, underlayIpOf } from './underlay.ts';
+
+export interface PlanInput {
+  readonly nodeName: string;
+  readonly cluster: Cluster;
+  readonly host: Host;
+  readonly settings: PlanSettings;
+  readonly backend: Backend;
+}
+
+export interface Plan {
+  readonly underlay: Underlay;
+  /** The node's own fragments and one a peer; pods are planned by whoever attaches them. */
+  readonly fragments: ReadonlyMap<FragmentId, Fragment>;
+}
+
+/** Keeps what the last plan worked out, and nothing else: the same inputs always give the same plan. */
+export class Planner {
+  #last: { input: PlanInput; plan: Plan; overlaps: ReadonlyMap<string, readonly Overlap[]>; peers: Map<Node, Fragment> } | undefined;
+
+  plan(input: PlanInput): Plan {
+    const last = this.#last;
+    const overlaps = last && samePodCidrs(last.input.cluster, input.cluster) ? last.overlaps : findOverlaps(input.cluster.nodes.values());
+    const computed = computeUnderlay(input, overlaps);
+    const underlay = last && isDeepStrictEqual(last.plan.underlay, computed) ? last.plan.underlay : computed;
+    const sameContext =
+      last !== undefined &&
+      last.plan.underlay === underlay &&
+      last.overlaps === overlaps &&
+      last.input.settings === input.settings &&
+      last.input.backend === input.backend;
+    const known = sameContext ? last.peers : new Map<Node, Fragment>();
+    const peers = new Map<Node, Fragment>();
+    const fragments = new Map<FragmentId, Fragment>();
+    for (const fragment of nodeFragments(input, underlay)) fragments.set(fragment.id, fragment);
+    for (const node of input.cluster.nodes.values()) {
+      if (node.name === input.nodeName) continue;
+      const fragment = known.get(node) ?? planPeer(node, underlay, overlaps.get(node.name) ?? [], input);
+      peers.set(node, fragment);
+      fragments.set(fragment.id, fragment);
+    }
+    const plan = { underlay, fragments };
+    this.#last = { input, plan, overlaps, peers };
+    return plan;
+  }
+}
+
+const computeUnderlay = (input: PlanInput, overlaps: ReadonlyMap<string, readonly Overlap[]>): Underlay =>
+  planUnderlay(input, overlaps.get(input.nodeName) ?? []);
+
+/** Whether no Node's claim on pod addresses changed: then neither did the overlaps. */
+function samePodCidrs(before: Cluster, after: Cluster): boolean {
+  if (before.nodes === after.nodes) return true;
+  if (before.nodes.size !== after.nodes.size) return false;
+  for (const [name, node] of after.nodes) {
+    const old = before.nodes.get(name);
+    if (old === node) continue;
+    if (!old || old.uid !== node.uid || old.podCidrs.join() !== node.podCidrs.join()) return false;
+  }
+  return true;
+}
+
+function nodeFragments({ host, settings, backend }: PlanInput, underlay: Underlay): readonly Fragment[] {
+  const device: Fragment = {
+    id: `backend ${backend.name}`,
+    cause: `backend ${backend.name}`,
+    rank: '',
+    items: underlay.podNetworks.length > 0 ? backend.device(underlay, host, settings) : [],
+    requires: [NODE_NETWORK],
+    problems: [],
+  };
+  return [planNodeNetwork(underlay, host, settings), device];
+}
+
+function planPeer(node: Node, underlay: Underlay, lost: readonly Overlap[], input: PlanInput): Fragment {
+  const podCidrs = node.podCidrs.filter((cidr) => !lost.some((overlap) => overlap.cidr === cidr));
+  const problems = [...node.problems, ...lost.map((overlap) => overlapProblem(node.name, overlap))];
+  const end = underlay.tunnel && underlayIpOf(node, underlay.tunnel.family);
+  if (underlay.tunnel && !end) {
+    problems.push(`Node ${node.name} has no ${underlay.tunnel.family} InternalIP for the tunnel: its pods cannot be reached`);
+  }
+  const items: AnyItem[] = end && underlay.podNetworks.length > 0 ? peerItems({ node, end, podCidrs }, underlay, input) : [];
+  return {
+    id: `node ${node.name}`,
+    cause: `node ${node.name}`,
+    rank: rankOf(node.creationMs, node.uid),
+    items,
+    requires: [NODE_NETWORK, `backend ${input.backend.name}`],
+    problems,
+  };
+}
+
+function peerItems(peer: Parameters<Backend['peer']>[0], underlay: Underlay, { backend, settings }: PlanInput): AnyItem[] {
+  const nodes = nodesSet(familyOf(peer.end));
+  const family = (cidr: (typeof peer.podCidrs)[number]) => FAMILIES[familyOf(cidr)];
+  const direct = peer.podCidrs
+    .filter((cidr) => underlay.podNetworks.some(({ family: own }) => own === familyOf(cidr)))
+    .map((entry) => item('member', { set: setName('direct', family(entry)), entry }, [`set ${setName('direct', family(entry))}`]));
+  return [item('member', memberOf(nodes.name, peer.end), [keyOf('set', nodes)]), ...direct, ...backend.peer(peer, underlay, settings)];
+}
