@@ -1,0 +1,127 @@
+import type { Logger } from 'pino';
+import type { Cluster, Node, Pod } from '../model/cluster.ts';
+import type { ApiClient } from './api-client.ts';
+import { ListWatch, type ListWatchStatus, type ListWatchTiming, type Resource } from './list-watch.ts';
+import { isObjectName, narrowNode, narrowPod, nodeKey, podKey } from './narrow.ts';
+import { ObjectCache } from './object-cache.ts';
+
+export interface ClusterChange {
+  /** Names of Nodes that came, changed or went. */
+  readonly nodes: ReadonlySet<string>;
+  /** `<namespace>/<name>` of Pods that did. */
+  readonly pods: ReadonlySet<string>;
+}
+
+export interface ResourceStatus extends ListWatchStatus {
+  readonly objects: number;
+  /** What could not be used of the objects, one sentence each, with their names; at most 20. */
+  readonly problems: readonly string[];
+}
+
+export interface ClusterStatus {
+  readonly resources: readonly ResourceStatus[];
+}
+
+interface ClusterWatchOptions {
+  readonly client: Pick<ApiClient, 'list' | 'watch'>;
+  /** Pods bound to this node are watched. */
+  readonly nodeName: string;
+  readonly log: Logger;
+  readonly timing?: Partial<ListWatchTiming>;
+}
+
+const NONE: ReadonlySet<string> = new Set();
+
+/**
+ * What the API says about all Nodes and about the Pods of one node, as a value that is replaced on each change. Through an
+ * outage the last value stays. All events that arrived together are one change.
+ */
+export class ClusterWatch {
+  /** Once every resource was listed. Rejects with the signal's reason when it aborts before. */
+  readonly synced: Promise<void>;
+  readonly #synced = Promise.withResolvers<void>();
+  readonly #nodes: ObjectCache<Node>;
+  readonly #pods: ObjectCache<Pod>;
+  readonly #watches: readonly { readonly watch: ListWatch; readonly cache: ObjectCache<Node> | ObjectCache<Pod> }[];
+  readonly #listeners = new Set<(changed: ClusterChange) => void>();
+  readonly #log: Logger;
+  #snapshot: Cluster = Object.freeze({ synced: false, nodes: new Map(), pods: new Map() });
+  #running: Promise<unknown> | undefined;
+
+  constructor({ client, nodeName, log, timing = {} }: ClusterWatchOptions) {
+    if (!isObjectName(nodeName)) throw new TypeError(`not the name of a Node: ${JSON.stringify(nodeName)}`);
+    this.#log = log;
+    this.synced = this.#synced.promise;
+    // Nobody has to wait for it.
+    this.synced.catch(() => {});
+    this.#nodes = new ObjectCache({ keyOf: nodeKey, narrow: narrowNode, changed: (nodes) => this.#changed({ nodes, pods: NONE }) });
+    this.#pods = new ObjectCache({ keyOf: podKey, narrow: narrowPod, changed: (pods) => this.#changed({ nodes: NONE, pods }) });
+    const follow = <T extends Node | Pod>(resource: Resource, cache: ObjectCache<T>) => ({
+      cache: cache as ObjectCache<Node> | ObjectCache<Pod>,
+      watch: new ListWatch({ client, resource, sink: cache, log, listed: () => this.#listed(), timing }),
+    });
+    this.#watches = [
+      follow({ name: 'nodes', path: '/api/v1/nodes', query: {} }, this.#nodes),
+      follow({ name: 'pods', path: '/api/v1/pods', query: { fieldSelector: `spec.nodeName=${nodeName}` } }, this.#pods),
+    ];
+  }
+
+  /** Starts watching, once, and goes on until the signal aborts. */
+  start(signal: AbortSignal): void {
+    this.#running ??= Promise.all(this.#watches.map(({ watch }) => watch.run(signal))).then(() =>
+      this.#synced.reject(signal.reason),
+    );
+  }
+
+  /** Resolves when, after the abort, everything has ended; at once if nothing was started. */
+  async stopped(): Promise<void> {
+    await this.#running;
+  }
+
+  /** The newest value; a new one after each change, with new maps only where something changed. */
+  snapshot(): Cluster {
+    return this.#snapshot;
+  }
+
+  /**
+   * Calls after each change of the snapshot, also before everything is synced and, with empty sets perhaps, when it
+   * becomes so. Returns how to end it. A listener must not throw.
+   */
+  onChange(listener: (changed: ClusterChange) => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  status(): ClusterStatus {
+    const resources = this.#watches.map(({ watch, cache }) => ({
+      ...watch.status(),
+      objects: cache.objects.size,
+      problems: cache.problems(),
+    }));
+    return { resources };
+  }
+
+  #listed(): void {
+    if (!this.#isSynced()) return;
+    if (!this.#snapshot.synced) this.#changed({ nodes: NONE, pods: NONE });
+    this.#synced.resolve();
+  }
+
+  #isSynced(): boolean {
+    return this.#watches.every(({ watch }) => watch.status().synced);
+  }
+
+  #changed(changed: ClusterChange): void {
+    this.#snapshot = Object.freeze({ synced: this.#isSynced(), nodes: this.#nodes.objects, pods: this.#pods.objects });
+    for (const listener of this.#listeners) this.#tell(listener, changed);
+  }
+
+  /** A fault of a listener is a bug; it must not look like one of the server's. */
+  #tell(listener: (changed: ClusterChange) => void, changed: ClusterChange): void {
+    try {
+      listener(changed);
+    } catch (err) {
+      this.#log.error({ err }, 'listener of cluster changes failed');
+    }
+  }
+}

@@ -1,0 +1,290 @@
+/**
+ * Follows one resource of the API: lists it, then watches from the list's version on, for as long as the signal allows
+ * (Kubernetes API concepts, "Efficient detection of changes"). What was seen stays through every fault: an interrupted
+ * watch goes on from its last version, and a list that has to be fetched again replaces the old content only when it is
+ * complete.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import { type ApiClient, type Query, statusOf } from './api-client.ts';
+import { ApiError, type ApiRequest, isGone, malformed, refusal } from './api-error.ts';
+import { Backoff } from './backoff.ts';
+import type { ObjectEvent, Replacement } from './object-cache.ts';
+
+export interface Resource {
+  /** Plural name, for people: `nodes`. */
+  readonly name: string;
+  readonly path: string;
+  /** Selectors, for the list and the watch alike. */
+  readonly query: Query;
+}
+
+/** Where the objects go: an ObjectCache. */
+export interface Sink {
+  startReplacement(): Replacement;
+  apply(events: readonly ObjectEvent[]): void;
+}
+
+export interface ListWatchTiming {
+  readonly pageSize: number;
+  /** A watch asks the server to end it after a random time between these, so that not all agents return at once. */
+  readonly watchSeconds: readonly [least: number, most: number];
+  /** Silence beyond the time asked for, after which the connection counts as lost. */
+  readonly graceMs: number;
+  readonly backoffMinMs: number;
+  readonly backoffMaxMs: number;
+  /** A watch that lived this long was healthy: the backoff starts again at its least. */
+  readonly healthyMs: number;
+}
+
+const TIMING: ListWatchTiming = {
+  pageSize: 500,
+  watchSeconds: [300, 600],
+  graceMs: 30_000,
+  backoffMinMs: 100,
+  backoffMaxMs: 30_000,
+  healthyMs: 1_000,
+};
+
+export interface ListWatchStatus {
+  readonly resource: string;
+  /** A list was complete once. */
+  readonly synced: boolean;
+  /** Where a watch would go on; absent before the first list and between a 410 and the next list. */
+  readonly resourceVersion: string | undefined;
+  /** When the server last said something, in milliseconds since the epoch. */
+  readonly lastEventMs: number | undefined;
+  /** A watch is open. */
+  readonly connected: boolean;
+  /** Why it is not, for people. */
+  readonly error: string | undefined;
+  /** Complete lists after the first. */
+  readonly relists: number;
+}
+
+interface ListWatchOptions {
+  readonly client: Pick<ApiClient, 'list' | 'watch'>;
+  readonly resource: Resource;
+  readonly sink: Sink;
+  readonly log: Logger;
+  /** Called after each complete list. */
+  readonly listed?: () => void;
+  readonly timing?: Partial<ListWatchTiming>;
+}
+
+export class ListWatch {
+  readonly #client: Pick<ApiClient, 'list' | 'watch'>;
+  readonly #resource: Resource;
+  readonly #sink: Sink;
+  readonly #log: Logger;
+  readonly #listed: () => void;
+  readonly #timing: ListWatchTiming;
+  readonly #backoff: Backoff;
+  #version: string | undefined;
+  #lists = 0;
+  #lastEventMs: number | undefined;
+  #connected = false;
+  #openedAt: number | undefined;
+  #error: string | undefined;
+  /** Failed watches since one was healthy that the server itself answered. */
+  #refusals = 0;
+
+  constructor({ client, resource, sink, log, listed, timing }: ListWatchOptions) {
+    this.#client = client;
+    this.#resource = resource;
+    this.#sink = sink;
+    this.#log = log;
+    this.#listed = listed ?? (() => {});
+    this.#timing = { ...TIMING, ...timing };
+    this.#backoff = new Backoff({ minMs: this.#timing.backoffMinMs, maxMs: this.#timing.backoffMaxMs });
+  }
+
+  status(): ListWatchStatus {
+    return {
+      resource: this.#resource.name,
+      synced: this.#lists > 0,
+      resourceVersion: this.#version,
+      lastEventMs: this.#lastEventMs,
+      connected: this.#connected,
+      error: this.#error,
+      relists: Math.max(0, this.#lists - 1),
+    };
+  }
+
+  /** Resolves when the signal has aborted; never rejects. */
+  async run(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const waitMs = await this.#round(signal);
+      if (waitMs > 0 && !signal.aborted) await sleep(waitMs, undefined, { signal }).catch(() => {});
+    }
+  }
+
+  /** One list, where needed, and one watch. Returns how long to wait before the next round, in milliseconds. */
+  async #round(signal: AbortSignal): Promise<number> {
+    try {
+      this.#version ??= await this.#list(signal);
+      await this.#watch(this.#version, signal);
+      return this.#ended();
+    } catch (error) {
+      return signal.aborted ? 0 : this.#failed(error);
+    } finally {
+      this.#connected = false;
+      this.#openedAt = undefined;
+    }
+  }
+
+  /** The version that the list stands for. */
+  async #list(signal: AbortSignal): Promise<string> {
+    const request: ApiRequest = { verb: 'list', path: this.#resource.path };
+    const replacement = this.#sink.startReplacement();
+    // No resourceVersion: the newest content, never an older one out of a server's cache.
+    let query: Query = { ...this.#resource.query, limit: String(this.#timing.pageSize) };
+    let version: string | undefined;
+    for (;;) {
+      const page = parsePage(request, await this.#client.list(this.#resource.path, query, signal));
+      replacement.add(page.items);
+      version ??= page.version;
+      if (page.next === '') break;
+      if (page.next === query['continue']) throw malformed(request, 'another continue token for each page', 'the same again');
+      query = { ...query, continue: page.next };
+    }
+    this.#lists++;
+    this.#lastEventMs = Date.now();
+    replacement.commit();
+    this.#listed();
+    return version;
+  }
+
+  async #watch(version: string, signal: AbortSignal): Promise<void> {
+    const { path, query } = this.#resource;
+    const timeoutSeconds = this.#watchSeconds();
+    const batches = this.#client.watch(
+      path,
+      { ...query, watch: 'true', resourceVersion: version, allowWatchBookmarks: 'true', timeoutSeconds: String(timeoutSeconds) },
+      { idleMs: timeoutSeconds * 1000 + this.#timing.graceMs, signal },
+    );
+    for await (const batch of batches) {
+      if (!this.#connected) this.#opened();
+      else this.#take(batch);
+    }
+  }
+
+  #watchSeconds(): number {
+    const [least, most] = this.#timing.watchSeconds;
+    return least + Math.floor(Math.random() * (most - least + 1));
+  }
+
+  #opened(): void {
+    this.#connected = true;
+    this.#openedAt = performance.now();
+    if (this.#error !== undefined) this.#log.info({ resource: this.#resource.name }, 'watch resumed');
+    this.#error = undefined;
+  }
+
+  /** Takes in all events up to an ERROR, which it throws. */
+  #take(batch: readonly unknown[]): void {
+    const request: ApiRequest = { verb: 'watch', path: this.#resource.path };
+    const events: ObjectEvent[] = [];
+    let version = this.#version;
+    let error: ApiError | undefined;
+    for (const line of batch) {
+      const event = parseEvent(request, line);
+      if (event instanceof ApiError) {
+        error = event;
+        break;
+      }
+      if (event.change) events.push(event.change);
+      version = event.version ?? version;
+    }
+    if (events.length > 0) this.#sink.apply(events);
+    this.#version = version;
+    this.#lastEventMs = Date.now();
+    if (error) throw error;
+  }
+
+  /** The server ended the watch in good order, as it must after some minutes; one that does so at once is not hurried. */
+  #ended(): number {
+    if (this.#wasHealthy()) return 0;
+    return this.#backoff.next();
+  }
+
+  #failed(error: unknown): number {
+    this.#wasHealthy();
+    if (this.#mustListAgain(error)) this.#version = undefined;
+    this.#report(error);
+    const askedMs = error instanceof ApiError ? (error.retryAfterMs ?? 0) : 0;
+    return Math.max(this.#backoff.next(), Math.min(askedMs, this.#timing.backoffMaxMs));
+  }
+
+  #wasHealthy(): boolean {
+    const healthy = this.#openedAt !== undefined && performance.now() - this.#openedAt >= this.#timing.healthyMs;
+    if (healthy) {
+      this.#backoff.reset();
+      this.#refusals = 0;
+    }
+    return healthy;
+  }
+
+  /**
+   * A lost connection never asks for a new list: the version is still good, or else the server says 410. A server that
+   * twice refuses or cannot serve our version may have gone back in time (restored from a backup) and never says 410.
+   */
+  #mustListAgain(error: unknown): boolean {
+    if (isGone(error)) return true;
+    if (!(error instanceof ApiError) || error.status === 0 || error.status === 401 || error.status === 403) return false;
+    this.#refusals++;
+    return this.#refusals >= 2;
+  }
+
+  /** Once for each new reason: an outage of any length is one line in the log. */
+  #report(error: unknown): void {
+    const text = error instanceof Error ? error.message : String(error);
+    const level = isGone(error) ? 'info' : text === this.#error ? 'debug' : 'warn';
+    this.#log[level]({ resource: this.#resource.name, err: error }, 'watch interrupted');
+    this.#error = text;
+  }
+}
+
+interface Page {
+  readonly items: readonly unknown[];
+  readonly version: string;
+  /** Token of the next page, or ''. */
+  readonly next: string;
+}
+
+/** Strict, because everything that a list leaves out goes away: `{}` must not count as an empty cluster. */
+function parsePage(request: ApiRequest, body: unknown): Page {
+  const { kind, items, metadata } = (body ?? {}) as Record<string, unknown>;
+  const { resourceVersion, continue: next } = (metadata ?? {}) as Record<string, unknown>;
+  const isList = typeof kind === 'string' && kind.endsWith('List') && (Array.isArray(items) || items === null);
+  if (!isList) throw malformed(request, 'a list', typeof kind === 'string' ? `kind ${JSON.stringify(kind.slice(0, 60))}` : 'no kind');
+  if (typeof resourceVersion !== 'string' || resourceVersion === '') throw malformed(request, 'metadata.resourceVersion', 'none');
+  return { items: Array.isArray(items) ? items : [], version: resourceVersion, next: typeof next === 'string' ? next : '' };
+}
+
+interface ParsedEvent {
+  readonly version: string | undefined;
+  /** Absent for a bookmark, and for kinds of events that are not known. */
+  readonly change?: ObjectEvent;
+}
+
+/** An ERROR event is an ApiError. */
+function parseEvent(request: ApiRequest, line: unknown): ParsedEvent | ApiError {
+  const { type, object } = (line ?? {}) as Record<string, unknown>;
+  const fields = (typeof object === 'object' && object !== null ? object : {}) as Record<string, unknown>;
+  const { resourceVersion } = (fields['metadata'] ?? {}) as Record<string, unknown>;
+  const version = typeof resourceVersion === 'string' && resourceVersion !== '' ? resourceVersion : undefined;
+  switch (type) {
+    case 'ADDED':
+    case 'MODIFIED':
+      return { version, change: { type: 'set', object } };
+    case 'DELETED':
+      return { version, change: { type: 'delete', object } };
+    case 'BOOKMARK':
+      return { version };
+    case 'ERROR':
+      return refusal(request, typeof fields['code'] === 'number' ? fields['code'] : 500, statusOf(fields));
+    default:
+      return typeof type === 'string' ? { version } : malformed(request, 'a watch event', 'a line without a type');
+  }
+}
