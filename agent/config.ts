@@ -1,22 +1,8 @@
 /** The agent's settings: one table from which flags, environment names, file keys, defaults, validation and help follow. */
 import { readFileSync } from 'node:fs';
 import { parse as parseYaml } from 'yaml';
+import { ConfigError } from './model/config-error.ts';
 import { type Cidr, parseCidr } from './model/ip.ts';
-
-/** A setting that cannot be used. The process ends with exit code 78 (sysexits.h, EX_CONFIG). */
-export class ConfigError extends Error {
-  override readonly name = 'ConfigError';
-  readonly key: string;
-  readonly expected: string;
-  readonly received: string;
-
-  constructor(key: string, expected: string, received: string, options?: ErrorOptions) {
-    super(`cannot use setting ${key}: expected ${expected}, got ${received}`, options);
-    this.key = key;
-    this.expected = expected;
-    this.received = received;
-  }
-}
 
 /** How a value is read from text, and how it is described to people. */
 interface ValueType<T> {
@@ -119,12 +105,17 @@ export function resolveConfig(
   file: ReadonlyMap<string, string> = new Map(),
 ): Config {
   for (const key of file.keys()) {
-    if (!(key in SETTINGS)) throw new ConfigError(key, `one of ${settingKeys.join(', ')}`, 'a key that does not exist');
+    if (!(key in SETTINGS)) throw new ConfigError({ key, expected: `one of ${settingKeys.join(', ')}`, received: 'a key that does not exist' });
   }
   const resolved = settingKeys.map((key) => [key, resolveOne(key, flags[key] ?? environment[environmentName(key)] ?? file.get(key))]);
   const config = Object.freeze(Object.fromEntries(resolved)) as Config;
   if (config.nodeName === '') {
-    throw new ConfigError('nodeName', `--node-name or ${environmentName('nodeName')}`, 'nothing; a DaemonSet takes it from spec.nodeName');
+    throw new ConfigError({
+      key: 'nodeName',
+      expected: `--node-name or ${environmentName('nodeName')}`,
+      received: 'nothing',
+      remedy: 'a DaemonSet takes it from spec.nodeName',
+    });
   }
   return config;
 }
@@ -133,7 +124,7 @@ function resolveOne(key: SettingKey, given: string | undefined): unknown {
   const { type, default: standard } = SETTINGS[key];
   if (given === undefined) return standard;
   const value = type.parse(given.trim());
-  if (value === undefined) throw new ConfigError(key, type.expected, JSON.stringify(given.slice(0, 200)));
+  if (value === undefined) throw new ConfigError({ key, expected: type.expected, received: JSON.stringify(given.slice(0, 200)) });
   return value;
 }
 
@@ -143,7 +134,7 @@ export function readConfigFile(file: string): ReadonlyMap<string, string> {
   try {
     document = parseYaml(readFileSync(file, 'utf8'));
   } catch (cause) {
-    throw new ConfigError('config', 'a readable YAML file', `${file}: ${(cause as Error).message}`, { cause });
+    throw new ConfigError({ key: 'config', expected: 'a readable YAML file', received: `${file}: ${(cause as Error).message}`, cause });
   }
   const values = new Map<string, string>();
   flatten(document ?? {}, '', values);
@@ -154,6 +145,6 @@ function flatten(value: unknown, key: string, into: Map<string, string>): void {
   if (Array.isArray(value)) into.set(key, value.map(String).join(','));
   else if (typeof value === 'object' && value !== null) {
     for (const [name, inner] of Object.entries(value)) flatten(inner, key === '' ? name : `${key}.${name}`, into);
-  } else if (key === '') throw new ConfigError('config', 'a YAML mapping of settings', typeof value);
+  } else if (key === '') throw new ConfigError({ key: 'config', expected: 'a YAML mapping of settings', received: typeof value });
   else into.set(key, String(value));
 }

@@ -3,7 +3,7 @@
  * for, so that a fresh process recognises what an earlier one made; the kernel's length limits are asserted here.
  */
 import { createHash } from 'node:crypto';
-import type { FamilyFacts } from './ip.ts';
+import type { FamilyFacts, IpAddress } from './ip.ts';
 import { type MacAddress, macOf } from './mac.ts';
 
 /** rtm_protocol of every route that Tulle writes (linux/rtnetlink.h: values above 4 belong to user space). */
@@ -56,3 +56,6 @@ function limited(name: string, max: number): string {
   if (name.length > max) throw new RangeError(`kernel name ${name} has more than ${max} characters`);
   return name;
 }
+
+/** The next hop of every routed pod: link-local, with a permanent neighbour entry in the pod, on no link of the host's. */
+export const POD_GATEWAY = { ipv4: '169.254.1.1' as IpAddress, ipv6: 'fe80::1' as IpAddress } as const;

@@ -1,25 +1,10 @@
 /** What one attached pod needs: its pair, host routes and neighbours, and at last its place in the gate's set. */
+import { type Attachment, attachmentName, podFragmentId } from '../model/attachment.ts';
 import type { Fragment } from '../model/fragment.ts';
 import { factsOf, familyOf, hostCidr, type IpAddress } from '../model/ip.ts';
 import { type AnyItem, defaultMetric, item, memberOf, type PodLink } from '../model/items.ts';
 import { ALIAS_PREFIX, podLinkMac, podLinkName, setName } from '../model/kernel-names.ts';
 import { gateKeys } from './node-network.ts';
-
-/** What the planner must know of an attachment: the part of a pod record that reaches the kernel. */
-export interface Attachment {
-  readonly containerId: string;
-  readonly ifName: string;
-  readonly netns: PodLink['netns'];
-  readonly podNamespace?: string;
-  readonly podName?: string;
-  readonly ips: readonly IpAddress[];
-}
-
-export const podFragmentId = ({ containerId, ifName }: Pick<Attachment, 'containerId' | 'ifName'>): string => `pod ${containerId}/${ifName}`;
-
-/** `default/web`, or the container id of a container that is no pod. */
-export const attachmentName = ({ podNamespace, podName, containerId }: Attachment): string =>
-  podNamespace && podName ? `${podNamespace}/${podName}` : containerId;
 
 export function planPod(attachment: Attachment, mtuBytes: number): Fragment {
   const link = podLink(attachment, mtuBytes);

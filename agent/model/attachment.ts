@@ -1,0 +1,21 @@
+/** One interface that the CNI server gave to one container. */
+import type { FragmentId } from './fragment.ts';
+import type { IpAddress } from './ip.ts';
+import type { PodLink } from './items.ts';
+
+/** The part of a pod record that reaches the kernel. */
+export interface Attachment {
+  readonly containerId: string;
+  readonly ifName: string;
+  readonly netns: PodLink['netns'];
+  readonly podNamespace?: string;
+  readonly podName?: string;
+  readonly ips: readonly IpAddress[];
+}
+
+export const podFragmentId = ({ containerId, ifName }: Pick<Attachment, 'containerId' | 'ifName'>): FragmentId =>
+  `pod ${containerId}/${ifName}`;
+
+/** `default/web`, or the container id of a container that is no pod. */
+export const attachmentName = ({ podNamespace, podName, containerId }: Attachment): string =>
+  podNamespace && podName ? `${podNamespace}/${podName}` : containerId;

@@ -1,0 +1,44 @@
+/** Which address the next pod gets: round robin through the node's pod CIDR, so that a released one rests for long. */
+import { addressAt, type Cidr, type IpAddress, offsetIn, sizeOf } from '../model/ip.ts';
+
+export interface AddressUse {
+  readonly inUse: ReadonlySet<IpAddress>;
+  /** Resting addresses and since when, in milliseconds since the epoch. */
+  readonly released: ReadonlyMap<IpAddress, number>;
+  /** The address given out last, where the round continues. */
+  readonly last: IpAddress | undefined;
+}
+
+/** How many addresses are looked at before the search gives up: more than any node has pods. */
+const SEARCH_LIMIT = 1 << 17;
+
+/**
+ * The next free address of the CIDR; never the network address, the node's own (the first) or, in IPv4, the broadcast
+ * address. A resting address is taken only when no other is left, the one that rests longest first. Undefined: all in use.
+ */
+export function nextAddress(cidr: Cidr, { inUse, released, last }: AddressUse): IpAddress | undefined {
+  const { first, count } = usableRange(cidr);
+  const lastOffset = last === undefined ? undefined : offsetIn(cidr, last);
+  const start = lastOffset === undefined ? 0n : lastOffset - first + 1n;
+  let resting: IpAddress | undefined;
+  const limit = count < BigInt(SEARCH_LIMIT) ? count : BigInt(SEARCH_LIMIT);
+  for (let step = 0n; step < limit; step++) {
+    const candidate = addressAt(cidr, first + modulo(start + step, count));
+    if (inUse.has(candidate)) continue;
+    const since = released.get(candidate);
+    if (since === undefined) return candidate;
+    if (resting === undefined || since < (released.get(resting) as number)) resting = candidate;
+  }
+  return resting;
+}
+
+/** How many addresses of a CIDR can be given to pods. */
+export const capacityOf = (cidr: Cidr): bigint => usableRange(cidr).count;
+
+function usableRange(cidr: Cidr): { first: bigint; count: bigint } {
+  const broadcast = cidr.includes(':') ? 0n : 1n;
+  const count = sizeOf(cidr) - 2n - broadcast;
+  return { first: 2n, count: count > 0n ? count : 0n };
+}
+
+const modulo = (value: bigint, count: bigint): bigint => ((value % count) + count) % count;

@@ -1,0 +1,138 @@
+/**
+ * Pod records: what the agent must remember of each attachment, one file each, in a tmpfs directory that a reboot forgets
+ * as it forgets the pods. A record is written beside and renamed; a released one is renamed away, so that its address
+ * rests over a restart too.
+ */
+import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import type { Attachment } from '../model/attachment.ts';
+import { type IpAddress, parseIp } from '../model/ip.ts';
+import { hash } from '../model/kernel-names.ts';
+
+export interface PodRecord extends Attachment {
+  /** Name of the CNI network configuration that the attachment belongs to. */
+  readonly network: string;
+  readonly podUid?: string;
+  /** Milliseconds since the epoch. */
+  readonly createdMs: number;
+}
+
+export type RecordKey = string;
+export const recordKey = ({ containerId, ifName }: Pick<Attachment, 'containerId' | 'ifName'>): RecordKey => `${containerId}/${ifName}`;
+
+/** All records, mirrored in memory. Synchronous: a record is one small write to a tmpfs. */
+export class PodRecords {
+  readonly #directory: string;
+  readonly #releasedDirectory: string;
+  readonly #records = new Map<RecordKey, PodRecord>();
+  readonly #released = new Map<IpAddress, number>();
+
+  /** Reads what an earlier process left; a file that cannot be understood is moved aside and reported. */
+  constructor(runDir: string, log: Logger) {
+    this.#directory = join(runDir, 'pods');
+    this.#releasedDirectory = join(runDir, 'released');
+    for (const directory of [this.#directory, this.#releasedDirectory]) mkdirSync(directory, { recursive: true, mode: 0o700 });
+    for (const name of readdirSync(this.#directory)) this.#load(name, log);
+    for (const name of readdirSync(this.#releasedDirectory)) this.#loadReleased(name);
+  }
+
+  get(key: RecordKey): PodRecord | undefined {
+    return this.#records.get(key);
+  }
+
+  all(): readonly PodRecord[] {
+    return [...this.#records.values()];
+  }
+
+  /** The records of one container, whatever the interface. */
+  ofContainer(containerId: string): readonly PodRecord[] {
+    return this.all().filter((record) => record.containerId === containerId);
+  }
+
+  /** Addresses in use and resting ones, with the time since when they rest. */
+  get inUse(): ReadonlySet<IpAddress> {
+    return new Set(this.all().flatMap(({ ips }) => ips));
+  }
+
+  get released(): ReadonlyMap<IpAddress, number> {
+    return this.#released;
+  }
+
+  save(record: PodRecord): void {
+    const path = this.#pathOf(record);
+    writeFileSync(`${path}.new`, JSON.stringify(record), { mode: 0o600 });
+    renameSync(`${path}.new`, path);
+    this.#records.set(recordKey(record), record);
+  }
+
+  /** Forgets an attachment; its addresses begin to rest. */
+  release(record: PodRecord, nowMs: number): void {
+    rmSync(this.#pathOf(record), { force: true });
+    this.#records.delete(recordKey(record));
+    for (const ip of record.ips) {
+      const path = this.#releasedPath(ip);
+      closeSync(openSync(path, 'w', 0o600));
+      utimesSync(path, nowMs / 1000, nowMs / 1000);
+      this.#released.set(ip, nowMs);
+    }
+  }
+
+  /** Forgets that addresses rest since before `sinceMs`. */
+  forgetReleased(sinceMs: number): void {
+    for (const [ip, releasedMs] of this.#released) {
+      if (releasedMs >= sinceMs) continue;
+      rmSync(this.#releasedPath(ip), { force: true });
+      this.#released.delete(ip);
+    }
+  }
+
+  #pathOf(record: PodRecord): string {
+    return join(this.#directory, `${hash(recordKey(record), 32)}.json`);
+  }
+
+  #releasedPath(ip: IpAddress): string {
+    return join(this.#releasedDirectory, ip);
+  }
+
+  #load(name: string, log: Logger): void {
+    const path = join(this.#directory, name);
+    if (!name.endsWith('.json')) {
+      rmSync(path, { force: true });
+      return;
+    }
+    const record = parseRecord(readFileSync(path, 'utf8'));
+    if (record) this.#records.set(recordKey(record), record);
+    else {
+      renameSync(path, `${path}.unreadable`);
+      log.error({ path }, 'a pod record cannot be read and was moved aside: its pod keeps running until it is deleted');
+    }
+  }
+
+  #loadReleased(name: string): void {
+    const ip = parseIp(name);
+    const path = join(this.#releasedDirectory, name);
+    if (ip) this.#released.set(ip, statSync(path).mtimeMs);
+    else rmSync(path, { force: true });
+  }
+}
+
+/** Narrows the text of a record; undefined when a field is missing or of another type. */
+export function parseRecord(text: string): PodRecord | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+  const record = value as Partial<PodRecord> | null;
+  const isText = (field: unknown) => typeof field === 'string' && field !== '';
+  const valid =
+    record !== null &&
+    typeof record === 'object' &&
+    [record.containerId, record.ifName, record.network, record.netns?.path, record.netns?.device, record.netns?.inode].every(isText) &&
+    typeof record.createdMs === 'number' &&
+    Array.isArray(record.ips) &&
+    record.ips.every((ip) => typeof ip === 'string' && parseIp(ip) === ip);
+  return valid ? Object.freeze(record as PodRecord) : undefined;
+}
