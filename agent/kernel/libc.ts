@@ -8,6 +8,7 @@ const libc = koffi.load(null);
 const setnsCall = libc.func('int setns(int fd, int nstype)');
 const ioctlCall = libc.func('int ioctl(int fd, unsigned long request, void *argument)');
 const setsockoptCall = libc.func('int setsockopt(int fd, int level, int name, const void *value, uint32_t length)');
+const flockCall = libc.func('int flock(int fd, int operation)');
 const getsocknameCall = libc.func('int getsockname(int fd, _Out_ void *address, _Inout_ uint32_t *length)');
 
 /** CLONE_NEWNET (linux/sched.h). */
@@ -88,4 +89,15 @@ export function netlinkPort(fd: number): number | undefined {
   const length = [address.length];
   if (getsocknameCall(fd, address, length) !== 0 || address.readUInt16LE(0) !== 16) return undefined;
   return address.readUInt32LE(4);
+}
+
+/** LOCK_EX | LOCK_NB (sys/file.h). The lock ends with the descriptor. */
+const LOCK_EX_NB = 2 | 4;
+
+/** Takes flock(2)'s exclusive lock if nobody holds it. */
+export function tryLockExclusive(fd: number): boolean {
+  if (flockCall(fd, LOCK_EX_NB) === 0) return true;
+  const code = lastErrno();
+  if (code === 'EAGAIN' || code === 'EINTR') return false;
+  throw new KernelError({ code, operation: 'lock', object: `file descriptor ${fd}` });
 }
