@@ -2,7 +2,7 @@
  * The smallest things that are replaced as a whole in the kernel. A new kind needs a row in Objects, in APPLY_ORDER and
  * in ARCHITECTURE.md's ownership table, and one driver.
  */
-import { type Cidr, factsOf, familyOf, type Family, type IpAddress } from './ip.ts';
+import { type Cidr, type Family, factsOf, familyOf, type IpAddress } from './ip.ts';
 import type { MacAddress } from './mac.ts';
 
 /** One file below /proc/sys, as written and read (trimmed). */
@@ -162,7 +162,8 @@ const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
   route: ({ destination, metric }) => `${destination} metric ${metric}`,
 };
 
-export const keyOf = <K extends Kind>(kind: K, value: Objects[K]): Key<K> => `${kind} ${identity[kind](value)}` as Key<K>;
+export const keyOf = <K extends Kind>(kind: K, value: Objects[K]): Key<K> =>
+  `${kind} ${identity[kind](value)}` as Key<K>;
 
 export const kindOf = <K extends Kind>(key: Key<K>): K => key.slice(0, key.indexOf(' ')) as K;
 

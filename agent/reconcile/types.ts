@@ -7,7 +7,13 @@ export type Lane = 'netlink' | 'netfilter' | 'bpf';
 export type Change<K extends Kind = Kind> = K extends Kind
   ?
       | { readonly action: 'create'; readonly kind: K; readonly key: Key<K>; readonly item: Item<K> }
-      | { readonly action: 'update'; readonly kind: K; readonly key: Key<K>; readonly item: Item<K>; readonly from: Objects[K] }
+      | {
+          readonly action: 'update';
+          readonly kind: K;
+          readonly key: Key<K>;
+          readonly item: Item<K>;
+          readonly from: Objects[K];
+        }
       | { readonly action: 'remove'; readonly kind: K; readonly key: Key<K>; readonly from: Objects[K] }
   : never;
 
