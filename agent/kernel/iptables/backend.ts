@@ -1,0 +1,115 @@
+/**
+ * Which iptables the host uses. The kernel runs the rules of both back ends, so one that differs from the host's works
+ * at first and then surprises: order against the host's own rules is undefined, and people look in the wrong place.
+ */
+import { families, FAMILIES, type Family } from '../../model/ip.ts';
+import { CHAIN_PREFIX } from '../../model/kernel-names.ts';
+import type { Run } from '../command.ts';
+import { KernelError } from '../errors.ts';
+
+export type BackendName = 'nft' | 'legacy';
+/** In order of preference. */
+const BACKENDS: readonly BackendName[] = ['nft', 'legacy'];
+
+export interface Backend {
+  readonly backend: BackendName;
+  readonly commands: Readonly<Record<Family, { readonly restore: string; readonly save: string }>>;
+  /** `MASQUERADE --random-fully` is known (iptables 1.6.2, Linux 3.13). */
+  readonly randomFully: boolean;
+  /** As the tool names itself. */
+  readonly version: string;
+  /** Why this one, for the log. */
+  readonly reason: string;
+}
+
+/** What one back end holds. */
+interface Census {
+  readonly name: BackendName;
+  /** A chain by which a kubelet shows which back end it uses (KEP-3178). */
+  hinted: boolean;
+  foreignRules: number;
+  ownRules: number;
+}
+
+const DEADLINE_MS = 10_000;
+const HINT = /^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) /;
+
+export const backendCommands = (backend: BackendName): Backend['commands'] => {
+  const commands = ({ iptables }: { iptables: string }) => ({
+    restore: `${iptables}-${backend}-restore`,
+    save: `${iptables}-${backend}-save`,
+  });
+  return { ipv4: commands(FAMILIES.ipv4), ipv6: commands(FAMILIES.ipv6) };
+};
+
+/**
+ * The kubelet's hint decides, then more rules of others, then Tulle's own rules of before, then nft. Throws KernelError
+ * ENOPKG when neither back end is installed.
+ */
+export async function chooseBackend(run: Run, signal?: AbortSignal): Promise<Backend> {
+  const counted: Census[] = [];
+  let missing: unknown;
+  for (const name of BACKENDS) {
+    try {
+      counted.push(await takeCensus(run, name, signal));
+    } catch (error) {
+      if (!(error instanceof KernelError) || error.code === 'ECANCELED') throw error;
+      missing ??= error;
+    }
+  }
+  const [best] = counted.sort(byEvidence);
+  if (!best) throw missing;
+  return describeBackend(run, best.name, reasonOf(best), signal);
+}
+
+/** The facts of a back end that is chosen already. */
+export async function describeBackend(run: Run, backend: BackendName, reason: string, signal?: AbortSignal): Promise<Backend> {
+  const commands = backendCommands(backend);
+  const { stdout } = await run({ file: commands.ipv4.restore, args: ['--version'], timeoutMs: DEADLINE_MS, signal });
+  const randomFully = await probeRandomFully(run, commands.ipv4.restore, signal);
+  return Object.freeze({ backend, commands, randomFully, version: stdout.trim(), reason });
+}
+
+/** Stable sort: equal evidence leaves nft first. */
+const byEvidence = (a: Census, b: Census): number =>
+  Number(b.hinted) - Number(a.hinted) || b.foreignRules - a.foreignRules || b.ownRules - a.ownRules;
+
+function reasonOf({ hinted, foreignRules, ownRules }: Census): string {
+  if (hinted) return 'a kubelet uses it';
+  if (foreignRules > 0) return `it holds ${foreignRules} rules of others`;
+  return ownRules > 0 ? 'Tulle used it before' : 'no other rules on this host';
+}
+
+/** Reads without -t, which for legacy would load the tables that it reads. A family that cannot be read holds nothing. */
+async function takeCensus(run: Run, name: BackendName, signal?: AbortSignal): Promise<Census> {
+  const census: Census = { name, hinted: false, foreignRules: 0, ownRules: 0 };
+  for (const { family } of families) {
+    const file = backendCommands(name)[family].save;
+    try {
+      await run({ file, args: [], timeoutMs: DEADLINE_MS, signal, onLine: (line) => count(census, line) });
+    } catch (error) {
+      if (family === FAMILIES.ipv4.family || !(error instanceof KernelError)) throw error;
+    }
+  }
+  return census;
+}
+
+function count(census: Census, line: string): void {
+  if (HINT.test(line)) census.hinted = true;
+  if (!line.startsWith('-A ')) return;
+  if (line.includes(CHAIN_PREFIX)) census.ownRules++;
+  else census.foreignRules++;
+}
+
+/** Asks with a table that is checked and never committed. */
+async function probeRandomFully(run: Run, restore: string, signal?: AbortSignal): Promise<boolean> {
+  const chain = `${CHAIN_PREFIX}PROBE`;
+  const stdin = `*nat\n:${chain} - [0:0]\n-A ${chain} -j MASQUERADE --random-fully\nCOMMIT\n`;
+  try {
+    await run({ file: restore, args: ['--noflush', '--test'], stdin, timeoutMs: DEADLINE_MS, signal });
+    return true;
+  } catch (error) {
+    if (error instanceof KernelError && error.code !== 'ECANCELED') return false;
+    throw error;
+  }
+}
