@@ -2,7 +2,16 @@
 import type { IncomingMessage } from 'node:http';
 import { Agent, request as httpsRequest } from 'node:https';
 import { checkServerIdentity, type PeerCertificate } from 'node:tls';
-import { ApiError, type ApiRequest, failure, malformed, refusal, type StatusBody, timedOut, tooLarge } from './api-error.ts';
+import {
+  ApiError,
+  type ApiRequest,
+  failure,
+  malformed,
+  refusal,
+  type StatusBody,
+  timedOut,
+  tooLarge,
+} from './api-error.ts';
 import type { Credentials, CredentialsSource, TlsSettings } from './credentials.ts';
 import { Deadline } from './deadline.ts';
 import { lineBatches } from './line-batches.ts';
@@ -72,7 +81,8 @@ export class ApiClient {
       const lines = lineBatches(renewing(response, deadline, idleMs), {
         maxBytes: this.#limits.lineBytes,
         tooLong: () => tooLarge(request, 'an event', this.#limits.lineBytes),
-        cutOff: () => failure(request, Object.assign(new Error('the end in the middle of an event'), { code: 'Truncated' })),
+        cutOff: () =>
+          failure(request, Object.assign(new Error('the end in the middle of an event'), { code: 'Truncated' })),
       });
       for await (const batch of lines) yield batch.map((line) => parseJson(request, line));
     } catch (error) {
@@ -88,7 +98,11 @@ export class ApiClient {
   }
 
   /** An answer of status 200, its body unread. */
-  async #open(what: ApiRequest, query: Query, deadline: Deadline): Promise<{ request: ApiRequest; response: IncomingMessage }> {
+  async #open(
+    what: ApiRequest,
+    query: Query,
+    deadline: Deadline,
+  ): Promise<{ request: ApiRequest; response: IncomingMessage }> {
     const credentials = await this.#source.current();
     const request = { ...what, server: credentials.server };
     try {

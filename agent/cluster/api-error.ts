@@ -33,7 +33,9 @@ export class ApiError extends Error {
 
   constructor({ request, status, reason, expected, received, remedy, retryAfterMs, cause }: ApiProblem) {
     const where = request.server === undefined ? '' : ` at ${request.server}`;
-    super(`cannot ${request.verb} ${resourceOf(request)}${where}: expected ${expected}, got ${received}; ${remedy}`, { cause });
+    super(`cannot ${request.verb} ${resourceOf(request)}${where}: expected ${expected}, got ${received}; ${remedy}`, {
+      cause,
+    });
     this.status = status;
     this.reason = reason;
     this.path = request.path;
@@ -112,7 +114,10 @@ export const tooLarge = (request: ApiRequest, what: string, limitBytes: number):
 
 /** Text from elsewhere on one line, without control characters, at most 300 characters long. */
 export function legible(text: string): string {
-  const line = text.slice(0, 1000).replaceAll(/[\p{C}\s]+/gu, ' ').trim();
+  const line = text
+    .slice(0, 1000)
+    .replaceAll(/[\p{C}\s]+/gu, ' ')
+    .trim();
   return line.length <= 300 ? line : `${line.slice(0, 300)}…`;
 }
 
@@ -136,7 +141,10 @@ function adviceFor(request: ApiRequest, status: number, credential: string): Adv
         remedy: `grant get, list and watch of ${resource} to this user (ClusterRole and ClusterRoleBinding)`,
       };
     case 404:
-      return { expected: `a server that has ${resource}`, remedy: 'check that the address is that of a Kubernetes API server' };
+      return {
+        expected: `a server that has ${resource}`,
+        remedy: 'check that the address is that of a Kubernetes API server',
+      };
     case 410:
       return { expected: 'a version that the server still has', remedy: 'the list is fetched again' };
     default:
@@ -173,7 +181,8 @@ const ADVICE: readonly (Advice & { readonly codes: RegExp })[] = [
   {
     codes: /^ERR_TLS_CERT_ALTNAME_INVALID$/,
     expected: "a name in the server's certificate that was asked for",
-    remedy: 'use an address or name that the certificate has (--api-server, or tls-server-name in the kubeconfig), or issue a new one',
+    remedy:
+      'use an address or name that the certificate has (--api-server, or tls-server-name in the kubeconfig), or issue a new one',
   },
   {
     codes: /^CERT_HAS_EXPIRED$/,

@@ -54,8 +54,16 @@ export class ClusterWatch {
     this.synced = this.#synced.promise;
     // Nobody has to wait for it.
     this.synced.catch(() => {});
-    this.#nodes = new ObjectCache({ keyOf: nodeKey, narrow: narrowNode, changed: (nodes) => this.#changed({ nodes, pods: NONE }) });
-    this.#pods = new ObjectCache({ keyOf: podKey, narrow: narrowPod, changed: (pods) => this.#changed({ nodes: NONE, pods }) });
+    this.#nodes = new ObjectCache({
+      keyOf: nodeKey,
+      narrow: narrowNode,
+      changed: (nodes) => this.#changed({ nodes, pods: NONE }),
+    });
+    this.#pods = new ObjectCache({
+      keyOf: podKey,
+      narrow: narrowPod,
+      changed: (pods) => this.#changed({ nodes: NONE, pods }),
+    });
     const follow = <T extends Node | Pod>(resource: Resource, cache: ObjectCache<T>) => ({
       cache: cache as ObjectCache<Node> | ObjectCache<Pod>,
       watch: new ListWatch({ client, resource, sink: cache, log, listed: () => this.#listed(), timing }),

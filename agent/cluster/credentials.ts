@@ -62,7 +62,13 @@ export interface ServiceAccountOptions {
  * `kubernetes.default.svc`: a control-plane node's address is in it, that of a load balancer or of a local proxy often is
  * not, and either name proves the same server to the cluster's own authority.
  */
-export function serviceAccount({ host, port, apiServer, directory = SERVICE_ACCOUNT_DIR, rereadMs }: ServiceAccountOptions): CredentialsSource {
+export function serviceAccount({
+  host,
+  port,
+  apiServer,
+  directory = SERVICE_ACCOUNT_DIR,
+  rereadMs,
+}: ServiceAccountOptions): CredentialsSource {
   const tokenFile = join(directory, 'token');
   const caFile = join(directory, 'ca.crt');
   const read = async (): Promise<Credentials> => {
@@ -124,7 +130,15 @@ interface TlsInput {
   readonly insecure?: boolean;
 }
 
-export function tlsSettings({ server, otherName, onlyName, ca, certificate, key, insecure = false }: TlsInput): TlsSettings {
+export function tlsSettings({
+  server,
+  otherName,
+  onlyName,
+  ca,
+  certificate,
+  key,
+  insecure = false,
+}: TlsInput): TlsSettings {
   const host = hostOf(server);
   const names = onlyName ? [onlyName] : [...new Set([host, otherName ?? host])];
   const greeting = names.find((name) => isIP(name) === 0 && (name === onlyName || name === host));
@@ -141,7 +155,12 @@ export async function readSetting(file: string, key = file): Promise<string> {
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException;
     const received = code === 'ENOENT' ? 'no such file' : (code ?? message);
-    throw new ConfigError({ key: key === file ? key : `${key} (${file})`, expected: 'a readable file', received, cause });
+    throw new ConfigError({
+      key: key === file ? key : `${key} (${file})`,
+      expected: 'a readable file',
+      received,
+      cause,
+    });
   }
 }
 
@@ -174,7 +193,12 @@ export function checkKey(key: string, pem: string, certificate: string): string 
   try {
     belongs = new X509Certificate(certificate).checkPrivateKey(createPrivateKey(pem));
   } catch (cause) {
-    throw new ConfigError({ key, expected: 'a private key in PEM form without a passphrase', received: 'something else', cause });
+    throw new ConfigError({
+      key,
+      expected: 'a private key in PEM form without a passphrase',
+      received: 'something else',
+      cause,
+    });
   }
   if (belongs) return pem;
   throw new ConfigError({ key, expected: 'the private key of the client certificate', received: 'that of another' });

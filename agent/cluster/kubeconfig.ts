@@ -4,11 +4,11 @@ import { dirname, resolve } from 'node:path';
 import { parse } from 'yaml';
 import { ConfigError } from '../model/config-error.ts';
 import {
+  type Credentials,
+  type CredentialsSource,
   checkCertificates,
   checkKey,
   checkToken,
-  type Credentials,
-  type CredentialsSource,
   hostOf,
   parseServer,
   readSetting,
@@ -52,7 +52,11 @@ async function readKubeconfig({ path, context, apiServer }: KubeconfigOptions): 
   const token = await readToken(user);
   const identity = await readClientCertificate(user);
   if (token === undefined && identity === undefined) {
-    throw new ConfigError({ key: user.at, expected: 'token, tokenFile or client-certificate and client-key', received: 'none' });
+    throw new ConfigError({
+      key: user.at,
+      expected: 'token, tokenFile or client-certificate and client-key',
+      received: 'none',
+    });
   }
   return {
     server,
@@ -73,7 +77,8 @@ function parseFile(path: string, content: string): Section {
     throw new ConfigError({ key: at, expected, received, cause });
   }
   const fields = mapping(parsed);
-  if (!fields) throw new ConfigError({ key: at, expected, received: content.trim() === '' ? 'an empty file' : typeof parsed });
+  if (!fields)
+    throw new ConfigError({ key: at, expected, received: content.trim() === '' ? 'an empty file' : typeof parsed });
   return { at, fields, folder: dirname(resolve(path)) };
 }
 
@@ -81,7 +86,12 @@ function currentContext(file: Section): string {
   const name = text(file, 'current-context');
   if (name) return name;
   const remedy = `name one with --context: ${namesIn(file, 'contexts')}`;
-  throw new ConfigError({ key: `${file.at}: current-context`, expected: 'the name of a context', received: 'nothing', remedy });
+  throw new ConfigError({
+    key: `${file.at}: current-context`,
+    expected: 'the name of a context',
+    received: 'nothing',
+    remedy,
+  });
 }
 
 /** The mapping `field` of the entry called `name` in a list of named entries. */
@@ -118,7 +128,11 @@ function referenceIn(context: Section, field: 'cluster' | 'user'): string {
 function refuseUnsupported(cluster: Section, user: Section): void {
   const refused: readonly (readonly [Section, string, string])[] = [
     [user, 'exec', 'use a token, tokenFile or client certificate; a service account can have a long-lived token'],
-    [user, 'auth-provider', 'use a token, tokenFile or client certificate; a service account can have a long-lived token'],
+    [
+      user,
+      'auth-provider',
+      'use a token, tokenFile or client certificate; a service account can have a long-lived token',
+    ],
     [user, 'username', 'use a token, tokenFile or client certificate'],
     [user, 'password', 'use a token, tokenFile or client certificate'],
     [user, 'as', 'use the credentials of that user'],
@@ -127,14 +141,20 @@ function refuseUnsupported(cluster: Section, user: Section): void {
   for (const [section, field, remedy] of refused) {
     if (section.fields[field] === undefined || section.fields[field] === null) continue;
     const key = `${section.at}.${field}`;
-    throw new ConfigError({ key, expected: 'a kind of access that Tulle supports', received: `${field}, which is not supported`, remedy });
+    throw new ConfigError({
+      key,
+      expected: 'a kind of access that Tulle supports',
+      received: `${field}, which is not supported`,
+      remedy,
+    });
   }
 }
 
 async function readToken(user: Section): Promise<string | undefined> {
   // tokenFile wins, as in client-go: the file is what rotates.
   const file = text(user, 'tokenFile');
-  if (file) return checkToken(`${user.at}.tokenFile`, await readSetting(resolve(user.folder, file), `${user.at}.tokenFile`));
+  if (file)
+    return checkToken(`${user.at}.tokenFile`, await readSetting(resolve(user.folder, file), `${user.at}.tokenFile`));
   const token = text(user, 'token');
   return token ? checkToken(`${user.at}.token`, token) : undefined;
 }
@@ -150,7 +170,11 @@ async function readClientCertificate(user: Section): Promise<ClientCertificate |
   if (!certificate && !key) return undefined;
   if (!certificate || !key) {
     const missing = certificate ? 'client-key' : 'client-certificate';
-    throw new ConfigError({ key: `${user.at}.${missing}`, expected: `${missing} or ${missing}-data`, received: 'nothing' });
+    throw new ConfigError({
+      key: `${user.at}.${missing}`,
+      expected: `${missing} or ${missing}-data`,
+      received: 'nothing',
+    });
   }
   checkCertificates(`${user.at}.client-certificate`, certificate);
   return { certificate, key: checkKey(`${user.at}.client-key`, key, certificate) };
@@ -167,9 +191,21 @@ async function readTls(
   const insecure = cluster.fields['insecure-skip-tls-verify'] === true;
   if (insecure && ca) {
     const key = `${cluster.at}.insecure-skip-tls-verify`;
-    throw new ConfigError({ key, expected: 'false where a certificate-authority is given', received: 'true', remedy: 'remove one of the two' });
+    throw new ConfigError({
+      key,
+      expected: 'false where a certificate-authority is given',
+      received: 'true',
+      remedy: 'remove one of the two',
+    });
   }
-  return tlsSettings({ server, otherName: hostOf(ownServer), onlyName: text(cluster, 'tls-server-name'), ca, insecure, ...identity });
+  return tlsSettings({
+    server,
+    otherName: hostOf(ownServer),
+    onlyName: text(cluster, 'tls-server-name'),
+    ca,
+    insecure,
+    ...identity,
+  });
 }
 
 /** `<field>-data` (base64) or else the file that `<field>` names. */

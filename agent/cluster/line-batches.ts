@@ -12,7 +12,10 @@ export interface LineLimits {
  * Whole lines (UTF-8, without their end; empty ones left out), those that arrived together in one batch. Never holds more
  * than one unfinished line and one chunk.
  */
-export async function* lineBatches(chunks: AsyncIterable<Buffer>, { maxBytes, tooLong, cutOff }: LineLimits): AsyncGenerator<readonly string[]> {
+export async function* lineBatches(
+  chunks: AsyncIterable<Buffer>,
+  { maxBytes, tooLong, cutOff }: LineLimits,
+): AsyncGenerator<readonly string[]> {
   let begun: Buffer[] = [];
   let begunBytes = 0;
   for await (const chunk of chunks) {
@@ -20,7 +23,9 @@ export async function* lineBatches(chunks: AsyncIterable<Buffer>, { maxBytes, to
     if (begunBytes + (first < 0 ? chunk.length : first) > maxBytes) throw tooLong();
     const last = first < 0 ? -1 : chunk.lastIndexOf(NEWLINE);
     if (last >= 0) {
-      const lines = Buffer.concat([...begun, chunk.subarray(0, last)]).toString('utf8').split('\n');
+      const lines = Buffer.concat([...begun, chunk.subarray(0, last)])
+        .toString('utf8')
+        .split('\n');
       begun = [];
       begunBytes = 0;
       yield lines.filter((line) => line !== '');

@@ -86,7 +86,7 @@ export class ListWatch {
   #connected = false;
   #openedAt: number | undefined;
   #error: string | undefined;
-  /** Failed watches since one was healthy that the server itself answered. */
+  /** Watches since one was healthy that the version may be to blame for. */
   #refusals = 0;
 
   constructor({ client, resource, sink, log, listed, timing }: ListWatchOptions) {
@@ -145,7 +145,8 @@ export class ListWatch {
       replacement.add(page.items);
       version ??= page.version;
       if (page.next === '') break;
-      if (page.next === query['continue']) throw malformed(request, 'another continue token for each page', 'the same again');
+      if (page.next === query['continue'])
+        throw malformed(request, 'another continue token for each page', 'the same again');
       query = { ...query, continue: page.next };
     }
     this.#lists++;
@@ -160,7 +161,13 @@ export class ListWatch {
     const timeoutSeconds = this.#watchSeconds();
     const batches = this.#client.watch(
       path,
-      { ...query, watch: 'true', resourceVersion: version, allowWatchBookmarks: 'true', timeoutSeconds: String(timeoutSeconds) },
+      {
+        ...query,
+        watch: 'true',
+        resourceVersion: version,
+        allowWatchBookmarks: 'true',
+        timeoutSeconds: String(timeoutSeconds),
+      },
       { idleMs: timeoutSeconds * 1000 + this.#timing.graceMs, signal },
     );
     for await (const batch of batches) {
@@ -226,12 +233,13 @@ export class ListWatch {
   }
 
   /**
-   * A lost connection never asks for a new list: the version is still good, or else the server says 410. A server that
-   * twice refuses or cannot serve our version may have gone back in time (restored from a backup) and never says 410.
+   * A lost or overloaded server never asks for a new list: the version is still good, or else it will say 410; all agents
+   * listing after an outage would be the next one. A server that twice cannot serve our version may never say 410: it
+   * may have gone back in time (restored from a backup), or one event may be unreadable.
    */
   #mustListAgain(error: unknown): boolean {
     if (isGone(error)) return true;
-    if (!(error instanceof ApiError) || error.status === 0 || error.status === 401 || error.status === 403) return false;
+    if (!(error instanceof ApiError) || NOT_THE_VERSION.has(error.status)) return false;
     this.#refusals++;
     return this.#refusals >= 2;
   }
@@ -245,6 +253,9 @@ export class ListWatch {
   }
 }
 
+/** No answer, not allowed, overloaded, a proxy without its server: says nothing of the version that was asked for. */
+const NOT_THE_VERSION: ReadonlySet<number> = new Set([0, 401, 403, 429, 502, 503]);
+
 interface Page {
   readonly items: readonly unknown[];
   readonly version: string;
@@ -257,9 +268,19 @@ function parsePage(request: ApiRequest, body: unknown): Page {
   const { kind, items, metadata } = (body ?? {}) as Record<string, unknown>;
   const { resourceVersion, continue: next } = (metadata ?? {}) as Record<string, unknown>;
   const isList = typeof kind === 'string' && kind.endsWith('List') && (Array.isArray(items) || items === null);
-  if (!isList) throw malformed(request, 'a list', typeof kind === 'string' ? `kind ${JSON.stringify(kind.slice(0, 60))}` : 'no kind');
-  if (typeof resourceVersion !== 'string' || resourceVersion === '') throw malformed(request, 'metadata.resourceVersion', 'none');
-  return { items: Array.isArray(items) ? items : [], version: resourceVersion, next: typeof next === 'string' ? next : '' };
+  if (!isList)
+    throw malformed(
+      request,
+      'a list',
+      typeof kind === 'string' ? `kind ${JSON.stringify(kind.slice(0, 60))}` : 'no kind',
+    );
+  if (typeof resourceVersion !== 'string' || resourceVersion === '')
+    throw malformed(request, 'metadata.resourceVersion', 'none');
+  return {
+    items: Array.isArray(items) ? items : [],
+    version: resourceVersion,
+    next: typeof next === 'string' ? next : '',
+  };
 }
 
 interface ParsedEvent {

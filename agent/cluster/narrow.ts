@@ -74,7 +74,8 @@ function identity(raw: unknown, problems: string[]): { readonly uid: string; rea
   const created = field(metadata, 'creationTimestamp') ?? undefined;
   const parsed = typeof created === 'string' ? Date.parse(created) : Number.NaN;
   const valid = parsed >= 0 && parsed <= LAST_MS;
-  if (created !== undefined && !valid) problems.push(`metadata.creationTimestamp is ${show(created)}: expected a time (RFC 3339)`);
+  if (created !== undefined && !valid)
+    problems.push(`metadata.creationTimestamp is ${show(created)}: expected a time (RFC 3339)`);
   return { uid: text(field(metadata, 'uid')), creationMs: valid ? parsed : LAST_MS };
 }
 
@@ -88,7 +89,9 @@ function podCidrs(raw: unknown, problems: string[]): Cidr[] {
 }
 
 function internalIps(raw: unknown, problems: string[]): IpAddress[] {
-  const internal = list(field(field(raw, 'status'), 'addresses')).filter((entry) => field(entry, 'type') === 'InternalIP');
+  const internal = list(field(field(raw, 'status'), 'addresses')).filter(
+    (entry) => field(entry, 'type') === 'InternalIP',
+  );
   const at = 'status.addresses, InternalIP';
   const ips = internal.flatMap((entry) => parsed(field(entry, 'address'), parseHostIp, at, HOST_IP, problems));
   return [...new Set(ips)];
@@ -97,7 +100,8 @@ function internalIps(raw: unknown, problems: string[]): IpAddress[] {
 function underlayIps(raw: unknown, problems: string[]): IpAddress[] {
   const annotation = field(field(field(raw, 'metadata'), 'annotations'), UNDERLAY_IP_ANNOTATION) ?? '';
   const at = `annotation ${UNDERLAY_IP_ANNOTATION}`;
-  const texts = typeof annotation === 'string' ? annotation.split(',', LIST_MAX).map((part) => part.trim()) : [annotation];
+  const texts =
+    typeof annotation === 'string' ? annotation.split(',', LIST_MAX).map((part) => part.trim()) : [annotation];
   const given = texts.filter((part) => part !== '');
   const ips = given.flatMap((part) => parsed(part, parseHostIp, at, HOST_IP, problems));
   return firstOfFamily(ips, at, problems);
@@ -112,7 +116,13 @@ function podIps(raw: unknown, problems: string[]): IpAddress[] {
 }
 
 /** One element, or none and a problem. */
-function parsed<T>(value: unknown, parse: (text: string) => T | undefined, at: string, expected: string, problems: string[]): T[] {
+function parsed<T>(
+  value: unknown,
+  parse: (text: string) => T | undefined,
+  at: string,
+  expected: string,
+  problems: string[],
+): T[] {
   const result = typeof value === 'string' && value.length <= TEXT_MAX ? parse(value) : undefined;
   if (result !== undefined) return [result];
   problems.push(`${at} has ${show(value)}: expected ${expected}`);
