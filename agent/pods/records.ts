@@ -14,6 +14,8 @@ export interface PodRecord extends Attachment {
   /** Name of the CNI network configuration that the attachment belongs to. */
   readonly network: string;
   readonly podUid?: string;
+  /** MTU of the pair as last planned. */
+  readonly mtuBytes: number;
   /** Milliseconds since the epoch. */
   readonly createdMs: number;
 }
@@ -131,7 +133,7 @@ export function parseRecord(text: string): PodRecord | undefined {
     record !== null &&
     typeof record === 'object' &&
     [record.containerId, record.ifName, record.network, record.netns?.path, record.netns?.device, record.netns?.inode].every(isText) &&
-    typeof record.createdMs === 'number' &&
+    [record.createdMs, record.mtuBytes].every((field) => typeof field === 'number') &&
     Array.isArray(record.ips) &&
     record.ips.every((ip) => typeof ip === 'string' && parseIp(ip) === ip);
   return valid ? Object.freeze(record as PodRecord) : undefined;

@@ -1,0 +1,78 @@
+/** The command line: one subcommand a file. Reading ones ask the running agent and know `--json`. */
+import { readFileSync } from 'node:fs';
+import { Command, CommanderError } from 'commander';
+import { describeSettings, SETTINGS, type SettingKey } from '../config.ts';
+import { diff } from './diff.ts';
+import { status } from './status.ts';
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+export interface Program {
+  /** Resolves with the exit code. Throws ConfigError and others for main to report. */
+  run(argv: readonly string[]): Promise<number>;
+}
+
+/** Exit code of a call that cannot be understood. */
+const USAGE = 2;
+
+export const version: string = (JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }).version;
+
+export function createProgram(environment: Environment): Program {
+  let exitCode = 0;
+  const program = new Command('tulle')
+    .description('The whole network of a Kubernetes node in one agent')
+    .version(version)
+    .enablePositionalOptions()
+    .exitOverride();
+  const reading = (name: string, description: string, action: (options: { runDir: string; json: boolean }) => Promise<number>) =>
+    program
+      .command(name)
+      .description(description)
+      .option('--run-dir <path>', 'run directory of the agent', environment['TULLE_RUN_DIR'] ?? SETTINGS.runDir.default)
+      .option('--json', 'print JSON', false)
+      .action(async (options) => {
+        exitCode = await action(options);
+      });
+  reading('status', 'what is held in the kernel, what is dirty, blocked or contested, and why', status);
+  reading('diff', 'what the next cycle would change in the kernel, without changing it (exit 0 nothing, 3 changes)', diff);
+  addAgentCommand(program, environment);
+  return {
+    run: async (argv) => {
+      // The lab is loaded only when it is asked for: it is no part of the agent.
+      if (argv[2] === 'lab') program.addCommand((await import('../../lab/cli.ts')).labCommand());
+      else program.command('lab').description('a cluster of namespaces on this machine (lab --help)');
+      try {
+        await program.parseAsync([...argv]);
+      } catch (error) {
+        if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
+        throw error;
+      }
+      return exitCode || Number(process.exitCode ?? 0);
+    },
+  };
+}
+
+function addAgentCommand(program: Command, environment: Environment): void {
+  const command = program
+    .command('agent')
+    .description('run the agent of this node')
+    .option('--config <file>', 'YAML file with settings (nested keys, as in docs/settings.md)');
+  for (const { flag, key, default: standard, help, expected } of describeSettings()) {
+    command.option(`${flag} <value>`, `${help} (${expected}; default ${standard === '' ? 'none' : standard})`);
+    void key;
+  }
+  command.action(async (options: Readonly<Record<string, string>>) => {
+    const { agent } = await import('./agent.ts');
+    await agent({ flags: flagsOf(options), configFile: options['config'], environment, version });
+  });
+}
+
+/** Commander's camel-cased option names back to setting keys. */
+function flagsOf(options: Readonly<Record<string, string>>): Partial<Record<SettingKey, string>> {
+  const flags: Partial<Record<SettingKey, string>> = {};
+  for (const { key, flag } of describeSettings()) {
+    const name = flag.slice(2).replaceAll(/-([a-z])/g, (_, letter: string) => letter.toUpperCase());
+    if (options[name] !== undefined) flags[key] = options[name];
+  }
+  return flags;
+}

@@ -1,0 +1,53 @@
+/** `tulle status`: what is held in the kernel, and what is dirty, blocked or contested, and why. */
+import type { AgentStatus } from '../agent.ts';
+import { askAgent } from './ask-agent.ts';
+import { table } from './table.ts';
+
+/** Exit code 0 when the node is ready for pods, 1 otherwise. */
+export async function status({ runDir, json }: { runDir: string; json: boolean }): Promise<number> {
+  const answer = (await askAgent(runDir, 'status')) as AgentStatus;
+  process.stdout.write(json ? `${JSON.stringify(answer, undefined, 2)}\n` : describeStatus(answer));
+  return answer.readiness.ready ? 0 : 1;
+}
+
+export function describeStatus(status: AgentStatus): string {
+  const sections = [nodeLines(status), clusterLines(status), kernelLines(status), troubleLines(status)];
+  return `${sections.filter((lines) => lines.length > 0).map((lines) => lines.join('\n')).join('\n\n')}\n`;
+}
+
+function nodeLines({ version, nodeName, readiness, underlay, host, attachments }: AgentStatus): readonly string[] {
+  const networks = underlay?.podNetworks.map(({ cidr }) => cidr).join(', ') || 'none';
+  const tunnel = underlay?.tunnel ? `over ${underlay.tunnel.family} from ${underlay.tunnel.local}` : 'none';
+  return [
+    `node      ${nodeName}, tulle ${version}, Linux ${host.kernel}, iptables ${host.iptables}`,
+    `ready     ${readiness.ready ? 'yes' : `no: ${readiness.reason}`}`,
+    `pods      ${attachments.length} attached, podCIDR ${networks}, MTU ${underlay?.mtuBytes ?? 'unknown'}`,
+    `backend   ${backendName(underlay)} ${tunnel}`,
+  ];
+}
+
+const backendName = (underlay: AgentStatus['underlay']): string => (underlay ? 'vxlan' : 'not planned yet');
+
+function clusterLines({ cluster }: AgentStatus): readonly string[] {
+  return cluster.resources.map(
+    ({ resource, objects, synced, connected, error }) =>
+      `watch     ${resource}: ${objects} objects, ${synced ? 'synced' : 'not synced yet'}, ${connected ? 'connected' : `not connected${error ? `: ${error}` : ''}`}`,
+  );
+}
+
+function kernelLines({ kernel }: AgentStatus): readonly string[] {
+  const rows = Object.entries(kernel.kinds).map(([kind, row]) => [
+    kind,
+    ...[row.wanted, row.known, row.dirty, row.failing, row.blocked, row.changes, row.drift].map(String),
+  ]);
+  return table([['kind', 'wanted', 'held', 'dirty', 'failing', 'blocked', 'changes', 'repaired'], ...rows]);
+}
+
+function troubleLines({ kernel, cluster }: AgentStatus): readonly string[] {
+  return [
+    ...kernel.problems.map(({ problem }) => `problem   ${problem}`),
+    ...cluster.resources.flatMap(({ problems }) => problems.map((problem) => `problem   ${problem}`)),
+    ...kernel.failing.map(({ key, error, attempts }) => `failing   ${key}: ${error} (${attempts} attempts)`),
+    ...kernel.blocked.map(({ key, by }) => `blocked   ${key} by ${by}`),
+  ];
+}

@@ -1,0 +1,176 @@
+import test from 'ava';
+import fc from 'fast-check';
+import { cidr, cluster, host, ip, node, settings } from '../../test/support/cluster-values.ts';
+import type { Cluster, Node } from '../model/cluster.ts';
+import type { Fragment } from '../model/fragment.ts';
+import type { Host } from '../model/host.ts';
+import { type AnyItem, keyOf } from '../model/items.ts';
+import { findOverlaps } from './overlaps.ts';
+import { Planner } from './planner.ts';
+import type { PlanSettings } from './underlay.ts';
+import { vxlan } from './vxlan.ts';
+
+const plan = (nodes: Cluster, on: Host = host(), with_: PlanSettings = settings) =>
+  new Planner().plan({ nodeName: 'a', cluster: nodes, host: on, settings: with_, backend: vxlan });
+
+/** One line an item, without the parts that a test does not look at. */
+const line = ({ kind, key, value }: AnyItem): string => {
+  const { rules, ...rest } = value as { rules?: readonly { args: readonly string[] }[] };
+  return rules ? [key, ...rules.map(({ args }) => `  ${args.join(' ')}`)].join('\n') : `${kind} ${JSON.stringify(rest)}`;
+};
+const lines = (fragment: Fragment | undefined, ...kinds: readonly string[]) =>
+  (fragment?.items ?? []).filter(({ kind }) => kinds.includes(kind)).map(line).sort().join('\n');
+
+const a = node('a', { ips: '172.30.0.11 fd30::11', cidrs: '10.84.0.0/24 fd84::/64' });
+const b = node('b', { ips: '172.30.0.12 fd30::12', cidrs: '10.84.1.0/24 fd84:0:0:1::/64', creationMs: 1 });
+
+test('a peer is one forwarding entry, and a neighbour and a route a family', (t) => {
+  const { fragments } = plan(cluster(a, b));
+  t.is(
+    lines(fragments.get('node b'), 'fdb', 'neighbour', 'route', 'member'),
+    [
+      'fdb {"link":"tulle.84","mac":"MAC","destination":"172.30.0.12"}',
+      'member {"set":"tulle-direct-4","entry":"10.84.1.0/24"}',
+      'member {"set":"tulle-direct-6","entry":"fd84:0:0:1::/64"}',
+      'member {"set":"tulle-nodes-4","entry":"172.30.0.12/32"}',
+      'neighbour {"link":"tulle.84","ip":"10.84.1.1","mac":"MAC"}',
+      'neighbour {"link":"tulle.84","ip":"fd84:0:0:1::1","mac":"MAC"}',
+      'route {"destination":"10.84.1.0/24","metric":0,"type":"unicast","link":"tulle.84","gateway":"10.84.1.1","onlink":true,"source":"10.84.0.1"}',
+      'route {"destination":"fd84:0:0:1::/64","metric":1024,"type":"unicast","link":"tulle.84","gateway":"fd84:0:0:1::1","onlink":true,"source":"fd84::1"}',
+    ]
+      .join('\n')
+      .replaceAll('MAC', (fragments.get('node b')?.items.find(({ kind }) => kind === 'fdb')?.value as { mac: string }).mac),
+  );
+});
+
+test('the tunnel is rendered for the first family that all nodes have', (t) => {
+  const onlyIpv6 = node('c', { ips: 'fd30::13', cidrs: '10.84.2.0/24', creationMs: 2 });
+  t.is(plan(cluster(a, b)).underlay.tunnel?.family, 'ipv4');
+  t.is(plan(cluster(a, b, onlyIpv6)).underlay.tunnel?.family, 'ipv6');
+  t.is(plan(cluster(a, b, onlyIpv6)).underlay.mtuBytes, 1430);
+  t.is(plan(cluster(a, b), host(), { ...settings, tunnelFamily: 'ipv6' }).underlay.tunnel?.local, ip('fd30::11'));
+  // A node that has no address yet decides nothing, and is reported.
+  const unaddressed = plan(cluster(a, b, node('d', { cidrs: '10.84.3.0/24' })));
+  t.is(unaddressed.underlay.tunnel?.family, 'ipv4');
+  t.regex(unaddressed.fragments.get('node d')?.problems.join() ?? '', /no ipv4 InternalIP/);
+});
+
+test('the annotation tulle.dev/underlay-ip takes the place of the InternalIP of its family', (t) => {
+  const annotated = node('b', { ips: '172.30.0.12', cidrs: '10.84.1.0/24', underlay: '192.0.2.7' });
+  t.regex(lines(plan(cluster(a, annotated)).fragments.get('node b'), 'fdb'), /"destination":"192.0.2.7"/);
+});
+
+test('the gate, masquerade and the tunnel port are rules over sets', (t) => {
+  const only4 = node('a', { ips: '172.30.0.11', cidrs: '10.84.0.0/24' });
+  const { fragments } = plan(cluster(only4));
+  t.is(
+    [lines(fragments.get('node-network'), 'chain-part', 'route', 'set'), lines(fragments.get('backend vxlan'), 'chain-part')].join('\n'),
+    `chain-part ipv4 filter TULLE-FORWARD 50-pods
+  -s 10.84.0.0/24 -j ACCEPT
+  -d 10.84.0.0/24 -j ACCEPT
+chain-part ipv4 mangle TULLE-FORWARD 10-gate
+  -i tl+ -m set ! --match-set tulle-ready-4 src -j DROP
+  -s 10.84.0.0/24 -m set ! --match-set tulle-ready-4 src -j DROP
+  -d 10.84.0.0/24 -m set ! --match-set tulle-ready-4 dst -j DROP
+chain-part ipv4 nat TULLE-POSTROUTING 50-masquerade
+  -s 10.84.0.0/24 -m set ! --match-set tulle-direct-4 dst -j MASQUERADE --random-fully
+route {"destination":"10.84.0.0/24","metric":4000000000,"type":"unreachable"}
+set {"name":"tulle-direct-4","type":"hash:net","family":"ipv4","maxElements":65536}
+set {"name":"tulle-nodes-4","type":"hash:ip","family":"ipv4","maxElements":65536}
+set {"name":"tulle-ready-4","type":"hash:ip","family":"ipv4","maxElements":65536}
+chain-part ipv4 filter TULLE-INPUT 10-tunnel
+  -p udp --dport 8472 -m set --match-set tulle-nodes-4 src -j ACCEPT
+chain-part ipv4 raw TULLE-OUTPUT 10-tunnel
+  -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -j CT --notrack
+chain-part ipv4 raw TULLE-PREROUTING 10-tunnel
+  -p udp --dport 8472 -j TULLE-TUNNEL
+chain-part ipv4 raw TULLE-TUNNEL 10-tunnel
+  -i tl+ -m set --match-set tulle-nodes-4 dst -j DROP
+  -i tl+ -m addrtype --dst-type LOCAL -j DROP
+  -m addrtype --dst-type LOCAL -m set ! --match-set tulle-nodes-4 src -j DROP
+  -m set --match-set tulle-nodes-4 dst -m set ! --match-set tulle-nodes-4 src -j DROP
+  -m addrtype --dst-type LOCAL -j CT --notrack`,
+  );
+});
+
+test('IPv6 forwarding waits for accept_ra 2 on links that live by router advertisements', (t) => {
+  const { fragments } = plan(cluster(a), host({ acceptRa: '1' }));
+  const forwarding = fragments.get('node-network')?.items.find(({ key }) => key === 'sysctl net/ipv6/conf/all/forwarding');
+  t.deepEqual(forwarding?.needs, ['sysctl net/ipv6/conf/eth0/accept_ra']);
+  // A host that forwards already has decided about its advertisements.
+  t.notRegex(lines(plan(cluster(a), host({ acceptRa: '1', ipv6Forwarding: true })).fragments.get('node-network'), 'sysctl'), /accept_ra/);
+});
+
+test('what cannot be planned is a problem with its remedy, and the rest is planned', (t) => {
+  const problems = (nodes: Cluster, on = host(), with_ = settings) => plan(nodes, on, with_).underlay.problems.join('\n');
+  t.regex(problems(cluster()), /no Node named a/);
+  t.regex(problems({ ...cluster(), synced: false }), /not answered yet/);
+  t.regex(problems(cluster(node('a', { ips: '172.30.0.11' }))), /Node a has no podCIDR: .*--allocate-node-cidrs/);
+  t.regex(problems(cluster(a), host({ ipv6: false })), /fd84::\/64 but IPv6 is off .*disable_ipv6/);
+  t.deepEqual(plan(cluster(a), host({ ipv6: false })).underlay.podNetworks.map(({ family }) => family), ['ipv4']);
+  t.regex(problems(cluster(a), host({ mtuBytes: 1300 })), /MTU of 1250 bytes is too small for ipv6 \(at least 1280\)/);
+  t.regex(problems(cluster(a), host({ ips: '192.0.2.1' })), /no link of this host has the node's address 172.30.0.11/);
+  t.regex(problems(cluster(node('a', { cidrs: '10.84.0.0/24' }))), /no InternalIP of family ipv4 or ipv6/);
+  t.is(problems(cluster(a, b)), '');
+});
+
+test('overlapping podCIDRs: the older Node keeps its own on every node alike, also when it is this one that loses', (t) => {
+  const older = node('older', { ips: '172.30.0.12', cidrs: '10.84.0.0/20', creationMs: 1 });
+  const younger = node('a', { ips: '172.30.0.11', cidrs: '10.84.1.0/24', creationMs: 2 });
+  const { underlay, fragments } = plan(cluster(older, younger));
+  t.deepEqual(underlay.podNetworks, []);
+  t.regex(underlay.problems.join(), /podCIDR 10.84.1.0\/24 of Node a overlaps 10.84.0.0\/20 of the older Node older/);
+  t.deepEqual(fragments.get('backend vxlan')?.items, []);
+  const seenByThird = new Planner().plan({ nodeName: 'third', cluster: cluster(older, younger, node('third', { ips: '172.30.0.13', cidrs: '10.99.0.0/24' })), host: host(), settings, backend: vxlan });
+  t.is(lines(seenByThird.fragments.get('node a'), 'route'), '');
+  t.regex(lines(seenByThird.fragments.get('node older'), 'route'), /10.84.0.0\/20/);
+});
+
+test('one Node that changes is planned alone: every other fragment keeps its identity', (t) => {
+  const planner = new Planner();
+  const peers = Array.from({ length: 50 }, (_, i) => node(`n${i}`, { ips: `172.30.1.${i}`, cidrs: `10.90.${i}.0/24`, creationMs: i }));
+  const input = { nodeName: 'a', host: host(), settings, backend: vxlan };
+  const first = planner.plan({ ...input, cluster: cluster(a, ...peers) });
+  const moved = node('n7', { ips: '172.30.2.7', cidrs: '10.90.7.0/24', creationMs: 7 });
+  const second = planner.plan({ ...input, cluster: cluster(a, ...peers.map((peer) => (peer.name === 'n7' ? moved : peer))) });
+  const changed = [...second.fragments].filter(([id, fragment]) => fragment !== first.fragments.get(id) && id.startsWith('node n'));
+  t.deepEqual(changed.map(([id]) => id), ['node n7']);
+});
+
+test('findOverlaps agrees with comparing every pair', (t) => {
+  const cidrs = fc.constantFrom('10.0.0.0/8', '10.1.0.0/16', '10.1.1.0/24', '10.1.2.0/24', '10.2.0.0/16', 'fd00::/16', 'fd00:1::/32', 'fd01::/32');
+  const nodes = fc.array(fc.record({ cidrs: fc.uniqueArray(cidrs, { maxLength: 1, minLength: 1 }), creationMs: fc.nat(3) }), { maxLength: 8 });
+  fc.assert(
+    fc.property(nodes, (specs) => {
+      const all = specs.map(({ cidrs: [own], creationMs }, i) => node(`n${i}`, { cidrs: own as string, creationMs, uid: String(i) }));
+      t.deepEqual([...findOverlaps(all).keys()].sort(), naiveLosers(all));
+    }),
+  );
+});
+
+function naiveLosers(nodes: readonly Node[]): readonly string[] {
+  const older = [...nodes].sort((x, y) => x.creationMs - y.creationMs || (x.uid < y.uid ? -1 : 1));
+  const winners: Node[] = [];
+  const losers: string[] = [];
+  for (const each of older) {
+    const [own] = each.podCidrs;
+    const beaten = winners.some(({ podCidrs: [other] }) => own && other && rangesTouch(own, other));
+    if (beaten) losers.push(each.name);
+    else winners.push(each);
+  }
+  return losers.sort();
+}
+
+/** Straight from the text: two CIDRs overlap when the shorter prefix of both is equal. */
+function rangesTouch(x: string, y: string): boolean {
+  if (x.includes(':') !== y.includes(':')) return false;
+  const length = Math.min(Number(x.split('/')[1]), Number(y.split('/')[1]));
+  return cidr(`${x.split('/')[0]}/${length}`) === cidr(`${y.split('/')[0]}/${length}`);
+}
+
+test('a fragment holds no key twice', (t) => {
+  for (const fragment of plan(cluster(a, b)).fragments.values()) {
+    const keys = fragment.items.map(({ kind, value }) => keyOf(kind, value as never));
+    t.is(new Set(keys).size, keys.length, fragment.id);
+  }
+});

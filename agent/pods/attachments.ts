@@ -1,0 +1,290 @@
+/**
+ * The CNI verbs on this node: one writer. ADD saves the record, lets the pod's fragment enter the state and waits until
+ * the kernel holds it; DEL is the reverse. What happens to one container happens one after the other.
+ */
+import type { Logger } from 'pino';
+import { CniError, type CniRequest, type PodResult } from '../../cni/protocol.ts';
+import { type Attachment, attachmentName, podFragmentId } from '../model/attachment.ts';
+import type { Fragment } from '../model/fragment.ts';
+import { type Cidr, factsOf, familyOf, type IpAddress, parseCidr } from '../model/ip.ts';
+import { type Key, type PodLink } from '../model/items.ts';
+import { POD_GATEWAY, podLinkMac, podLinkName } from '../model/kernel-names.ts';
+import type { KernelState } from '../reconcile/kernel-state.ts';
+import type { Reconciler } from '../reconcile/reconciler.ts';
+import { toCniError } from './cni-errors.ts';
+import { capacityOf, nextAddress } from './ipam.ts';
+import { type PodRecord, type PodRecords, recordKey } from './records.ts';
+
+/** Whether pods can be attached now, and with what. */
+export type Readiness =
+  | { readonly ready: true; readonly podCidrs: readonly Cidr[]; readonly mtuBytes: number }
+  | { readonly ready: false; readonly reason: string };
+
+export interface AttachmentsOptions {
+  readonly state: KernelState;
+  readonly reconciler: Reconciler;
+  readonly records: PodRecords;
+  readonly planPod: (attachment: Attachment, mtuBytes: number) => Fragment;
+  readonly readiness: () => Readiness;
+  /** Identity of the network namespace at a path. Throws KernelError when it is none, or the host's own. */
+  readonly identifyNetns: (path: string) => { readonly device: string; readonly inode: string };
+  /** What differs inside and outside between a pod link and the kernel, in words. */
+  readonly describePodLink: (link: PodLink) => Promise<readonly string[]>;
+  readonly reuseDelayMs: number;
+  readonly log: Logger;
+  readonly now?: () => number;
+}
+
+type AddRequest = Extract<CniRequest, { verb: 'ADD' }>;
+type DelRequest = Extract<CniRequest, { verb: 'DEL' }>;
+type CheckRequest = Extract<CniRequest, { verb: 'CHECK' }>;
+type GcRequest = Extract<CniRequest, { verb: 'GC' }>;
+
+/** How long a removal may take before DEL is answered with an error. */
+const REMOVE_TIMEOUT_MS = 8_000;
+
+export class Attachments {
+  readonly #options: AttachmentsOptions;
+  readonly #now: () => number;
+  /** The address given out last, by CIDR. */
+  readonly #last = new Map<Cidr, IpAddress>();
+  /** The end of the queue of each container that has something under way. */
+  readonly #turns = new Map<string, Promise<unknown>>();
+
+  constructor(options: AttachmentsOptions) {
+    this.#options = options;
+    this.#now = options.now ?? Date.now;
+  }
+
+  /** Takes up the records of an earlier process, after the kernel was listed: what lives is planned, the rest released. */
+  restore(): void {
+    for (const record of this.#options.records.all()) {
+      if (this.#isAlive(record)) this.#plan(record);
+      else this.#release(record, 'its namespace is gone');
+    }
+  }
+
+  /** Gives every attachment this MTU. */
+  follow(mtuBytes: number): void {
+    const { records } = this.#options;
+    for (const record of records.all()) {
+      if (record.mtuBytes === mtuBytes) continue;
+      const moved = Object.freeze({ ...record, mtuBytes });
+      records.save(moved);
+      this.#plan(moved);
+    }
+  }
+
+  /** For `tulle status`. */
+  list(): readonly PodRecord[] {
+    return this.#options.records.all();
+  }
+
+  /** Releases what no runtime will ever delete: records whose link and namespace are both gone. */
+  async collect(): Promise<void> {
+    for (const record of this.#options.records.all()) {
+      if (this.#isAlive(record)) continue;
+      await this.#inTurn(record.containerId, async () => {
+        if (this.#options.records.get(recordKey(record)) !== record || this.#isAlive(record)) return;
+        await this.#remove(record);
+      });
+    }
+    this.#options.records.forgetReleased(this.#now() - this.#options.reuseDelayMs);
+  }
+
+  add(request: AddRequest, signal: AbortSignal): Promise<PodResult> {
+    return this.#inTurn(request.containerId, async () => {
+      const record = await this.#reserve(request);
+      const keys = this.#plan(record);
+      try {
+        await this.#options.reconciler.settle(keys, signal);
+      } catch (cause) {
+        await this.#remove(record);
+        throw toCniError(cause, `connect ${attachmentName(record)}`);
+      }
+      return this.#resultOf(record);
+    });
+  }
+
+  /** Succeeds when nothing of the attachment is left, also when there never was any (SPEC, DEL). */
+  del({ containerId, ifName }: Pick<DelRequest, 'containerId' | 'ifName'>): Promise<void> {
+    return this.#inTurn(containerId, async () => {
+      const record = this.#options.records.get(recordKey({ containerId, ifName }));
+      if (record) await this.#remove(record);
+    });
+  }
+
+  /** Throws a CniError that names the first things that are missing or altered. */
+  check(request: CheckRequest, signal: AbortSignal): Promise<void> {
+    return this.#inTurn(request.containerId, async () => {
+      const record = this.#options.records.get(recordKey(request));
+      if (!record) throw new CniError('UNKNOWN_CONTAINER', `container ${request.containerId} has no interface ${request.ifName} here: expected an earlier ADD`);
+      const differences = [...compareResult(record, request), ...(await this.#compareKernel(record, signal))];
+      if (differences.length > 0) {
+        throw new CniError('CHECK_FAILED', `the network of ${attachmentName(record)} is not as it was set up`, differences.slice(0, 10).join('; '));
+      }
+    });
+  }
+
+  /** Removes this network's attachments that the runtime does not list (SPEC, GC). */
+  async gc({ config }: GcRequest): Promise<void> {
+    const valid = new Set((config.validAttachments ?? []).map(recordKey));
+    const gone = this.#options.records.all().filter((record) => record.network === config.name && !valid.has(recordKey(record)));
+    const outcomes = await Promise.allSettled(gone.map((record) => this.del(record)));
+    const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+    if (failed) throw failed.reason;
+  }
+
+  #requireReady(): Extract<Readiness, { ready: true }> {
+    const readiness = this.#options.readiness();
+    if (!readiness.ready) throw new CniError('TRY_AGAIN_LATER', `the network of this node is not ready: ${readiness.reason}`);
+    return readiness;
+  }
+
+  /** Checks the request and takes addresses for it; the saved record holds them. */
+  async #reserve(request: AddRequest): Promise<PodRecord> {
+    const { records } = this.#options;
+    const { podCidrs, mtuBytes } = this.#requireReady();
+    const existing = records.get(recordKey(request));
+    if (existing && this.#isAlive(existing)) {
+      throw new CniError('INVALID_ENVIRONMENT', `container ${request.containerId} already has the interface ${request.ifName} (CNI_IFNAME): expected a DEL before another ADD`);
+    }
+    if (existing) await this.#remove(existing);
+    const netns = this.#checkNetns(request);
+    const record = this.#recordOf(request, netns, this.#allocate(podCidrs), mtuBytes);
+    try {
+      records.save(record);
+    } catch (cause) {
+      throw toCniError(cause, `save the record of ${attachmentName(record)}`);
+    }
+    return record;
+  }
+
+  #checkNetns({ netns }: AddRequest): PodLink['netns'] {
+    try {
+      const { device, inode } = this.#options.identifyNetns(netns.path);
+      if (netns.inode === undefined || (netns.device === device && netns.inode === inode)) return { path: netns.path, device, inode };
+    } catch (cause) {
+      throw toCniError(cause, `use CNI_NETNS ${netns.path}`, 'INVALID_ENVIRONMENT');
+    }
+    throw new CniError(
+      'INVALID_ENVIRONMENT',
+      `cannot use CNI_NETNS ${netns.path}: the agent sees another file there than the runtime; mount its directory into the agent's pod with mountPropagation HostToContainer`,
+    );
+  }
+
+  #recordOf({ containerId, ifName, args, config }: AddRequest, netns: PodLink['netns'], ips: readonly IpAddress[], mtuBytes: number): PodRecord {
+    const { podNamespace, podName, podUid } = args;
+    return Object.freeze({
+      containerId,
+      ifName,
+      network: config.name,
+      netns,
+      ...(podNamespace !== undefined && { podNamespace }),
+      ...(podName !== undefined && { podName }),
+      ...(podUid !== undefined && { podUid }),
+      ips,
+      mtuBytes,
+      createdMs: this.#now(),
+    });
+  }
+
+  #allocate(podCidrs: readonly Cidr[]): readonly IpAddress[] {
+    const { records, reuseDelayMs } = this.#options;
+    records.forgetReleased(this.#now() - reuseDelayMs);
+    const { inUse, released } = records;
+    return podCidrs.map((cidr) => {
+      const ip = nextAddress(cidr, { inUse, released, last: this.#lastOf(cidr) });
+      if (ip === undefined) {
+        throw new CniError('TRY_AGAIN_LATER', `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`);
+      }
+      this.#last.set(cidr, ip);
+      return ip;
+    });
+  }
+
+  /** After a restart the round goes on after the youngest attachment. */
+  #lastOf(cidr: Cidr): IpAddress | undefined {
+    const youngest = () => this.#options.records.all().toSorted((a, b) => b.createdMs - a.createdMs)[0];
+    return this.#last.get(cidr) ?? youngest()?.ips.find((ip) => familyOf(ip) === familyOf(cidr));
+  }
+
+  #plan(record: PodRecord): readonly Key[] {
+    return this.#options.state.replace(podFragmentId(record), this.#options.planPod(record, record.mtuBytes));
+  }
+
+  async #remove(record: PodRecord): Promise<void> {
+    const { state, reconciler } = this.#options;
+    const keys = state.replace(podFragmentId(record), undefined);
+    try {
+      await reconciler.settle(keys, AbortSignal.timeout(REMOVE_TIMEOUT_MS));
+    } catch (cause) {
+      throw toCniError(cause, `disconnect ${attachmentName(record)}`, 'TRY_AGAIN_LATER');
+    }
+    this.#options.records.release(record, this.#now());
+  }
+
+  #release(record: PodRecord, reason: string): void {
+    this.#options.records.release(record, this.#now());
+    this.#options.log.info({ pod: attachmentName(record), containerId: record.containerId, reason }, 'attachment released');
+  }
+
+  /** A veth dies with its namespace; without a link, only the recorded namespace itself counts, never its path. */
+  #isAlive(record: PodRecord): boolean {
+    if (this.#options.reconciler.known(`pod-link ${podLinkName(record.containerId, record.ifName)}`)) return true;
+    try {
+      const { device, inode } = this.#options.identifyNetns(record.netns.path);
+      return device === record.netns.device && inode === record.netns.inode;
+    } catch {
+      // Nothing answers at the path, or not a network namespace: the recorded one is gone.
+      return false;
+    }
+  }
+
+  async #compareKernel(record: PodRecord, signal: AbortSignal): Promise<readonly string[]> {
+    const { state, reconciler, describePodLink } = this.#options;
+    const fragment = state.fragment(podFragmentId(record));
+    const own = new Set<Key>(fragment?.items.flatMap(({ key, needs }) => [key, ...needs]));
+    const changes = (await reconciler.diff(signal)).filter(({ key }) => own.has(key));
+    const link = fragment?.items.find(({ kind }) => kind === 'pod-link')?.value as PodLink | undefined;
+    return [...changes.map(({ action, key }) => `${key} ${action === 'create' ? 'is missing' : 'is altered'}`), ...(link ? await describePodLink(link) : [])];
+  }
+
+  #resultOf(record: PodRecord): PodResult {
+    const { containerId, ifName, netns, ips } = record;
+    const fragment = this.#options.state.fragment(podFragmentId(record));
+    const link = fragment?.items.find(({ kind }) => kind === 'pod-link')?.value as PodLink;
+    return {
+      hostLink: link.name,
+      hostMac: link.hostMac,
+      ifName,
+      podMac: podLinkMac(containerId, ifName, 'pod'),
+      sandbox: netns.path,
+      mtuBytes: link.mtuBytes,
+      ips: ips.map((address) => ({ address, prefixLength: factsOf(address).bits, gateway: POD_GATEWAY[familyOf(address)] })),
+      routes: ips.map((address) => ({ dst: DEFAULT_ROUTE[familyOf(address)], gateway: POD_GATEWAY[familyOf(address)] })),
+    };
+  }
+
+  /** Runs `action` when everything asked before for this container is through. */
+  #inTurn<T>(containerId: string, action: () => Promise<T>): Promise<T> {
+    const result = (this.#turns.get(containerId) ?? Promise.resolve()).then(action);
+    const end = result.then(
+      () => undefined,
+      () => undefined,
+    );
+    this.#turns.set(containerId, end);
+    void end.then(() => {
+      if (this.#turns.get(containerId) === end) this.#turns.delete(containerId);
+    });
+    return result;
+  }
+}
+
+const DEFAULT_ROUTE = { ipv4: parseCidr('0.0.0.0/0') as Cidr, ipv6: parseCidr('::/0') as Cidr } as const;
+
+/** What the runtime was told against what the record says. */
+function compareResult(record: PodRecord, { prevResult }: CheckRequest): readonly string[] {
+  const told = new Set(prevResult.ips);
+  return record.ips.filter((ip) => !told.has(ip)).map((ip) => `prevResult has no ${ip}, which this attachment was given`);
+}

@@ -1,0 +1,18 @@
+/** Every failure of a verb as the CNI error that the runtime shows to people. */
+import { type CniCode, CniError } from '../../cni/protocol.ts';
+import { isExists, KernelError } from '../kernel/errors.ts';
+import { SettleError } from '../reconcile/reconciler.ts';
+
+/** Codes of the SPEC where one fits: 4 for what the runtime asked for, 11 for what may pass, 5 for the kernel's refusals. */
+export function toCniError(cause: unknown, action: string, code?: CniCode): CniError {
+  if (cause instanceof CniError) return cause;
+  const reason = cause instanceof SettleError ? cause.cause : cause;
+  const details = reason instanceof Error ? reason.message : String(reason);
+  return new CniError(code ?? codeOf(reason), `cannot ${action}: ${details}`);
+}
+
+function codeOf(reason: unknown): CniCode {
+  if (isExists(reason)) return 'INVALID_ENVIRONMENT';
+  if (reason instanceof KernelError) return reason.code === 'ETIMEDOUT' || reason.code === 'EBUSY' ? 'TRY_AGAIN_LATER' : 'IO_FAILURE';
+  return reason instanceof Error && reason.name === 'TimeoutError' ? 'TRY_AGAIN_LATER' : 'IO_FAILURE';
+}

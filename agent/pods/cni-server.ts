@@ -1,0 +1,143 @@
+/** Where the CNI executable asks: one request a connection on a Unix socket that only root can reach. */
+import { chmodSync, mkdirSync, rmSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import { CniError, type CniRequest, parseRequest, renderAnswer, renderError, renderResult } from '../../cni/protocol.ts';
+import type { Attachments, Readiness } from './attachments.ts';
+import { toCniError } from './cni-errors.ts';
+
+/** A request with its environment and network configuration, at most. */
+const REQUEST_MAX_BYTES = 1 << 20;
+const REQUEST_TIMEOUT_MS = 5_000;
+/** Below the executable's own deadline, so that the runtime gets the reason. */
+const VERB_TIMEOUT_MS = 50_000;
+
+export interface CniCall {
+  readonly verb: CniRequest['verb'] | 'unknown';
+  /** CNI error code, 0 for success. */
+  readonly code: number;
+  readonly durationMs: number;
+}
+
+export interface CniServerOptions {
+  readonly runDir: string;
+  readonly attachments: Attachments;
+  readonly readiness: () => Readiness;
+  readonly log: Logger;
+  readonly onCall?: (call: CniCall) => void;
+}
+
+export class CniServer {
+  readonly #options: CniServerOptions;
+  readonly #server: Server;
+  readonly #stopped = new AbortController();
+
+  constructor(options: CniServerOptions) {
+    this.#options = options;
+    // Half open: the executable ends its side after the request and waits for the answer.
+    this.#server = createServer({ allowHalfOpen: true }, (socket) => this.#receive(socket));
+  }
+
+  /** Listens on `<runDir>/cni.sock`, replacing the socket of a process that died. */
+  async listen(): Promise<void> {
+    const { runDir } = this.#options;
+    const path = join(runDir, 'cni.sock');
+    mkdirSync(runDir, { recursive: true, mode: 0o700 });
+    rmSync(path, { force: true });
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once('error', reject);
+      this.#server.listen(path, resolve);
+    });
+    chmodSync(path, 0o600);
+  }
+
+  async close(): Promise<void> {
+    this.#stopped.abort(new Error('the agent stops'));
+    await new Promise<void>((resolve) => this.#server.close(() => resolve()));
+  }
+
+  #receive(socket: Socket): void {
+    const chunks: Buffer[] = [];
+    let bytes = 0;
+    socket.setTimeout(REQUEST_TIMEOUT_MS, () => socket.destroy());
+    socket.on('error', () => socket.destroy());
+    socket.on('data', (chunk) => {
+      bytes += chunk.length;
+      if (bytes > REQUEST_MAX_BYTES) this.#refuse(socket, `a request has at most ${REQUEST_MAX_BYTES} bytes`);
+      else chunks.push(chunk);
+    });
+    socket.on('end', () => {
+      socket.setTimeout(0);
+      if (!socket.destroyed && socket.writable) void this.#answer(socket, Buffer.concat(chunks));
+    });
+  }
+
+  #refuse(socket: Socket, reason: string): void {
+    socket.removeAllListeners('data');
+    socket.resume();
+    socket.end(renderAnswer(1, renderError('1.0.0', new CniError('DECODING_FAILURE', reason))));
+  }
+
+  async #answer(socket: Socket, bytes: Buffer): Promise<void> {
+    const startedMs = performance.now();
+    let request: CniRequest | undefined;
+    let code = 0;
+    let answer: Buffer;
+    try {
+      request = parseRequest(bytes);
+      answer = renderAnswer(0, await this.#perform(request));
+    } catch (cause) {
+      const error = toCniError(cause, request ? `carry out ${request.verb}` : 'read the request');
+      code = error.code;
+      answer = renderAnswer(1, renderError(request?.config?.cniVersion ?? '1.0.0', error));
+    }
+    const durationMs = performance.now() - startedMs;
+    this.#report(request, code, durationMs, answer);
+    socket.end(answer, () => undefined);
+    if (request?.verb === 'ADD' && code === 0) this.#rollBackUnlessRead(socket, request);
+  }
+
+  /** The answer's object, or undefined where the SPEC wants no output. */
+  async #perform(request: CniRequest): Promise<object | undefined> {
+    const { attachments, readiness } = this.#options;
+    const signal = AbortSignal.any([this.#stopped.signal, AbortSignal.timeout(VERB_TIMEOUT_MS)]);
+    switch (request.verb) {
+      case 'ADD':
+        return renderResult(request.config.cniVersion, await attachments.add(request, signal));
+      case 'DEL':
+        await attachments.del(request);
+        return undefined;
+      case 'CHECK':
+        await attachments.check(request, signal);
+        return undefined;
+      case 'GC':
+        await attachments.gc(request);
+        return undefined;
+      case 'STATUS': {
+        const state = readiness();
+        if (!state.ready) throw new CniError('PLUGIN_NOT_AVAILABLE', `the network of this node is not ready: ${state.reason}`);
+        return undefined;
+      }
+      default:
+        throw new CniError('INVALID_ENVIRONMENT', `CNI_COMMAND ${request.verb} is not for the agent`);
+    }
+  }
+
+  /** An ADD whose caller died before it read the answer would leave an attachment that no runtime knows of. */
+  #rollBackUnlessRead(socket: Socket, request: Extract<CniRequest, { verb: 'ADD' }>): void {
+    socket.once('error', () => {
+      const { containerId, ifName } = request;
+      this.#options.log.warn({ containerId, ifName }, 'the caller of an ADD went away, which is undone');
+      this.#options.attachments.del(request).catch((err: unknown) => this.#options.log.error({ containerId, err }, 'an ADD without a caller cannot be undone'));
+    });
+  }
+
+  #report(request: CniRequest | undefined, code: number, durationMs: number, answer: Buffer): void {
+    const verb = request?.verb ?? 'unknown';
+    this.#options.onCall?.({ verb, code, durationMs });
+    const fields = { verb, containerId: request && 'containerId' in request ? request.containerId : undefined, durationMs: Math.round(durationMs * 100) / 100 };
+    if (code === 0) this.#options.log.info(fields, 'CNI call');
+    else this.#options.log.warn({ ...fields, code, answer: answer.toString('utf8', 0, 1000) }, 'CNI call failed');
+  }
+}

@@ -1,0 +1,67 @@
+/**
+ * DELs that came while no agent listened: files that the executable left, each one whole request. See cni/tulle-cni.c for
+ * the other half of the lock.
+ */
+import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import { parseRequest } from '../../cni/protocol.ts';
+import { tryLockExclusive } from '../kernel/libc.ts';
+import type { Attachments } from './attachments.ts';
+
+/** Holders keep the lock for one file's writing; one that hangs must not keep the agent from starting. */
+const LOCK_ATTEMPTS = 500;
+const LOCK_PAUSE_MS = 10;
+
+export interface DeleteQueueOptions {
+  readonly runDir: string;
+  readonly attachments: Attachments;
+  readonly log: Logger;
+}
+
+export class DeleteQueue {
+  readonly #options: DeleteQueueOptions;
+  readonly #directory: string;
+
+  constructor(options: DeleteQueueOptions) {
+    this.#options = options;
+    this.#directory = join(options.runDir, 'delete-queue');
+    mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
+  }
+
+  /** Carries out what is queued and then runs `listen`, both under the lock: no request falls between the two. */
+  async drainThen(listen: () => Promise<void>): Promise<void> {
+    const lock = openSync(join(this.#options.runDir, 'delete-queue.lock'), 'a', 0o600);
+    try {
+      await this.#lock(lock);
+      await this.drain();
+      await listen();
+    } finally {
+      closeSync(lock);
+    }
+  }
+
+  /** Carries out what is queued; what fails stays for the next time. */
+  async drain(): Promise<void> {
+    for (const name of readdirSync(this.#directory)) {
+      if (!/^[0-9a-f]{16}$/.test(name)) continue;
+      const path = join(this.#directory, name);
+      try {
+        const request = parseRequest(readFileSync(path));
+        if (request.verb === 'DEL') await this.#options.attachments.del(request);
+        rmSync(path, { force: true });
+      } catch (err) {
+        this.#options.log.warn({ err, path }, 'a queued DEL failed and stays queued');
+      }
+    }
+  }
+
+  async #lock(fd: number): Promise<void> {
+    for (let attempt = 0; attempt < LOCK_ATTEMPTS; attempt++) {
+      if (tryLockExclusive(fd)) return;
+      await delay(LOCK_PAUSE_MS);
+    }
+    this.#options.log.warn({ path: join(this.#options.runDir, 'delete-queue.lock') }, 'a CNI executable holds the lock of the delete queue for seconds: going on without');
+  }
+}

@@ -1,0 +1,65 @@
+import test from 'ava';
+import fc from 'fast-check';
+import { cidr, ip } from '../../test/support/cluster-values.ts';
+import { type Cidr, containsIp, type IpAddress } from '../model/ip.ts';
+import { type AddressUse, capacityOf, nextAddress } from './ipam.ts';
+
+const nothing: AddressUse = { inUse: new Set(), released: new Map(), last: undefined };
+
+test('the first address after the node\'s own is given first, then the next ones, round the end', (t) => {
+  const small = cidr('10.84.1.0/29');
+  t.is(nextAddress(small, nothing), ip('10.84.1.2'));
+  t.is(nextAddress(small, { ...nothing, last: ip('10.84.1.2') }), ip('10.84.1.3'));
+  t.is(nextAddress(small, { ...nothing, last: ip('10.84.1.6') }), ip('10.84.1.2'));
+  // An address of another range (the node's former CIDR) does not matter.
+  t.is(nextAddress(small, { ...nothing, last: ip('10.99.0.7') }), ip('10.84.1.2'));
+  t.is(nextAddress(cidr('fd84::/64'), { ...nothing, last: ip('fd84::ffff') }), ip('fd84::1:0'));
+});
+
+test('a resting address is given only when no other is left, the longest resting first', (t) => {
+  const small = cidr('10.84.1.0/29');
+  const released = new Map([
+    [ip('10.84.1.3'), 2000],
+    [ip('10.84.1.4'), 1000],
+  ]);
+  t.is(nextAddress(small, { inUse: new Set([ip('10.84.1.2')]), released, last: ip('10.84.1.2') }), ip('10.84.1.5'));
+  const inUse = new Set(['10.84.1.2', '10.84.1.5', '10.84.1.6'].map(ip));
+  t.is(nextAddress(small, { inUse, released, last: ip('10.84.1.2') }), ip('10.84.1.4'));
+});
+
+test('nothing is left in a full range, and ranges too small for pods have nothing', (t) => {
+  t.is(nextAddress(cidr('10.0.0.0/30'), { ...nothing, inUse: new Set([ip('10.0.0.2')]) }), undefined);
+  for (const tiny of ['10.0.0.0/31', '10.0.0.0/32', 'fd00::/127', 'fd00::/128']) {
+    t.is(capacityOf(cidr(tiny)), 0n, tiny);
+    t.is(nextAddress(cidr(tiny), nothing), undefined, tiny);
+  }
+});
+
+test('filling any small range gives every usable address once and no other', (t) => {
+  fc.assert(
+    fc.property(fc.constantFrom('10.0.0.0/28', '0.0.0.0/27', '255.255.255.224/27', 'fd00::/124', 'ffff::ffff:fff0/124'), (text) => {
+      const range = cidr(text);
+      const inUse = new Set<IpAddress>();
+      let last: IpAddress | undefined;
+      for (let next = nextAddress(range, { inUse, released: new Map(), last }); next; next = nextAddress(range, { inUse, released: new Map(), last })) {
+        if (inUse.has(next)) throw new Error(`${next} was given twice`);
+        inUse.add(next);
+        last = next;
+      }
+      t.is(BigInt(inUse.size), capacityOf(range));
+      t.true([...inUse].every((each) => containsIp(range, each) && !reserved(range).has(each)));
+    }),
+  );
+});
+
+/** Network address, the node's own, and IPv4's broadcast, written out. */
+const reserved = (range: Cidr): ReadonlySet<string> =>
+  new Set(
+    {
+      '10.0.0.0/28': ['10.0.0.0', '10.0.0.1', '10.0.0.15'],
+      '0.0.0.0/27': ['0.0.0.0', '0.0.0.1', '0.0.0.31'],
+      '255.255.255.224/27': ['255.255.255.224', '255.255.255.225', '255.255.255.255'],
+      'fd00::/124': ['fd00::', 'fd00::1'],
+      'ffff::ffff:fff0/124': ['ffff::ffff:fff0', 'ffff::ffff:fff1'],
+    }[range as string],
+  );

@@ -1,0 +1,63 @@
+import { mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import fc from 'fast-check';
+import { pino } from 'pino';
+import { ip } from '../../test/support/cluster-values.ts';
+import { type PodRecord, PodRecords, parseRecord, recordKey } from './records.ts';
+
+const log = pino({ level: 'silent' });
+
+function runDir(t: ExecutionContext): string {
+  const directory = mkdtempSync(join(tmpdir(), 'tulle-records-'));
+  t.teardown(() => rmSync(directory, { recursive: true }));
+  return directory;
+}
+
+const record = (containerId: string, address: string): PodRecord => ({
+  containerId,
+  ifName: 'eth0',
+  network: 'tulle',
+  netns: { path: '/run/netns/x', device: '4', inode: '4026532000' },
+  podNamespace: 'default',
+  podName: 'web',
+  ips: [ip(address)],
+  mtuBytes: 1450,
+  createdMs: 1,
+});
+
+test('a fresh process finds what an earlier one saved and released, and nothing else', (t) => {
+  const directory = runDir(t);
+  const before = new PodRecords(directory, log);
+  before.save(record('one', '10.84.0.2'));
+  before.save(record('two', '10.84.0.3'));
+  before.release(record('two', '10.84.0.3'), 5000);
+  const after = new PodRecords(directory, log);
+  t.deepEqual(after.all(), [record('one', '10.84.0.2')]);
+  t.deepEqual(after.get(recordKey({ containerId: 'one', ifName: 'eth0' })), record('one', '10.84.0.2'));
+  t.deepEqual([...after.inUse], [ip('10.84.0.2')]);
+  t.deepEqual([...after.released], [[ip('10.84.0.3'), 5000]]);
+  after.forgetReleased(5001);
+  t.deepEqual([...new PodRecords(directory, log).released], []);
+});
+
+test('directories are for root alone and no partial file is taken for a record', (t) => {
+  const directory = runDir(t);
+  new PodRecords(directory, log).save(record('one', '10.84.0.2'));
+  t.is(statSync(join(directory, 'pods')).mode & 0o777, 0o700);
+  writeFileSync(join(directory, 'pods', 'abc.json.new'), '{"containerId":');
+  writeFileSync(join(directory, 'pods', 'broken.json'), '{"containerId":');
+  t.deepEqual(new PodRecords(directory, log).all().map(({ containerId }) => containerId), ['one']);
+  t.true(readdirSync(join(directory, 'pods')).includes('broken.json.unreadable'));
+  t.false(readdirSync(join(directory, 'pods')).includes('abc.json.new'));
+});
+
+test('parseRecord takes what was written and nothing that lacks a field', (t) => {
+  t.deepEqual(parseRecord(JSON.stringify(record('one', 'fd84::2'))), record('one', 'fd84::2'));
+  for (const field of ['containerId', 'ifName', 'network', 'netns', 'ips', 'createdMs', 'mtuBytes']) {
+    t.is(parseRecord(JSON.stringify({ ...record('one', '10.84.0.2'), [field]: undefined })), undefined, field);
+  }
+  t.is(parseRecord(JSON.stringify({ ...record('one', '10.84.0.2'), ips: ['10.84.0.02'] })), undefined);
+  fc.assert(fc.property(fc.oneof(fc.json(), fc.string()), (text) => parseRecord(text) === undefined));
+});
