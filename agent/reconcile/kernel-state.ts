@@ -46,7 +46,8 @@ export class KernelState {
    * same object again is a no-op; a key becomes dirty only if what is wanted for it really changed.
    */
   replace(id: FragmentId, fragment: Fragment | undefined): readonly Key[] {
-    if (fragment && fragment.id !== id) throw new TypeError(`cannot store fragment ${fragment.id} as ${id}: the ids differ`);
+    if (fragment && fragment.id !== id)
+      throw new TypeError(`cannot store fragment ${fragment.id} as ${id}: the ids differ`);
     const before = this.#graph.get(id);
     if (before === fragment) return [];
     const wasLive = this.#graph.isLive(id);
@@ -158,11 +159,10 @@ export class KernelState {
 
   /** The list to change; notes what was wanted before its first change. */
   #claimsFor(key: Key, wantedBefore: Map<Key, AnyItem | undefined>): Claim[] {
-    const kind = kindOf(key);
-    let ofKind = this.#claims.get(kind);
-    if (!ofKind) this.#claims.set(kind, (ofKind = new Map()));
-    let claims = ofKind.get(key);
-    if (!claims) ofKind.set(key, (claims = []));
+    const ofKind = this.#claims.get(kindOf(key)) ?? new Map<Key, Claim[]>();
+    const claims = ofKind.get(key) ?? [];
+    ofKind.set(key, claims);
+    this.#claims.set(kindOf(key), ofKind);
     if (!wantedBefore.has(key)) wantedBefore.set(key, claims[0]?.item);
     return claims;
   }
@@ -218,7 +218,9 @@ function placeAfter(claims: readonly Claim[], fragment: Fragment): number {
 
 function isSameItem(a: AnyItem | undefined, b: AnyItem | undefined): boolean {
   if (a === b) return true;
-  return a !== undefined && b !== undefined && isDeepStrictEqual(a.value, b.value) && isDeepStrictEqual(a.needs, b.needs);
+  return (
+    a !== undefined && b !== undefined && isDeepStrictEqual(a.value, b.value) && isDeepStrictEqual(a.needs, b.needs)
+  );
 }
 
 const contestText = (key: Key, winner: Fragment): string =>

@@ -1,0 +1,230 @@
+import { setImmediate as yieldToEvents } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import { type Key, type Kind, kindOf } from '../model/items.ts';
+import { withDeadline } from './deadline.ts';
+import { Doorbell } from './doorbell.ts';
+import type { FailedChange, Ledger } from './ledger.ts';
+import type { Settles } from './settles.ts';
+import type { Change } from './types.ts';
+
+/** What one call of a driver's apply() did. */
+export interface BatchReport {
+  readonly kind: Kind;
+  readonly changes: readonly Change[];
+  readonly failed: readonly FailedChange[];
+  readonly durationMs: number;
+}
+
+interface Errand {
+  run(signal: AbortSignal): Promise<void>;
+  cancel(reason: unknown): void;
+}
+
+export interface LaneContext {
+  readonly settles: Settles;
+  readonly log: Logger;
+  readonly batchSize: number;
+  /** Bound of one list() or apply() that does not answer. */
+  readonly deadlineMs: number;
+  readonly now: () => number;
+  /** Called once a batch is booked. */
+  onBatch(report: BatchReport): void;
+  /** Called once a list is booked. */
+  onList(kind: Kind, durationMs: number): void;
+}
+
+/**
+ * One loop that does everything its drivers do, one thing at a time: lists, and batches in apply order, creates and updates
+ * first and removals in reverse. Between any two batches those who settle get their turn, then lists that are due.
+ * It sleeps on one doorbell and one timer; with nothing to do it does not wake up.
+ */
+export class LaneLoop {
+  /** In apply order. */
+  readonly #ledgers: readonly Ledger[];
+  readonly #context: LaneContext;
+  readonly #bell = new Doorbell();
+  readonly #errands: Errand[] = [];
+  #ended: AbortSignal | undefined;
+  #cycles = 0;
+
+  constructor(ledgers: readonly Ledger[], context: LaneContext) {
+    this.#ledgers = ledgers;
+    this.#context = context;
+  }
+
+  /** How often it woke up to look for work. */
+  get cycles(): number {
+    return this.#cycles;
+  }
+
+  ring(): void {
+    this.#bell.ring();
+  }
+
+  /** Works until the signal aborts, then returns; what a driver throws never ends it. */
+  async run(signal: AbortSignal): Promise<void> {
+    signal.addEventListener('abort', () => this.ring(), { once: true });
+    while (!signal.aborted) {
+      try {
+        await this.#cycle(signal);
+      } catch (error) {
+        if (signal.aborted) break;
+        this.#context.log.error({ err: error }, 'a lane failed by a fault of its own and goes on');
+        for (const ledger of this.#ledgers) ledger.abandon(asError(error));
+      }
+      await this.#bell.wait(this.#nextDueMs() - this.#context.now());
+    }
+    this.#ended = signal;
+    for (const errand of this.#errands.splice(0)) errand.cancel(signal.reason);
+  }
+
+  /**
+   * Does something while this lane writes nothing. Rejects with the reason of whichever signal aborts first, the caller's
+   * or the lane's; work has to stop at the one that it is given.
+   */
+  async between<T>(signal: AbortSignal, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    signal.throwIfAborted();
+    this.#ended?.throwIfAborted();
+    const { promise, resolve, reject } = Promise.withResolvers<T>();
+    const onAbort = (): void => reject(signal.reason);
+    signal.addEventListener('abort', onAbort, { once: true });
+    this.#errands.push({
+      run: async (laneSignal) => {
+        if (!signal.aborted) await work(AbortSignal.any([laneSignal, signal])).then(resolve, reject);
+      },
+      cancel: reject,
+    });
+    this.ring();
+    try {
+      return await promise;
+    } finally {
+      signal.removeEventListener('abort', onAbort);
+    }
+  }
+
+  async #cycle(signal: AbortSignal): Promise<void> {
+    const { batchSize } = this.#context;
+    this.#cycles++;
+    await this.#interlude(signal);
+    for (const ledger of this.#ledgers) await this.#drain(ledger, () => ledger.takeWrites(batchSize), signal);
+    for (const ledger of this.#ledgers.toReversed()) {
+      await this.#drain(ledger, () => ledger.takeRemovals(batchSize), signal);
+    }
+    this.#context.settles.check();
+  }
+
+  async #drain(ledger: Ledger, take: () => readonly Change[], signal: AbortSignal): Promise<void> {
+    for (let batch = take(); batch.length > 0; batch = take()) {
+      await this.#apply(ledger, batch, signal);
+      await this.#interlude(signal);
+    }
+  }
+
+  /** Everything that comes before the next batch. */
+  async #interlude(signal: AbortSignal): Promise<void> {
+    for (let worked = true; worked; ) {
+      // Notices that have arrived, such as echoes of the last batch, are heard before the next decision.
+      await yieldToEvents();
+      signal.throwIfAborted();
+      const nowMs = this.#context.now();
+      for (const ledger of this.#ledgers) {
+        ledger.collect();
+        ledger.dirty.releaseDue(nowMs);
+      }
+      this.#context.settles.check();
+      const demand = this.#context.settles.demand();
+      worked =
+        (await this.#applyUrgent(demand, signal)) ||
+        (await this.#listDue(demand, signal)) ||
+        (await this.#runErrand(signal));
+    }
+  }
+
+  async #applyUrgent(demand: ReadonlySet<Key>, signal: AbortSignal): Promise<boolean> {
+    if (demand.size === 0) return false;
+    const { batchSize } = this.#context;
+    for (const ledger of this.#ledgers) {
+      if (await this.#applyAny(ledger, ledger.takeWrites(batchSize, demand), signal)) return true;
+    }
+    for (const ledger of this.#ledgers.toReversed()) {
+      if (await this.#applyAny(ledger, ledger.takeRemovals(batchSize, demand), signal)) return true;
+    }
+    return false;
+  }
+
+  async #applyAny(ledger: Ledger, batch: readonly Change[], signal: AbortSignal): Promise<boolean> {
+    if (batch.length > 0) await this.#apply(ledger, batch, signal);
+    return batch.length > 0;
+  }
+
+  async #listDue(demand: ReadonlySet<Key>, signal: AbortSignal): Promise<boolean> {
+    const nowMs = this.#context.now();
+    const demanded = new Set([...demand].map(kindOf));
+    const isDemanded = ({ kind, schedule }: Ledger): boolean => schedule.stale !== undefined && demanded.has(kind);
+    const ledger = this.#ledgers.find(isDemanded) ?? this.#ledgers.find(({ schedule }) => schedule.dueMs <= nowMs);
+    if (ledger) await this.#list(ledger, signal);
+    return ledger !== undefined;
+  }
+
+  async #runErrand(signal: AbortSignal): Promise<boolean> {
+    const errand = this.#errands.shift();
+    await errand?.run(signal);
+    return errand !== undefined;
+  }
+
+  async #apply(ledger: Ledger, batch: readonly Change[], signal: AbortSignal): Promise<void> {
+    const { settles, deadlineMs, now, onBatch } = this.#context;
+    const { kind, driver } = ledger;
+    const startMs = now();
+    let failures: ReadonlyMap<Key, Error>;
+    try {
+      failures = await withDeadline(signal, deadlineMs, `apply ${batch.length} changes of ${kind}`, (inner) =>
+        driver.apply(batch, inner),
+      );
+    } catch (error) {
+      signal.throwIfAborted();
+      failures = new Map(batch.map(({ key }) => [key, asError(error)]));
+    }
+    const failed = ledger.acknowledge(batch, failures);
+    onBatch({ kind, changes: batch, failed, durationMs: now() - startMs });
+    if (failed.length > 0) this.#logFailures(ledger, failed);
+    settles.failed(failed);
+    settles.check();
+  }
+
+  async #list(ledger: Ledger, signal: AbortSignal): Promise<void> {
+    const { settles, log, deadlineMs, now, onList } = this.#context;
+    const { kind, driver } = ledger;
+    const startMs = now();
+    ledger.beginList();
+    try {
+      const listed = await withDeadline(signal, deadlineMs, `list ${kind}`, (inner) => driver.list(inner));
+      ledger.absorb(listed);
+      onList(kind, now() - startMs);
+    } catch (error) {
+      signal.throwIfAborted();
+      ledger.listFailed(asError(error).message);
+      log.warn({ kind, err: error }, 'cannot list; nothing of this kind is written until a list succeeds');
+      settles.kindFailed(kind, asError(error));
+    }
+    settles.check();
+  }
+
+  #logFailures({ kind, dirty }: Ledger, failed: readonly FailedChange[]): void {
+    const [first] = failed;
+    if (!first) return;
+    const { change, error } = first;
+    const attempts = dirty.failures.get(change.key)?.attempts;
+    this.#context.log.warn(
+      { kind, failures: failed.length, action: change.action, key: change.key, attempts, err: error },
+      'changes failed and will be tried again',
+    );
+  }
+
+  #nextDueMs(): number {
+    return Math.min(...this.#ledgers.flatMap(({ schedule, dirty }) => [schedule.dueMs, dirty.nextTryMs()]), Infinity);
+  }
+}
+
+const asError = (value: unknown): Error =>
+  value instanceof Error ? value : new Error(String(value), { cause: value });

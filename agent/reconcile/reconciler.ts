@@ -1,0 +1,285 @@
+import type { Logger } from 'pino';
+import { APPLY_ORDER, type Key, type Kind, kindOf, type Objects } from '../model/items.ts';
+import type { BackoffLimits } from './backoff.ts';
+import { Blocked } from './blocked.ts';
+import { withDeadline } from './deadline.ts';
+import type { KernelState } from './kernel-state.ts';
+import { keyedDiff } from './keyed-diff.ts';
+import { type BatchReport, LaneLoop } from './lane.ts';
+import { type KindDriver, Ledger, type LedgerContext, type Value } from './ledger.ts';
+import { Settles } from './settles.ts';
+import { KindCounters, type ReconcilerStatus, renderStatus } from './status.ts';
+import type { AnyDriver, Change, Lane, Notice } from './types.ts';
+
+export type { BatchReport } from './lane.ts';
+export { SettleError } from './settles.ts';
+export type { KindStatus, ReconcilerStatus } from './status.ts';
+
+export interface ReconcilerOptions {
+  /** Mean time between two full lists of one kind. */
+  readonly resyncIntervalMs?: number;
+  /** Most changes in one call of apply(). */
+  readonly batchSize?: number;
+  readonly backoff?: BackoffLimits;
+  /** How long one list() or apply() may take before it counts as failed. */
+  readonly deadlineMs?: number;
+  /** Milliseconds since the epoch on a clock that never goes back. */
+  readonly now?: () => number;
+  /** [0, 1) */
+  readonly random?: () => number;
+  /** Told of every batch once it is booked, for metrics. */
+  readonly onBatch?: (report: BatchReport) => void;
+}
+
+const DEFAULTS = {
+  resyncIntervalMs: 300_000,
+  batchSize: 256,
+  backoff: { minMs: 100, maxMs: 30_000 },
+  deadlineMs: 60_000,
+  now: () => performance.timeOrigin + performance.now(),
+  random: Math.random,
+  onBatch: () => {},
+} as const satisfies Required<ReconcilerOptions>;
+
+/**
+ * Keeps the kernel equal to a KernelState: diffs dirty keys against what is known and has drivers write the difference, in
+ * one loop a lane. It holds no truth of its own: a new one over the same kernel and state comes to the same result.
+ */
+export class Reconciler {
+  readonly #state: KernelState;
+  readonly #log: Logger;
+  readonly #options: Required<ReconcilerOptions>;
+  readonly #ledgers = new Map<Kind, Ledger>();
+  readonly #lanes = new Map<Lane, LaneLoop>();
+  readonly #blocked = new Blocked();
+  readonly #settles: Settles;
+  readonly #counters = new Map<Kind, KindCounters>();
+  readonly #listed = Promise.withResolvers<void>();
+  readonly #stopped = Promise.withResolvers<void>();
+  #isStarted = false;
+
+  constructor(parts: {
+    readonly state: KernelState;
+    readonly drivers: readonly AnyDriver[];
+    readonly log: Logger;
+    readonly options?: ReconcilerOptions;
+  }) {
+    this.#state = parts.state;
+    this.#log = parts.log;
+    this.#options = { ...DEFAULTS, ...parts.options };
+    this.#settles = new Settles(this.#state, (key) => this.#ledgers.get(kindOf(key))?.isSettled(key) ?? false);
+    // Nobody has to wait for it.
+    this.#listed.promise.catch(() => {});
+    for (const driver of parts.drivers.toSorted((a, b) => orderOf(a.kind) - orderOf(b.kind))) this.#open(driver);
+    for (const lane of new Set(parts.drivers.map((driver) => driver.lane))) this.#lanes.set(lane, this.#loopOf(lane));
+    this.#state.onDirty((kind) => this.#ring(kind));
+  }
+
+  /** Every driver has listed once. Rejects with the abort reason if that comes first. */
+  get listed(): Promise<void> {
+    return this.#listed.promise;
+  }
+
+  /** All loops have ended after the abort. */
+  get stopped(): Promise<void> {
+    return this.#stopped.promise;
+  }
+
+  /** Lists everything, then works until the signal aborts; nothing is written after that. Once per object. */
+  start(signal: AbortSignal): void {
+    if (this.#isStarted || signal.aborted)
+      throw new Error('cannot start the reconciler: expected a new one and a live signal');
+    this.#isStarted = true;
+    for (const ledger of this.#ledgers.values()) this.#watch(ledger, signal);
+    if (this.#ledgers.size === 0) this.#listed.resolve();
+    signal.addEventListener('abort', () => this.#abort(signal.reason), { once: true });
+    Promise.all([...this.#lanes.values()].map((lane) => lane.run(signal))).then(
+      () => this.#stopped.resolve(),
+      this.#stopped.reject,
+    );
+  }
+
+  /**
+   * From the next full lists on, which it asks for, objects are removed that nobody wants, whoever made them. Until then only
+   * those go that this process wanted at some time: before the cluster is known, not wanted means nothing.
+   */
+  enableSweep(): void {
+    for (const ledger of this.#ledgers.values()) {
+      ledger.askForSweep();
+      this.#ring(ledger.kind);
+    }
+  }
+
+  /** The last full list plus acknowledged writes and notices. */
+  known<K extends Kind>(key: Key<K>): Objects[K] | undefined {
+    return this.#ledgers.get(kindOf(key as Key))?.known.get(key as Key) as Objects[K] | undefined;
+  }
+
+  /**
+   * Resolves when what is known of each key equals what is wanted (both may be absent) by the driver's own word. These keys
+   * and what they need go first. Rejects with SettleError at the first failed attempt at one of them, with the reason of
+   * the first abort otherwise; what is merely blocked waits.
+   */
+  async settle(keys: Iterable<Key>, signal: AbortSignal): Promise<void> {
+    const asked = [...keys];
+    const orphan = asked.find((key) => !this.#ledgers.has(kindOf(key)));
+    if (orphan) throw new TypeError(`cannot settle ${orphan}: expected a kind with a driver, got ${kindOf(orphan)}`);
+    const done = this.#settles.wait(asked, signal);
+    for (const lane of this.#lanes.values()) lane.ring();
+    await done;
+  }
+
+  /** Schedules a full list of one kind or of all. */
+  resync(kind?: Kind): void {
+    for (const ledger of this.#ledgers.values()) {
+      if (kind !== undefined && kind !== ledger.kind) continue;
+      ledger.schedule.request();
+      this.#ring(ledger.kind);
+    }
+  }
+
+  /**
+   * What the next cycle would change, by fresh lists of everything: creates and updates in apply order, then removals in
+   * reverse. Writes and stores nothing. Each kind is listed between two batches of its lane.
+   */
+  async diff(signal: AbortSignal): Promise<readonly Change[]> {
+    const ledgers = [...this.#ledgers.values()];
+    const changes = await Promise.all(ledgers.map((ledger) => this.#diffOf(ledger, signal)));
+    return [...changes.flatMap(({ writes }) => writes), ...changes.toReversed().flatMap(({ removals }) => removals)];
+  }
+
+  /** Plain JSON. */
+  status(): ReconcilerStatus {
+    for (const ledger of this.#ledgers.values()) ledger.collect();
+    return renderStatus({
+      state: this.#state,
+      ledgers: this.#ledgers,
+      lanes: this.#lanes,
+      counters: this.#counters,
+      blocked: this.#blocked,
+      nowMs: this.#options.now(),
+    });
+  }
+
+  #open(driver: AnyDriver): void {
+    const { kind } = driver;
+    if (this.#ledgers.has(kind)) throw new TypeError(`cannot reconcile ${kind}: expected one driver, got two`);
+    const context: LedgerContext = {
+      state: this.#state,
+      blocked: this.#blocked,
+      timing: this.#options,
+      isReady: (need) =>
+        this.#state.wanted(need) !== undefined && (this.#ledgers.get(kindOf(need))?.isSettled(need) ?? false),
+      onKnown: (key) => this.#wakeWaitersFor(key),
+      onWork: () => this.#ring(kind),
+    };
+    this.#ledgers.set(kind, new Ledger(driver as KindDriver, context));
+    this.#counters.set(kind, new KindCounters());
+  }
+
+  #loopOf(name: Lane): LaneLoop {
+    const { batchSize, deadlineMs, now } = this.#options;
+    return new LaneLoop(
+      [...this.#ledgers.values()].filter(({ driver }) => driver.lane === name),
+      {
+        settles: this.#settles,
+        log: this.#log,
+        batchSize,
+        deadlineMs,
+        now,
+        onBatch: (report) => this.#onBatch(report),
+        onList: (kind, durationMs) => this.#onList(kind, durationMs),
+      },
+    );
+  }
+
+  #watch(ledger: Ledger, signal: AbortSignal): void {
+    const notice: Notice<Kind> = {
+      found: (key, value) => {
+        ledger.found(key, value);
+        this.#settles.check();
+      },
+      stale: (reason) => {
+        ledger.schedule.markStale(reason);
+        this.#ring(ledger.kind);
+      },
+    };
+    try {
+      ledger.driver.watch?.(notice, signal);
+    } catch (error) {
+      this.#log.error(
+        { kind: ledger.kind, err: error },
+        'cannot watch; changes of others are seen only at the next full list',
+      );
+    }
+  }
+
+  #ring(kind: Kind): void {
+    const lane = this.#ledgers.get(kind)?.driver.lane;
+    if (lane) this.#lanes.get(lane)?.ring();
+  }
+
+  #wakeWaitersFor(need: Key): void {
+    for (const waiter of this.#blocked.waitersFor(need)) this.#ledgers.get(kindOf(waiter))?.unblock(waiter);
+  }
+
+  #onBatch(report: BatchReport): void {
+    const { kind, changes, failed, durationMs } = report;
+    this.#counters.get(kind)?.countBatch(report, this.#options.now());
+    this.#logDrift(kind, changes);
+    this.#log.debug({ kind, changes: changes.length, failures: failed.length, durationMs }, 'wrote a batch');
+    this.#options.onBatch(report);
+  }
+
+  #logDrift(kind: Kind, changes: readonly Change[]): void {
+    const drift = this.#ledgers.get(kind)?.drift ?? 0;
+    const counters = this.#counters.get(kind);
+    if (!counters || counters.loggedDrift === drift) return;
+    const repairs = drift - counters.loggedDrift;
+    counters.loggedDrift = drift;
+    this.#log.info({ kind, repairs, key: changes[0]?.key }, 'repaired what somebody else had changed');
+  }
+
+  #onList(kind: Kind, durationMs: number): void {
+    this.#counters.get(kind)?.countList(durationMs);
+    // While a kind is stale nothing counts as ready, so that its return may free anything.
+    for (const need of this.#blocked.needs()) if (kindOf(need) === kind) this.#wakeWaitersFor(need);
+    const ledgers = [...this.#ledgers.values()];
+    if (ledgers.every((ledger) => ledger.isSweeping)) this.#state.forgetHistory();
+    if ([...this.#counters.values()].every(({ lists }) => lists > 0)) this.#listed.resolve();
+  }
+
+  #abort(reason: unknown): void {
+    this.#listed.reject(reason);
+    this.#settles.abort(reason);
+  }
+
+  async #diffOf(ledger: Ledger, signal: AbortSignal): Promise<{ writes: Change[]; removals: Change[] }> {
+    const { driver, kind } = ledger;
+    const work = async (either: AbortSignal): Promise<{ writes: Change[]; removals: Change[] }> => {
+      const found = await withDeadline(either, this.#options.deadlineMs, `list ${kind}`, (inner) => driver.list(inner));
+      return this.#compare(ledger, found);
+    };
+    const lane = this.#isStarted ? this.#lanes.get(driver.lane) : undefined;
+    return lane ? lane.between(signal, work) : work(signal);
+  }
+
+  #compare(ledger: Ledger, found: ReadonlyMap<Key, Value>): { writes: Change[]; removals: Change[] } {
+    const { kind } = ledger;
+    const wanted = new Map<Key, Value>();
+    for (const key of this.#state.keys(kind)) wanted.set(key, this.#state.wanted(key)?.value as Value);
+    const { creates, updates, removes } = keyedDiff(wanted, found, (value, from) => ledger.equal(value, from));
+    const item = (key: Key) => this.#state.wanted(key);
+    return {
+      writes: [
+        ...creates.map(({ key }) => ({ action: 'create', kind, key, item: item(key) }) as Change),
+        ...updates.map(({ key, from }) => ({ action: 'update', kind, key, item: item(key), from }) as Change),
+      ],
+      removals: removes
+        .filter(({ key }) => ledger.mayRemove(key))
+        .map(({ key, from }) => ({ action: 'remove', kind, key, from }) as Change),
+    };
+  }
+}
+
+const orderOf = (kind: Kind): number => APPLY_ORDER.indexOf(kind);
