@@ -1,6 +1,6 @@
 /** `ava` runs everything; scripts/test.ts gives it the folders of one group at a time. */
 export default {
-  extensions: { ts: 'module' },
+  extensions: ['ts'],
   files: ['{agent,cni,lab,scripts,bench}/**/*.test.ts', 'test/**/*.test.ts'],
   // Tests of kernel code change the network namespace of a thread: each file gets a process of its own.
   workerThreads: false,
