@@ -2,6 +2,7 @@
 import type { IncomingMessage } from 'node:http';
 import { Agent, request as httpsRequest } from 'node:https';
 import { checkServerIdentity, type PeerCertificate } from 'node:tls';
+import { statusOf } from './answers.ts';
 import {
   ApiError,
   type ApiRequest,
@@ -211,12 +212,6 @@ function parseStatus(body: string): StatusBody {
     return {};
   }
   return statusOf(parsed);
-}
-
-/** `reason` and `message` of a Status object, as far as they are there. */
-export function statusOf(value: unknown): StatusBody {
-  const { reason, message } = (value ?? {}) as Record<string, unknown>;
-  return { ...(typeof reason === 'string' && { reason }), ...(typeof message === 'string' && { message }) };
 }
 
 /** RFC 9110 section 10.2.3, the form in seconds, which is the one that the API server sends. */

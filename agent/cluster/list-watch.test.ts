@@ -336,7 +336,7 @@ test('silence beyond the time of a watch ends it, and it is resumed', async (t) 
   });
   await until(() => versions().length === 2, 'resumed');
   t.is(versions()[1], '11');
-  t.true(watch.status().connected);
+  await until(() => watch.status().connected, 'the resumed watch is open');
 });
 
 test('run ends with the signal, at any point', async (t) => {
