@@ -113,6 +113,6 @@ async function undo(node: NodeRef, network: NetworkList, attachment: Attachment,
 }
 
 async function ipNetns(node: NodeRef, args: readonly string[], signal: AbortSignal): Promise<void> {
-  const enter = ['--target', String(node.pid), '--mount', '--net', '--', 'ip', 'netns'];
+  const enter = ['--target', String(node.pid), '--mount', '--net', '--pid', '--', 'ip', 'netns'];
   await execa('nsenter', [...enter, ...args], { timeout: COMMAND_TIMEOUT_MS, cancelSignal: signal });
 }

@@ -57,7 +57,6 @@ function patch({ store, request, query, encoding, contentType, body }: Call): Re
 }
 
 function remove({ store, request, query, encoding, body }: Call): Reply {
-  if (request.subresource !== '') throw badRequest(`the ${request.subresource} of an object cannot be deleted`);
   const { row, ref } = request;
   const { uid } = store.get(row, ref).object.metadata;
   const dying = store.delete(row, ref, deleteOptions(body, query));

@@ -36,7 +36,9 @@ export function parseRoute(method: string, path: string, query: URLSearchParams)
   if (name === '' && parts.length > 1) return undefined;
   if (row.namespaced && name !== '' && namespace === '') return undefined;
   if (subresource !== '' && !(subresource === 'status' && row.status)) return undefined;
-  return { row, verb: verbOf(method, name !== '', query), ref: { namespace, name }, subresource };
+  const verb = verbOf(method, name !== '', query);
+  const has = subresource === '' || verb === 'get' || verb === 'update' || verb === 'patch';
+  return { row, verb: has ? verb : undefined, ref: { namespace, name }, subresource };
 }
 
 /** `namespaces/x/pods`, but neither `namespaces/x` nor `namespaces/x/status`. */

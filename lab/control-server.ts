@@ -1,0 +1,62 @@
+/** The answering side of control.ts: a small table of routes on a Unix socket. */
+import { once } from 'node:events';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { json } from 'node:stream/consumers';
+import type { Logger } from 'pino';
+import type { Lab } from './lab.ts';
+import { messageOf } from './lab-error.ts';
+import type { LabPodRequest } from './pods.ts';
+
+type Handler = (lab: Lab, parts: readonly string[], body: unknown, signal: AbortSignal) => Promise<unknown>;
+
+/** `METHOD /path`, a star for each part that is given to the handler. */
+const ROUTES: Readonly<Record<string, Handler>> = {
+  'GET /status': (lab, _, __, signal) => lab.status(signal),
+  'POST /pods': (lab, _, body, signal) => lab.pods.run(body as LabPodRequest, signal),
+  'POST /pods/*/*/check': (lab, [namespace = '', name = ''], _, signal) => lab.pods.check({ namespace, name }, signal),
+  'DELETE /pods/*/*': (lab, [namespace = '', name = ''], _, signal) => lab.pods.remove({ namespace, name }, signal),
+  'POST /nodes/*/kill-agent': async (lab, [node = '']) => ({ pid: await lab.killAgent(node) }),
+};
+
+/** Listens when it resolves. Calls live as long as the lab, not as long as the caller: half an ADD is nothing to leave. */
+export async function listenForControl(socketPath: string, lab: Lab, log: Logger, signal: AbortSignal): Promise<Server> {
+  const server = createServer((request, response) => {
+    answer(lab, request, signal).then(
+      (value) => reply(response, 200, value ?? {}),
+      (error: unknown) => {
+        log.warn({ method: request.method, path: request.url, err: error }, 'cannot answer a call');
+        reply(response, 500, { error: messageOf(error) });
+      },
+    );
+  });
+  server.listen(socketPath);
+  await once(server, 'listening');
+  return server;
+}
+
+async function answer(lab: Lab, request: IncomingMessage, signal: AbortSignal): Promise<unknown> {
+  const { method = '', url = '' } = request;
+  const given = url.slice(1).split('/').map(decodeURIComponent);
+  for (const [route, handler] of Object.entries(ROUTES)) {
+    const [routeMethod, path = ''] = route.split(' ');
+    const parts = routeMethod === method ? matchPath(path.slice(1).split('/'), given) : undefined;
+    if (parts) return handler(lab, parts, method === 'POST' ? await readBody(request) : undefined, signal);
+  }
+  throw new Error(`no route for ${method} ${url}`);
+}
+
+/** What stands for the stars, or undefined. */
+function matchPath(pattern: readonly string[], given: readonly string[]): readonly string[] | undefined {
+  const matches = pattern.length === given.length && pattern.every((part, i) => part === '*' || part === given[i]);
+  return matches ? given.filter((_, i) => pattern[i] === '*') : undefined;
+}
+
+const readBody = (request: IncomingMessage): Promise<unknown> =>
+  request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0
+    ? json(request)
+    : Promise.resolve(undefined);
+
+function reply(response: ServerResponse, status: number, value: unknown): void {
+  response.writeHead(status, { 'content-type': 'application/json' });
+  response.end(JSON.stringify(value));
+}

@@ -1,0 +1,109 @@
+/** What the command line and the supervisor say to each other: HTTP with JSON over a Unix socket. This is the asking side. */
+import { request } from 'node:http';
+import { json } from 'node:stream/consumers';
+import type { Family, IpAddress } from '../agent/model/ip.ts';
+import type { AgentStatus } from './agent-process.ts';
+import { LabError } from './lab-error.ts';
+import type { LabLayout } from './layout.ts';
+import type { NodeRef } from './node.ts';
+import type { LabPodRequest, PodStatus } from './pods.ts';
+
+/** How a lab is made. Plain data. */
+export interface LabOptions {
+  readonly nodes: number;
+  readonly families: readonly Family[];
+  readonly segments: number;
+  /** The agent's command without the arguments that the lab adds: `tulle agent`. */
+  readonly agentCommand: readonly string[];
+  /** Further arguments of every agent. */
+  readonly agentArgs: readonly string[];
+}
+
+export interface LabNodeStatus extends NodeRef {
+  readonly state: 'up' | 'ended';
+  readonly segment: number;
+  readonly addresses: readonly IpAddress[];
+  readonly podCidrs: readonly string[];
+  readonly agent: AgentStatus;
+  readonly agentLog: string;
+}
+
+export interface LabStatus {
+  readonly dir: string;
+  /** The fabric's network namespace is this process's. */
+  readonly supervisorPid: number;
+  readonly families: readonly Family[];
+  readonly segments: number;
+  readonly apiServer: { readonly url: string; readonly kubeconfig: string };
+  readonly nodes: readonly LabNodeStatus[];
+  readonly pods: readonly PodStatus[];
+}
+
+/** What the supervisor writes on its progress pipe while it boots: JSON, one a line. */
+export type Progress =
+  | { readonly step: string; readonly durationMs: number }
+  | { readonly ready: true }
+  | { readonly failed: string };
+
+/** Longer than an ADD may take. */
+const TIMEOUT_MS = 100_000;
+
+export interface LabControl {
+  status(): Promise<LabStatus>;
+  runPod(pod: LabPodRequest): Promise<PodStatus>;
+  checkPod(namespace: string, name: string): Promise<void>;
+  removePod(namespace: string, name: string): Promise<void>;
+  /** The process that was killed. */
+  killAgent(node: string): Promise<{ readonly pid: number }>;
+}
+
+/** Each call throws LabError: with what the supervisor objects to, or when no lab is up. */
+export function labControl({ controlSocket }: Pick<LabLayout, 'controlSocket'>, signal?: AbortSignal): LabControl {
+  const ask = (method: string, path: string, body?: unknown) => call({ controlSocket, method, path, body, signal });
+  const podPath = (namespace: string, name: string) => `/pods/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`;
+  return {
+    status: async () => (await ask('GET', '/status')) as LabStatus,
+    runPod: async (pod) => (await ask('POST', '/pods', pod)) as PodStatus,
+    checkPod: async (namespace, name) => void (await ask('POST', `${podPath(namespace, name)}/check`)),
+    removePod: async (namespace, name) => void (await ask('DELETE', podPath(namespace, name))),
+    killAgent: async (node) => (await ask('POST', `/nodes/${encodeURIComponent(node)}/kill-agent`)) as { pid: number },
+  };
+}
+
+interface Call {
+  readonly controlSocket: string;
+  readonly method: string;
+  readonly path: string;
+  readonly body: unknown;
+  readonly signal: AbortSignal | undefined;
+}
+
+async function call({ controlSocket, method, path, body, signal }: Call): Promise<unknown> {
+  const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  const { status, answer } = await new Promise<{ status: number; answer: unknown }>((resolve, reject) => {
+    const sent = request({ socketPath: controlSocket, method, path, signal: signal ? AbortSignal.any([signal, timeout]) : timeout });
+    sent.on('error', (error) => reject(unreachable(controlSocket, error)));
+    sent.on('response', (response) => {
+      json(response).then((value) => resolve({ status: response.statusCode ?? 0, answer: value }), reject);
+    });
+    sent.end(body === undefined ? undefined : JSON.stringify(body));
+  });
+  if (status === 200) return answer;
+  throw new SupervisorError((answer as { error: string }).error);
+}
+
+/** The supervisor's own words about a call that it could not answer. */
+export class SupervisorError extends Error {
+  override readonly name = 'SupervisorError';
+}
+
+function unreachable(controlSocket: string, cause: NodeJS.ErrnoException): Error {
+  if (cause.code !== 'ENOENT' && cause.code !== 'ECONNREFUSED') return cause;
+  return new LabError({
+    operation: 'ask the lab',
+    expected: `a supervisor that listens on ${controlSocket}`,
+    received: cause.code,
+    remedy: 'no lab is up (start one with `tulle lab up`), or it crashed (`tulle lab down` removes what is left)',
+    cause,
+  });
+}
