@@ -10,7 +10,7 @@
  * Request:  "TULLE1", then NAME=value strings, then an empty string, each ended by NUL; then standard input; then the
  *           writing side is closed. A request that is queued is stored as these same bytes.
  * Answer:   the exit code in decimal, a newline, and what goes to standard output, which ends in a newline if not empty.
- * The other side is protocol.ts.
+ * The other side is frame.ts.
  *
  * Everything is bounded: buffers are static, and every wait has a deadline.
  */

@@ -1,0 +1,28 @@
+/** The network configuration list that makes a runtime call Tulle (CNI SPEC, section 1). */
+
+/** Sorts before what distributions install (87-podman-bridge.conflist): runtimes take the first file. */
+export const CONFLIST_NAME = '10-tulle.conflist';
+
+export interface ConflistOptions {
+  /** Takes the place of the MTU that the agent derives from the node's network. */
+  readonly mtuBytes?: number;
+  /** What the runtime shall pass in runtimeConfig (CNI CONVENTIONS): only what the agent acts on. */
+  readonly capabilities?: readonly string[];
+}
+
+/**
+ * The file's text. `cniVersion` stays 1.0.0: with 1.1.0 containerd 1.6 accepts the ADD and then fails every DEL, because
+ * it cannot convert between the two. Newer runtimes choose the highest of `cniVersions` that they know.
+ */
+export function renderConflist({
+  mtuBytes,
+  capabilities = ['io.kubernetes.cri.pod-annotations'],
+}: ConflistOptions = {}): string {
+  const plugin = {
+    type: 'tulle',
+    ...(mtuBytes !== undefined && { mtu: mtuBytes }),
+    capabilities: Object.fromEntries(capabilities.map((name) => [name, true])),
+  };
+  const list = { cniVersion: '1.0.0', cniVersions: ['0.4.0', '1.0.0', '1.1.0'], name: 'tulle', plugins: [plugin] };
+  return `${JSON.stringify(list, null, 2)}\n`;
+}

@@ -1,0 +1,74 @@
+/**
+ * The bytes between the executable that a runtime calls and the agent; tulle-cni.c is the other side.
+ *
+ * Request: "TULLE1", then NAME=value strings, then an empty string, each ended by NUL; then the runtime's standard input,
+ * up to the end of the stream. Answer: the exit code in decimal, a newline, and one line of JSON unless there is nothing
+ * to say. By the last newline the executable knows that an answer is whole.
+ */
+import { CNI_CODES, CniError, invalid, shown } from './cni-error.ts';
+
+export interface Frame {
+  /** By name. Bytes that are no UTF-8 have become U+FFFD. */
+  readonly variables: ReadonlyMap<string, string>;
+  /** A view of the request. */
+  readonly stdin: Uint8Array;
+}
+
+/** The most that the executable sends: 64 KiB of variables and 1 MiB of configuration. */
+export const REQUEST_MAX_BYTES = (64 + 1024) * 1024;
+
+const MAGIC = 'TULLE1';
+const OTHER_RELEASE =
+  'the CNI executable and the agent are of different releases; install the one that comes with the agent';
+
+/** Throws CniError 6. */
+export function readFrame(bytes: Uint8Array): Frame {
+  const variables = new Map<string, string>();
+  const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+  for (let start = 0, index = 0; ; index++) {
+    const end = bytes.indexOf(0, start);
+    if (end < 0) throw invalid(CNI_CODES.decodingFailure, 'request', 'an empty string after the variables', undefined);
+    const text = decoder.decode(bytes.subarray(start, end));
+    start = end + 1;
+    if (index === 0) checkMagic(text);
+    else if (text === '') return { variables, stdin: bytes.subarray(start) };
+    else addVariable(variables, text);
+  }
+}
+
+function checkMagic(text: string): void {
+  if (text === MAGIC) return;
+  throw new CniError(CNI_CODES.decodingFailure, `request: expected ${shown(MAGIC)} first, got ${shown(text)}`, {
+    details: OTHER_RELEASE,
+  });
+}
+
+function addVariable(variables: Map<string, string>, text: string): void {
+  const equals = text.indexOf('=');
+  const name = text.slice(0, equals);
+  if (equals < 1) throw invalid(CNI_CODES.decodingFailure, 'request', 'NAME=value', text);
+  if (variables.has(name)) throw invalid(CNI_CODES.decodingFailure, 'request', `${name} once`, text);
+  variables.set(name, text.slice(equals + 1));
+}
+
+/** The inverse of what parseRequest reads first, byte for byte what the executable sends. */
+export function renderRequest(variables: Readonly<Record<string, string>>, stdin: string | Uint8Array): Buffer {
+  const strings = [MAGIC, ...Object.entries(variables).map(([name, value]) => `${name}=${value}`), ''];
+  return Buffer.concat([Buffer.from(strings.map((text) => `${text}\0`).join('')), Buffer.from(stdin)]);
+}
+
+/** `output` is what the runtime gets on standard output: a result or an error object. */
+export function renderAnswer(exitCode: number, output?: object): Buffer {
+  return Buffer.from(`${exitCode}\n${output === undefined ? '' : `${JSON.stringify(output)}\n`}`);
+}
+
+/**
+ * Name of the file in which the executable queues the DEL of an attachment (delete_queue.c): FNV-1a with 64 bits
+ * (RFC 9923) of `<container id>/<interface name>`, in hexadecimal.
+ */
+export function deleteQueueName(containerId: string, ifName: string): string {
+  let hash = 0xcbf29ce484222325n;
+  for (const byte of Buffer.from(`${containerId}/${ifName}`))
+    hash = BigInt.asUintN(64, (hash ^ BigInt(byte)) * 0x100000001b3n);
+  return hash.toString(16).padStart(16, '0');
+}
