@@ -8,8 +8,6 @@ import type { CredentialsSource } from './cluster/credentials.ts';
 import type { Config } from './config.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
-import type { Family } from './model/ip.ts';
-import { type ChainPart, keyOf, type Table } from './model/items.ts';
 import { Planner, type Plan } from './plan/planner.ts';
 import { planPod } from './plan/pods.ts';
 import type { Underlay } from './plan/underlay.ts';
@@ -41,9 +39,8 @@ export async function runAgent(options: AgentOptions, signal: AbortSignal): Prom
   const { config, log } = options;
   await holdNetworkNamespace(signal);
   mkdirSync(config.runDir, { recursive: true, mode: 0o700 });
-  const kernel = await openKernel({ config, log: log.child({ component: 'kernel' }), partsOf: (...chain) => agent.partsOf(...chain) }, signal);
-  const agent = new Agent(options, kernel);
-  await agent.run(signal);
+  const kernel = await openKernel({ config, log: log.child({ component: 'kernel' }) }, signal);
+  await new Agent(options, kernel).run(signal);
 }
 
 /** What `tulle status --json` prints. */
@@ -102,17 +99,6 @@ class Agent {
     });
     this.#queue = new DeleteQueue({ runDir: config.runDir, attachments: this.#attachments, log: cniLog });
     this.#server = new CniServer({ runDir: config.runDir, attachments: this.#attachments, readiness, log: cniLog });
-  }
-
-  /** Every wanted part of one chain: chains are rewritten whole. */
-  partsOf(family: Family, table: Table, chain: string): readonly ChainPart[] {
-    const prefix = keyOf('chain-part', { family, table, chain, order: '', rules: [] });
-    const parts: ChainPart[] = [];
-    for (const key of this.#state.keys('chain-part')) {
-      const wanted = key.startsWith(prefix) ? this.#state.wanted(key) : undefined;
-      if (wanted?.kind === 'chain-part') parts.push(wanted.value);
-    }
-    return parts.sort((a, b) => (a.order < b.order ? -1 : 1));
   }
 
   async run(signal: AbortSignal): Promise<void> {

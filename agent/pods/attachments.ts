@@ -3,7 +3,7 @@
  * the kernel holds it; DEL is the reverse. What happens to one container happens one after the other.
  */
 import type { Logger } from 'pino';
-import { CniError, type CniRequest, type PodResult } from '../../cni/protocol.ts';
+import { type AddRequest, type CheckRequest, CNI_CODES, CniError, type DelRequest, type GcRequest, type PodResult } from '../../cni/protocol.ts';
 import { type Attachment, attachmentName, podFragmentId } from '../model/attachment.ts';
 import type { Fragment } from '../model/fragment.ts';
 import { type Cidr, factsOf, familyOf, type IpAddress, parseCidr } from '../model/ip.ts';
@@ -34,11 +34,6 @@ export interface AttachmentsOptions {
   readonly log: Logger;
   readonly now?: () => number;
 }
-
-type AddRequest = Extract<CniRequest, { verb: 'ADD' }>;
-type DelRequest = Extract<CniRequest, { verb: 'DEL' }>;
-type CheckRequest = Extract<CniRequest, { verb: 'CHECK' }>;
-type GcRequest = Extract<CniRequest, { verb: 'GC' }>;
 
 /** How long a removal may take before DEL is answered with an error. */
 const REMOVE_TIMEOUT_MS = 8_000;
@@ -109,8 +104,8 @@ export class Attachments {
   /** Succeeds when nothing of the attachment is left, also when there never was any (SPEC, DEL). */
   del({ containerId, ifName }: Pick<DelRequest, 'containerId' | 'ifName'>): Promise<void> {
     return this.#inTurn(containerId, async () => {
-      const record = this.#options.records.get(recordKey({ containerId, ifName }));
-      if (record) await this.#remove(record);
+      const records = this.#options.records.ofContainer(containerId);
+      for (const record of records) if (ifName === undefined || record.ifName === ifName) await this.#remove(record);
     });
   }
 
@@ -118,17 +113,19 @@ export class Attachments {
   check(request: CheckRequest, signal: AbortSignal): Promise<void> {
     return this.#inTurn(request.containerId, async () => {
       const record = this.#options.records.get(recordKey(request));
-      if (!record) throw new CniError('UNKNOWN_CONTAINER', `container ${request.containerId} has no interface ${request.ifName} here: expected an earlier ADD`);
+      if (!record) throw new CniError(CNI_CODES.unknownContainer, `container ${request.containerId} has no interface ${request.ifName} here: expected an earlier ADD`);
       const differences = [...compareResult(record, request), ...(await this.#compareKernel(record, signal))];
       if (differences.length > 0) {
-        throw new CniError('CHECK_FAILED', `the network of ${attachmentName(record)} is not as it was set up`, differences.slice(0, 10).join('; '));
+        throw new CniError(CNI_CODES.checkFailed, `the network of ${attachmentName(record)} is not as it was set up`, {
+          details: differences.slice(0, 10).join('; '),
+        });
       }
     });
   }
 
   /** Removes this network's attachments that the runtime does not list (SPEC, GC). */
-  async gc({ config }: GcRequest): Promise<void> {
-    const valid = new Set((config.validAttachments ?? []).map(recordKey));
+  async gc({ config, validAttachments }: GcRequest): Promise<void> {
+    const valid = new Set(validAttachments.map(recordKey));
     const gone = this.#options.records.all().filter((record) => record.network === config.name && !valid.has(recordKey(record)));
     const outcomes = await Promise.allSettled(gone.map((record) => this.del(record)));
     const failed = outcomes.find((outcome) => outcome.status === 'rejected');
@@ -137,7 +134,7 @@ export class Attachments {
 
   #requireReady(): Extract<Readiness, { ready: true }> {
     const readiness = this.#options.readiness();
-    if (!readiness.ready) throw new CniError('TRY_AGAIN_LATER', `the network of this node is not ready: ${readiness.reason}`);
+    if (!readiness.ready) throw new CniError(CNI_CODES.tryAgainLater, `the network of this node is not ready: ${readiness.reason}`);
     return readiness;
   }
 
@@ -147,7 +144,7 @@ export class Attachments {
     const { podCidrs, mtuBytes } = this.#requireReady();
     const existing = records.get(recordKey(request));
     if (existing && this.#isAlive(existing)) {
-      throw new CniError('INVALID_ENVIRONMENT', `container ${request.containerId} already has the interface ${request.ifName} (CNI_IFNAME): expected a DEL before another ADD`);
+      throw new CniError(CNI_CODES.invalidEnvironment, `container ${request.containerId} already has the interface ${request.ifName} (CNI_IFNAME): expected a DEL before another ADD`);
     }
     if (existing) await this.#remove(existing);
     const netns = this.#checkNetns(request);
@@ -165,10 +162,10 @@ export class Attachments {
       const { device, inode } = this.#options.identifyNetns(netns.path);
       if (netns.inode === undefined || (netns.device === device && netns.inode === inode)) return { path: netns.path, device, inode };
     } catch (cause) {
-      throw toCniError(cause, `use CNI_NETNS ${netns.path}`, 'INVALID_ENVIRONMENT');
+      throw toCniError(cause, `use CNI_NETNS ${netns.path}`, CNI_CODES.invalidEnvironment);
     }
     throw new CniError(
-      'INVALID_ENVIRONMENT',
+      CNI_CODES.invalidEnvironment,
       `cannot use CNI_NETNS ${netns.path}: the agent sees another file there than the runtime; mount its directory into the agent's pod with mountPropagation HostToContainer`,
     );
   }
@@ -196,7 +193,7 @@ export class Attachments {
     return podCidrs.map((cidr) => {
       const ip = nextAddress(cidr, { inUse, released, last: this.#lastOf(cidr) });
       if (ip === undefined) {
-        throw new CniError('TRY_AGAIN_LATER', `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`);
+        throw new CniError(CNI_CODES.tryAgainLater, `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`);
       }
       this.#last.set(cidr, ip);
       return ip;
@@ -219,7 +216,7 @@ export class Attachments {
     try {
       await reconciler.settle(keys, AbortSignal.timeout(REMOVE_TIMEOUT_MS));
     } catch (cause) {
-      throw toCniError(cause, `disconnect ${attachmentName(record)}`, 'TRY_AGAIN_LATER');
+      throw toCniError(cause, `disconnect ${attachmentName(record)}`, CNI_CODES.tryAgainLater);
     }
     this.#options.records.release(record, this.#now());
   }
@@ -285,6 +282,6 @@ const DEFAULT_ROUTE = { ipv4: parseCidr('0.0.0.0/0') as Cidr, ipv6: parseCidr(':
 
 /** What the runtime was told against what the record says. */
 function compareResult(record: PodRecord, { prevResult }: CheckRequest): readonly string[] {
-  const told = new Set(prevResult.ips);
+  const told = new Set(prevResult.ips.map(({ address }) => address));
   return record.ips.filter((ip) => !told.has(ip)).map((ip) => `prevResult has no ${ip}, which this attachment was given`);
 }

@@ -1,5 +1,5 @@
 /** Every failure of a verb as the CNI error that the runtime shows to people. */
-import { type CniCode, CniError } from '../../cni/protocol.ts';
+import { CNI_CODES, type CniCode, CniError } from '../../cni/protocol.ts';
 import { isExists, KernelError } from '../kernel/errors.ts';
 import { SettleError } from '../reconcile/reconciler.ts';
 
@@ -8,11 +8,11 @@ export function toCniError(cause: unknown, action: string, code?: CniCode): CniE
   if (cause instanceof CniError) return cause;
   const reason = cause instanceof SettleError ? cause.cause : cause;
   const details = reason instanceof Error ? reason.message : String(reason);
-  return new CniError(code ?? codeOf(reason), `cannot ${action}: ${details}`);
+  return new CniError(code ?? codeOf(reason), `cannot ${action}: ${details}`, { cause });
 }
 
 function codeOf(reason: unknown): CniCode {
-  if (isExists(reason)) return 'INVALID_ENVIRONMENT';
-  if (reason instanceof KernelError) return reason.code === 'ETIMEDOUT' || reason.code === 'EBUSY' ? 'TRY_AGAIN_LATER' : 'IO_FAILURE';
-  return reason instanceof Error && reason.name === 'TimeoutError' ? 'TRY_AGAIN_LATER' : 'IO_FAILURE';
+  if (isExists(reason)) return CNI_CODES.invalidEnvironment;
+  if (reason instanceof KernelError) return reason.code === 'ETIMEDOUT' || reason.code === 'EBUSY' ? CNI_CODES.tryAgainLater : CNI_CODES.ioFailure;
+  return reason instanceof Error && reason.name === 'TimeoutError' ? CNI_CODES.tryAgainLater : CNI_CODES.ioFailure;
 }

@@ -3,12 +3,20 @@ import { chmodSync, mkdirSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Logger } from 'pino';
-import { CniError, type CniRequest, parseRequest, renderAnswer, renderError, renderResult } from '../../cni/protocol.ts';
+import {
+  type AddRequest,
+  CNI_CODES,
+  CniError,
+  type CniRequest,
+  parseRequest,
+  REQUEST_MAX_BYTES,
+  renderAnswer,
+  renderError,
+  renderResult,
+} from '../../cni/protocol.ts';
 import type { Attachments, Readiness } from './attachments.ts';
 import { toCniError } from './cni-errors.ts';
 
-/** A request with its environment and network configuration, at most. */
-const REQUEST_MAX_BYTES = 1 << 20;
 const REQUEST_TIMEOUT_MS = 5_000;
 /** Below the executable's own deadline, so that the runtime gets the reason. */
 const VERB_TIMEOUT_MS = 50_000;
@@ -62,7 +70,7 @@ export class CniServer {
     let bytes = 0;
     socket.setTimeout(REQUEST_TIMEOUT_MS, () => socket.destroy());
     socket.on('error', () => socket.destroy());
-    socket.on('data', (chunk) => {
+    socket.on('data', (chunk: Buffer) => {
       bytes += chunk.length;
       if (bytes > REQUEST_MAX_BYTES) this.#refuse(socket, `a request has at most ${REQUEST_MAX_BYTES} bytes`);
       else chunks.push(chunk);
@@ -76,7 +84,7 @@ export class CniServer {
   #refuse(socket: Socket, reason: string): void {
     socket.removeAllListeners('data');
     socket.resume();
-    socket.end(renderAnswer(1, renderError('1.0.0', new CniError('DECODING_FAILURE', reason))));
+    socket.end(renderAnswer(1, renderError(undefined, new CniError(CNI_CODES.decodingFailure, reason))));
   }
 
   async #answer(socket: Socket, bytes: Buffer): Promise<void> {
@@ -90,7 +98,7 @@ export class CniServer {
     } catch (cause) {
       const error = toCniError(cause, request ? `carry out ${request.verb}` : 'read the request');
       code = error.code;
-      answer = renderAnswer(1, renderError(request?.config?.cniVersion ?? '1.0.0', error));
+      answer = renderAnswer(1, renderError(versionOf(request), error));
     }
     const durationMs = performance.now() - startedMs;
     this.#report(request, code, durationMs, answer);
@@ -116,16 +124,16 @@ export class CniServer {
         return undefined;
       case 'STATUS': {
         const state = readiness();
-        if (!state.ready) throw new CniError('PLUGIN_NOT_AVAILABLE', `the network of this node is not ready: ${state.reason}`);
+        if (!state.ready) throw new CniError(CNI_CODES.notAvailable, `the network of this node is not ready: ${state.reason}`);
         return undefined;
       }
       default:
-        throw new CniError('INVALID_ENVIRONMENT', `CNI_COMMAND ${request.verb} is not for the agent`);
+        throw new CniError(CNI_CODES.invalidEnvironment, `CNI_COMMAND ${request.verb} is not for the agent`);
     }
   }
 
   /** An ADD whose caller died before it read the answer would leave an attachment that no runtime knows of. */
-  #rollBackUnlessRead(socket: Socket, request: Extract<CniRequest, { verb: 'ADD' }>): void {
+  #rollBackUnlessRead(socket: Socket, request: AddRequest): void {
     socket.once('error', () => {
       const { containerId, ifName } = request;
       this.#options.log.warn({ containerId, ifName }, 'the caller of an ADD went away, which is undone');
@@ -141,3 +149,5 @@ export class CniServer {
     else this.#options.log.warn({ ...fields, code, answer: answer.toString('utf8', 0, 1000) }, 'CNI call failed');
   }
 }
+
+const versionOf = (request: CniRequest | undefined) => (request && 'config' in request ? request.config?.cniVersion : undefined);

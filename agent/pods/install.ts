@@ -1,8 +1,7 @@
 /** What the runtime finds on the host: the executable first, and the configuration last, when the agent is ready. */
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-
-export const CONFLIST_NAME = '10-tulle.conflist';
+import { CONFLIST_NAME } from '../../cni/conflist.ts';
 
 /** Installs the executable as `tulle`, and as `loopback` where the host has none. Written beside and renamed. */
 export function installExecutable(executable: string, cniBinDir: string): void {
