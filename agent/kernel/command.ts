@@ -1,7 +1,8 @@
 /** Starts the few tools that Tulle needs (iptables-restore, ipset): never a shell, always with an end. */
 import { accessSync, constants } from 'node:fs';
 import { join } from 'node:path';
-import { execa, ExecaError } from 'execa';
+import { ExecaError, execa } from 'execa';
+import type { Logger } from 'pino';
 import { KernelError } from './errors.ts';
 
 export interface Command {
@@ -40,6 +41,7 @@ const CODES: readonly (readonly [RegExp, string])[] = [
   [/resource busy|in use by a kernel component/i, 'EBUSY'],
   [/not permitted|permission denied|must be root/i, 'EPERM'],
   [/address family not supported/i, 'EAFNOSUPPORT'],
+  [/protocol not supported/i, 'EPROTONOSUPPORT'],
   [/table does not exist|can't initialize ip6?tables/i, 'ENOPROTOOPT'],
   [/(set|chain|element).*(already exists|already added)|File exists/i, 'EEXIST'],
   [/hash is full|No space left/i, 'ENOSPC'],
@@ -113,11 +115,34 @@ function missing(file: string): KernelError {
 
 function commandError({ file, args, timeoutMs }: Command, error: ExecaError): KernelError {
   const object = [file, ...args].join(' ');
-  const said = String(error.stderr ?? '').trim().slice(0, DETAIL_LIMIT);
-  const fail = (code: string, detail: string) => new KernelError({ code, operation: 'run', object, detail, cause: error });
+  const said = oneLine(String(error.stderr ?? ''));
+  const fail = (code: string, detail: string) =>
+    new KernelError({ code, operation: 'run', object, detail, cause: error });
   if (error.isCanceled) return fail('ECANCELED', 'aborted');
   if (error.timedOut) return fail('ETIMEDOUT', `killed after ${timeoutMs} ms ${said}`.trim());
   if (error.isMaxBuffer) return fail('EMSGSIZE', `wrote more than ${OUTPUT_LIMIT} characters`);
   const code = CODES.find(([pattern]) => pattern.test(said))?.[1] ?? 'EIO';
   return fail(code, said || `exit code ${error.exitCode ?? error.signal ?? error.code}`);
 }
+
+/** What a tool wrote, without its advice on how to use it. */
+const oneLine = (stderr: string): string =>
+  stderr
+    .split('\n')
+    .map((line) => line.trim())
+    .filter((line) => line !== '' && !line.startsWith('Try `'))
+    .join('; ')
+    .slice(0, DETAIL_LIMIT);
+
+/** The same, noting what ran and how long it took. */
+export const logged =
+  (inner: Run, log: Logger): Run =>
+  async (command) => {
+    const start = performance.now();
+    try {
+      return await inner(command);
+    } finally {
+      const durationMs = Math.round(performance.now() - start);
+      log.debug({ command: [command.file, ...command.args], durationMs }, 'ran a command');
+    }
+  };

@@ -3,6 +3,8 @@
  *
  * The kernel's `hash:net` cannot hold a /0: it is written as its two halves and read back as one. Because somebody may
  * want both halves as such, the driver remembers which /0 and /1 it was asked for.
+ *
+ * An IPv4 `hash:ip` set takes a CIDR for all of its addresses, one element each: such sets must be given /32 only.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { type Cidr, FAMILIES, factsOf, prefixLengthOf } from '../../model/ip.ts';
@@ -95,7 +97,9 @@ class AskedWide {
     if (action === 'add') this.#members.add(`${set} ${entry}`);
     else this.#members.delete(`${set} ${entry}`);
     const pieces = HALVES.get(entry) ?? [entry];
-    return action === 'add' ? pieces : pieces.filter((piece) => !this.#has(set, piece) && !this.#has(set, wholeOf(piece)));
+    return action === 'add'
+      ? pieces
+      : pieces.filter((piece) => !this.#has(set, piece) && !this.#has(set, wholeOf(piece)));
   }
 
   /** What a set's elements mean: both halves are the whole, unless exactly they were asked for. */

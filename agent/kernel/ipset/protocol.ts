@@ -1,8 +1,17 @@
 /** The part of ipset's netlink protocol that Tulle speaks (linux/netfilter/ipset/ip_set.h). Pure. */
-import { bytesOf, type Cidr, FAMILIES, type Family, factsOf, ipFromBytes, networkOf, prefixLengthOf } from '../../model/ip.ts';
+import {
+  bytesOf,
+  type Cidr,
+  FAMILIES,
+  type Family,
+  factsOf,
+  ipFromBytes,
+  networkOf,
+  prefixLengthOf,
+} from '../../model/ip.ts';
 import type { IpSet } from '../../model/items.ts';
 import { KernelError } from '../errors.ts';
-import { attribute, nested, parseAttributes, text, textOf, u32Be, u8 } from '../netlink/attributes.ts';
+import { attribute, nested, parseAttributes, text, textOf, u8, u32Be } from '../netlink/attributes.ts';
 import type { NetlinkMessage, NetlinkRequest } from '../netlink/socket.ts';
 
 const NFNL_SUBSYS_IPSET = 6;
@@ -105,7 +114,7 @@ function readElement(data: Buffer): FoundElement | undefined {
 
 /** IPSET_ERR_*: errno values above 4095 that only ipset knows, as the errno that comes nearest and words. */
 const ERRORS: Readonly<Record<number, readonly [code: string, detail: string]>> = {
-  4097: ['EPROTONOSUPPORT', 'the kernel speaks another version of the ipset protocol'],
+  4097: ['EPROTO', 'the kernel cannot read the request: another protocol version, or an address of the other family'],
   4098: ['EOPNOTSUPP', 'the kernel does not know this set type'],
   4099: ['ENFILE', 'the kernel holds as many sets as it can (max_sets)'],
   4100: ['EBUSY', 'the set is in use by a rule'],

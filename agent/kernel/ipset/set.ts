@@ -30,7 +30,10 @@ export function createSetDriver({ run, client }: { run: Run; client: NetlinkClie
       await restore(texts.flat(), signal);
     } catch (batchError) {
       for (const change of changes) {
-        const error = changes.length === 1 ? batchError : await failureOf(async () => restore(await render(change, client), signal));
+        const error =
+          changes.length === 1
+            ? batchError
+            : await failureOf(async () => restore(await render(change, client), signal));
         if (error !== undefined) failures.set(change.key, explain(change.item.value, error));
       }
     }
@@ -98,5 +101,11 @@ async function failureOf(action: () => Promise<unknown>): Promise<unknown> {
 function explain({ name, type, family }: IpSet, error: unknown): Error {
   if (!(error instanceof KernelError)) return error as Error;
   const { code, detail } = error;
-  return new KernelError({ code, operation: 'create', object: `ip set ${name} ${type} ${family}`, detail, cause: error });
+  return new KernelError({
+    code,
+    operation: 'create',
+    object: `ip set ${name} ${type} ${family}`,
+    detail,
+    cause: error,
+  });
 }

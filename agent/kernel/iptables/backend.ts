@@ -2,10 +2,11 @@
  * Which iptables the host uses. The kernel runs the rules of both back ends, so one that differs from the host's works
  * at first and then surprises: order against the host's own rules is undefined, and people look in the wrong place.
  */
-import { families, FAMILIES, type Family } from '../../model/ip.ts';
+import { FAMILIES, type Family, families } from '../../model/ip.ts';
 import { CHAIN_PREFIX } from '../../model/kernel-names.ts';
 import type { Run } from '../command.ts';
 import { KernelError } from '../errors.ts';
+import { isMissingFamily } from './own-table.ts';
 
 export type BackendName = 'nft' | 'legacy';
 /** In order of preference. */
@@ -53,7 +54,7 @@ export async function chooseBackend(run: Run, signal?: AbortSignal): Promise<Bac
     try {
       counted.push(await takeCensus(run, name, signal));
     } catch (error) {
-      if (!(error instanceof KernelError) || error.code === 'ECANCELED') throw error;
+      if (!isMissingFamily(error)) throw error;
       missing ??= error;
     }
   }
@@ -63,7 +64,12 @@ export async function chooseBackend(run: Run, signal?: AbortSignal): Promise<Bac
 }
 
 /** The facts of a back end that is chosen already. */
-export async function describeBackend(run: Run, backend: BackendName, reason: string, signal?: AbortSignal): Promise<Backend> {
+export async function describeBackend(
+  run: Run,
+  backend: BackendName,
+  reason: string,
+  signal?: AbortSignal,
+): Promise<Backend> {
   const commands = backendCommands(backend);
   const { stdout } = await run({ file: commands.ipv4.restore, args: ['--version'], timeoutMs: DEADLINE_MS, signal });
   const randomFully = await probeRandomFully(run, commands.ipv4.restore, signal);
@@ -88,7 +94,7 @@ async function takeCensus(run: Run, name: BackendName, signal?: AbortSignal): Pr
     try {
       await run({ file, args: [], timeoutMs: DEADLINE_MS, signal, onLine: (line) => count(census, line) });
     } catch (error) {
-      if (family === FAMILIES.ipv4.family || !(error instanceof KernelError)) throw error;
+      if (family === FAMILIES.ipv4.family || !isMissingFamily(error)) throw error;
     }
   }
   return census;

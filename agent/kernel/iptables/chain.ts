@@ -9,26 +9,14 @@
  * An own chain in which no part can be told is listed under the order '' (which no wanted part has) and removed like
  * any other unwanted part.
  */
-import { families, FAMILIES, type Family } from '../../model/ip.ts';
+import { type Family, families } from '../../model/ip.ts';
 import { type ChainPart, type Key, keyOf, type Table } from '../../model/items.ts';
-import type { Change, Driver } from '../../reconcile/types.ts';
+import type { Driver } from '../../reconcile/types.ts';
 import type { Run } from '../command.ts';
-import { isUnsupported, KernelError } from '../errors.ts';
 import type { Backend } from './backend.ts';
-import { type FoundChain, ReadBack, strayPart } from './read-back.ts';
-import { builtinOf, type FoundPart, hashOf, linesOf, objectName, renderTable } from './render.ts';
-
-const DEADLINE_MS = 10_000;
-/** How long iptables waits for the lock of other iptables commands; less than the deadline. */
-const LOCK_WAIT_SECONDS = 5;
-
-/** Failures that another composition of the batch cannot change. */
-const NOT_THE_BATCH = new Set(['EAGAIN', 'ETIMEDOUT', 'ECANCELED', 'ENOPKG', 'EPERM', 'ENOPROTOOPT', 'EAFNOSUPPORT']);
-
-type PartChange = Change<'chain-part'>;
-type Failures = Map<Key<'chain-part'>, Error>;
-/** Own chains of one family and table, each with its parts by order. */
-type Chains = ReadonlyMap<string, ReadonlyMap<string, ChainPart>>;
+import { type Failures, OwnTable, type PartChange, partOf, readFamily } from './own-table.ts';
+import { strayPart } from './read-back.ts';
+import { type FoundPart, hashOf, linesOf } from './render.ts';
 
 export function createChainDriver({ run, backend }: { run: Run; backend: Backend }): Driver<'chain-part'> {
   const tables = new Map<string, OwnTable>();
@@ -53,7 +41,8 @@ export function createChainDriver({ run, backend }: { run: Run; backend: Backend
       for (const own of tables.values()) if (own.family === family) own.hold([]);
       for (const [table, ofTable] of Map.groupBy(chains, ({ table }) => table)) tableOf(family, table).hold(ofTable);
       for (const chain of chains) {
-        const parts: readonly ChainPart[] = chain.parts.size > 0 ? [...chain.parts.values()] : [strayPart(family, chain)];
+        const parts: readonly ChainPart[] =
+          chain.parts.size > 0 ? [...chain.parts.values()] : [strayPart(family, chain)];
         for (const part of parts) found.set(keyOf('chain-part', part), part);
       }
     }
@@ -62,8 +51,8 @@ export function createChainDriver({ run, backend }: { run: Run; backend: Backend
 
   async function apply(batch: readonly PartChange[], signal: AbortSignal): Promise<Failures> {
     const failures: Failures = new Map();
-    for (const changes of Map.groupBy(batch, (change) => `${valueOf(change).family} ${valueOf(change).table}`).values()) {
-      const { family, table } = valueOf(changes[0] as PartChange);
+    for (const changes of Map.groupBy(batch, (change) => `${partOf(change).family} ${partOf(change).table}`).values()) {
+      const { family, table } = partOf(changes[0] as PartChange);
       for (const [key, error] of await tableOf(family, table).apply(changes, signal)) failures.set(key, error);
     }
     return failures;
@@ -79,148 +68,14 @@ export function createChainDriver({ run, backend }: { run: Run; backend: Backend
   };
 }
 
-const valueOf = (change: PartChange): ChainPart => (change.action === 'remove' ? change.from : change.item.value);
-
 /** By hashes: neither side's text is compared. A part that cannot be rendered equals nothing, and apply says why. */
 function isEqual(wanted: ChainPart, found: ChainPart): boolean {
-  if ((found as Partial<FoundPart>).drift !== undefined || (wanted as Partial<FoundPart>).drift !== undefined) return false;
+  if ((found as Partial<FoundPart>).drift !== undefined || (wanted as Partial<FoundPart>).drift !== undefined)
+    return false;
   try {
     const [a, b] = [linesOf(wanted), linesOf(found)];
     return a.length === b.length && a.every((line, i) => hashOf(line) === hashOf(b[i] as string));
   } catch {
     return false;
   }
-}
-
-/** Own chains of one family, of all tables or of one. A family that the host lacks has none. */
-async function readFamily(run: Run, backend: Backend, family: Family, signal: AbortSignal, table?: Table): Promise<readonly FoundChain[]> {
-  const readBack = new ReadBack(family);
-  const args = table === undefined ? [] : ['-t', table];
-  try {
-    await run({
-      file: backend.commands[family].save,
-      args,
-      timeoutMs: DEADLINE_MS,
-      signal,
-      onLine: (line) => readBack.line(line),
-    });
-  } catch (error) {
-    if (family === FAMILIES.ipv4.family || !isMissingFamily(error)) throw error;
-    return [];
-  }
-  return readBack.chains();
-}
-
-const isMissingFamily = (error: unknown): boolean =>
-  isUnsupported(error) || (error instanceof KernelError && (error.code === 'ENOPROTOOPT' || error.code === 'ENOPKG'));
-
-/** The own chains of one family and table. */
-class OwnTable {
-  readonly family: Family;
-  readonly #table: Table;
-  readonly #run: Run;
-  readonly #backend: Backend;
-  #chains: Chains = new Map();
-  /** Own chains whose jump is as it should be, as far as known. */
-  #jumped = new Set<string>();
-
-  constructor(run: Run, backend: Backend, family: Family, table: Table) {
-    this.#run = run;
-    this.#backend = backend;
-    this.family = family;
-    this.#table = table;
-  }
-
-  hold(found: readonly FoundChain[]): void {
-    this.#chains = new Map(found.map(({ chain, parts }) => [chain, parts]));
-    this.#jumped = new Set(found.filter(({ isJumpRight }) => isJumpRight).map(({ chain }) => chain));
-  }
-
-  /**
-   * Everything at once; what is refused is halved until one change stands alone. A failure may come from a chain that
-   * another half makes, so the failed ones get another turn as long as that helps.
-   */
-  async apply(changes: readonly PartChange[], signal: AbortSignal): Promise<Failures> {
-    let left = changes;
-    for (;;) {
-      const failures = await this.#halving(left, signal);
-      if (failures.size === 0 || failures.size === left.length) return failures;
-      if (![...failures.values()].some(isOfTheBatch)) return failures;
-      left = left.filter(({ key }) => failures.has(key));
-    }
-  }
-
-  async #halving(changes: readonly PartChange[], signal: AbortSignal): Promise<Failures> {
-    try {
-      await this.#write(changes, signal);
-      return new Map();
-    } catch (error) {
-      if (changes.length === 1 || !isOfTheBatch(error)) return new Map(changes.map((change) => [change.key, explain(change, error)]));
-      const middle = changes.length >> 1;
-      const first = await this.#halving(changes.slice(0, middle), signal);
-      return new Map([...first, ...(await this.#halving(changes.slice(middle), signal))]);
-    }
-  }
-
-  async #write(changes: readonly PartChange[], signal: AbortSignal): Promise<void> {
-    const next = this.#changed(changes);
-    const jumps = await this.#jumpEdits(next, signal);
-    const chains = new Map([...next].map(([chain, parts]) => [chain, [...parts.values()]]));
-    const stdin = renderTable({ table: this.#table, chains, ...jumps });
-    const file = this.#backend.commands[this.family].restore;
-    const args = ['--noflush', `--wait=${LOCK_WAIT_SECONDS}`];
-    try {
-      await this.#run({ file, args, stdin, timeoutMs: DEADLINE_MS, signal });
-    } catch (error) {
-      throw withLine(error, stdin);
-    }
-    this.#chains = new Map([...this.#chains, ...next].filter(([, parts]) => parts.size > 0));
-    for (const [chain, parts] of next) parts.size > 0 ? this.#jumped.add(chain) : this.#jumped.delete(chain);
-  }
-
-  /** The touched chains as they shall be. */
-  #changed(changes: readonly PartChange[]): Chains {
-    const next = new Map<string, Map<string, ChainPart>>();
-    for (const change of changes) {
-      const { chain, order } = valueOf(change);
-      const parts = next.get(chain) ?? new Map(this.#chains.get(chain));
-      next.set(chain, parts);
-      if (change.action === 'remove') parts.delete(order);
-      else parts.set(order, change.item.value);
-    }
-    return next;
-  }
-
-  /**
-   * Nothing for a chain whose jump is right. Otherwise the table is read now: what must be deleted has to be known
-   * exactly, since deleting a rule that is not there fails the whole run.
-   */
-  async #jumpEdits(next: Chains, signal: AbortSignal): Promise<{ deletedJumps: readonly string[]; insertedJumps: readonly string[] }> {
-    const edited = [...next].filter(([chain, parts]) => builtinOf(chain) && (parts.size === 0 || !this.#jumped.has(chain)));
-    if (edited.length === 0) return { deletedJumps: [], insertedJumps: [] };
-    const read = await readFamily(this.#run, this.#backend, this.family, signal, this.#table);
-    const found = new Map(read.map((chain) => [chain.chain, chain]));
-    const wrong = edited.filter(([chain, parts]) => parts.size === 0 || !found.get(chain)?.isJumpRight);
-    return {
-      deletedJumps: wrong.flatMap(([chain]) => found.get(chain)?.jumps ?? []),
-      insertedJumps: wrong.filter(([, parts]) => parts.size > 0).map(([chain]) => chain),
-    };
-  }
-}
-
-const isOfTheBatch = (error: unknown): boolean => error instanceof KernelError && !NOT_THE_BATCH.has(error.code);
-
-/** Adds the line that iptables names, where it names one. */
-function withLine(error: unknown, stdin: string): unknown {
-  if (!(error instanceof KernelError)) return error;
-  const { code, operation, object, detail } = error;
-  const line = stdin.split('\n')[Number(/line:? (\d+)/.exec(detail ?? '')?.[1]) - 1];
-  if (line === undefined || line === 'COMMIT') return error;
-  return new KernelError({ code, operation, object, detail: `${detail}; line: ${line}`, cause: error });
-}
-
-function explain(change: PartChange, error: unknown): Error {
-  if (!(error instanceof KernelError) || error.operation === 'render') return error as Error;
-  const operation = change.action === 'remove' ? 'remove' : 'write';
-  return new KernelError({ code: error.code, operation, object: objectName(valueOf(change)), detail: error.detail, cause: error });
 }

@@ -90,7 +90,10 @@ function finish(family: Family, { table, chain, lines, jumps, jumpIsFirst }: Bui
   const parts = new Map<string, FoundPart>();
   for (const [order, own] of byPart) {
     const identity = { family, table, chain, order };
-    parts.set(order, Object.freeze({ ...identity, rules: own.map(readRule), lines: own, ...(drift !== undefined && { drift }) }));
+    parts.set(
+      order,
+      Object.freeze({ ...identity, rules: own.map(readRule), lines: own, ...(drift !== undefined && { drift }) }),
+    );
   }
   return { table, chain, parts, jumps, isJumpRight: jumpDrift === undefined, ...(drift !== undefined && { drift }) };
 }
@@ -128,8 +131,16 @@ function readRule(line: string): Rule {
 
 /** Splits as iptables-restore does: blanks, double quotes, backslash inside these. */
 export function tokens(line: string): readonly string[] {
-  return [...line.matchAll(/"((?:[^"\\]|\\.)*)"|(\S+)/g)].map(([, quoted, plain]) => quoted?.replace(/\\(.)/g, '$1') ?? (plain as string));
+  return [...line.matchAll(/"((?:[^"\\]|\\.)*)"|(\S+)/g)].map(
+    ([, quoted, plain]) => quoted?.replace(/\\(.)/g, '$1') ?? (plain as string),
+  );
 }
 
 /** A key for an own chain in which no part can be told: what is found of it is only there to be removed. */
-export const strayPart = (family: Family, { table, chain }: FoundChain): ChainPart => ({ family, table, chain, order: '', rules: [] });
+export const strayPart = (family: Family, { table, chain }: FoundChain): ChainPart => ({
+  family,
+  table,
+  chain,
+  order: '',
+  rules: [],
+});

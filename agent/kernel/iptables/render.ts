@@ -30,7 +30,14 @@ export function builtinOf(chain: string): string | undefined {
 }
 
 /** The arguments of the one jump, as iptables-save shows them. */
-export const jumpArgs = (chain: string): readonly string[] => ['-m', 'comment', '--comment', `${COMMENT_PREFIX}jump`, '-j', chain];
+export const jumpArgs = (chain: string): readonly string[] => [
+  '-m',
+  'comment',
+  '--comment',
+  `${COMMENT_PREFIX}jump`,
+  '-j',
+  chain,
+];
 
 /** A part as it was found in the kernel: its rules exactly as iptables-save wrote them. */
 export interface FoundPart extends ChainPart {
@@ -65,7 +72,15 @@ function renderLines(part: ChainPart): readonly string[] {
     if (rule !== empty) checkArgs(part, rule);
     previous = hash([previous, ...rule.args, rule.comment].join('\n'), HASH_DIGITS);
     // After the rule's own matches, so that only packets which pass these pay for the comment.
-    return ['-A', chain, ...rule.args, '-m', 'comment', '--comment', `"${renderComment(previous, order, rule.comment)}"`].join(' ');
+    return [
+      '-A',
+      chain,
+      ...rule.args,
+      '-m',
+      'comment',
+      '--comment',
+      `"${renderComment(previous, order, rule.comment)}"`,
+    ].join(' ');
   });
 }
 
@@ -93,7 +108,8 @@ const refused = (part: ChainPart, expected: string, received: string): KernelErr
     detail: `expected ${expected}, got ${JSON.stringify(received)}`,
   });
 
-export const objectName = ({ family, table, chain, order }: ChainPart): string => `${family} ${table} ${chain} part ${order}`;
+export const objectName = ({ family, table, chain, order }: ChainPart): string =>
+  `${family} ${table} ${chain} part ${order}`;
 
 /** The hash in a rule's comment, wherever it stands in the line. */
 export const hashOf = (line: string): string | undefined => COMMENT_HASH.exec(line)?.[1];
