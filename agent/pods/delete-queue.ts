@@ -6,7 +6,7 @@ import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } fro
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
-import { parseRequest } from '../../cni/protocol.ts';
+import { CNI_CODES, CniError, parseRequest } from '../../cni/protocol.ts';
 import { tryLockExclusive } from '../kernel/libc.ts';
 import type { Attachments } from './attachments.ts';
 
@@ -46,14 +46,21 @@ export class DeleteQueue {
   async drain(): Promise<void> {
     for (const name of readdirSync(this.#directory)) {
       if (!/^[0-9a-f]{16}$/.test(name)) continue;
-      const path = join(this.#directory, name);
-      try {
-        const request = parseRequest(readFileSync(path));
-        if (request.verb === 'DEL') await this.#options.attachments.del(request);
-        rmSync(path, { force: true });
-      } catch (err) {
-        this.#options.log.warn({ err, path }, 'a queued DEL failed and stays queued');
-      }
+      await this.#carryOut(join(this.#directory, name));
+    }
+  }
+
+  async #carryOut(path: string): Promise<void> {
+    const { attachments, log } = this.#options;
+    try {
+      const request = parseRequest(readFileSync(path));
+      if (request.verb === 'DEL') await attachments.del(request);
+      rmSync(path, { force: true });
+    } catch (err) {
+      // What cannot be understood now never will be: the attachment is collected when its namespace is gone.
+      const hopeless = err instanceof CniError && err.code === CNI_CODES.decodingFailure;
+      if (hopeless) rmSync(path, { force: true });
+      log.warn({ err, path }, hopeless ? 'a queued DEL cannot be read and is dropped' : 'a queued DEL failed and stays queued');
     }
   }
 
