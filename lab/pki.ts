@@ -31,11 +31,11 @@ const VALID_DAYS = 3650;
 const OPENSSL_TIMEOUT_MS = 30_000;
 
 /** A certificate authority of its own. Throws when openssl is missing or fails. */
-export const createCa = (place: Place, signal: AbortSignal): Promise<KeyPair> =>
+export const createCa = async (place: Place, signal: AbortSignal): Promise<KeyPair> =>
   createCertificate(place, { commonName: `tulle lab ${place.name}` }, CA_EXTENSIONS, undefined, signal);
 
 /** A server's certificate for these DNS names and addresses. Throws TypeError for names that are not DNS names. */
-export function createServingCertificate(
+export async function createServingCertificate(
   { ca, names, ips, ...place }: Place & { ca: KeyPair; names: readonly string[]; ips: readonly IpAddress[] },
   signal: AbortSignal,
 ): Promise<KeyPair> {
@@ -50,7 +50,7 @@ export function createServingCertificate(
 }
 
 /** A client's certificate; the API takes its common name as the user and its organization as the group. */
-export function createClientCertificate(
+export async function createClientCertificate(
   { ca, user, group, ...place }: Place & { ca: KeyPair; user: string; group?: string },
   signal: AbortSignal,
 ): Promise<KeyPair> {

@@ -16,8 +16,8 @@ export interface Call {
   readonly query: URLSearchParams;
   readonly encoding: Encoding;
   readonly contentType: string;
-  /** Parsed JSON; undefined where nothing was sent. */
-  readonly body: unknown;
+  /** The body as JSON, undefined where nothing was sent. Throws StatusError 400. */
+  readonly readJson: () => unknown;
 }
 
 export interface Reply {
@@ -40,36 +40,39 @@ export const handlers: Readonly<Record<Exclude<Verb, 'watch'>, (call: Call) => R
 
 const ok = (body: Buffer | string): Reply => ({ code: 200, body });
 
-function create({ store, request, query, encoding, contentType, body }: Call): Reply {
+function create({ store, request, query, encoding, contentType, readJson }: Call): Reply {
   expectJson(contentType);
-  const created = store.create(request.row, body, request.ref.namespace, { dryRun: isDryRun(query.getAll('dryRun')) });
+  const created = store.create(request.row, readJson(), request.ref.namespace, {
+    dryRun: isDryRun(query.getAll('dryRun')),
+  });
   return { code: 201, body: encoding.object(created) };
 }
 
-function update({ store, request, query, encoding, contentType, body }: Call): Reply {
+function update({ store, request, query, encoding, contentType, readJson }: Call): Reply {
   expectJson(contentType);
-  return ok(encoding.object(store.update(request.row, request.ref, () => body, updateOptions(request, query))));
+  const sent = readJson();
+  return ok(encoding.object(store.update(request.row, request.ref, () => sent, updateOptions(request, query))));
 }
 
-function patch({ store, request, query, encoding, contentType, body }: Call): Reply {
-  const change = parsePatch(contentType, body);
+function patch({ store, request, query, encoding, contentType, readJson }: Call): Reply {
+  const change = parsePatch(contentType, readJson);
   return ok(encoding.object(store.update(request.row, request.ref, change, updateOptions(request, query))));
 }
 
-function remove({ store, request, query, encoding, body }: Call): Reply {
+function remove({ store, request, query, encoding, readJson }: Call): Reply {
   const { row, ref } = request;
   const { uid } = store.get(row, ref).object.metadata;
-  const dying = store.delete(row, ref, deleteOptions(body, query));
+  const dying = store.delete(row, ref, deleteOptions(readJson(), query));
   if (dying) return ok(encoding.object(dying));
   const details = { name: ref.name, ...(row.group && { group: row.group }), kind: row.resource, ...(uid && { uid }) };
   return ok(JSON.stringify(successBody(details)));
 }
 
 /** Answers with what was deleted, as the list that it was. */
-function removeAll({ store, request, query, encoding, body }: Call): Reply {
+function removeAll({ store, request, query, encoding, readJson }: Call): Reply {
   const { row, ref } = request;
   const matches = parseSelection(row, ref.namespace, query);
-  const options = deleteOptions(body, query);
+  const options = deleteOptions(readJson(), query);
   const objects = store.list(row).objects.filter(({ object }) => matches(object));
   for (const { object } of objects) store.delete(row, refOf(object), options);
   return ok(encoding.list(objects, { resourceVersion: String(store.revision) }));

@@ -1,7 +1,9 @@
 import test from 'ava';
 import fc from 'fast-check';
-import { parsePatch } from './patch.ts';
+import * as patches from './patch.ts';
 import { StatusError } from './status.ts';
+
+const parsePatch = (contentType: string, patch: unknown) => patches.parsePatch(contentType, () => patch);
 
 const MERGE = 'application/merge-patch+json';
 const STRATEGIC = 'application/strategic-merge-patch+json';

@@ -13,9 +13,9 @@ const formats: Readonly<Record<string, (body: unknown) => Patch>> = {
 };
 
 /** Throws StatusError 415 for a format that is not spoken (server-side apply among them), 400 for a malformed patch. */
-export function parsePatch(contentType: string, body: unknown): Patch {
+export function parsePatch(contentType: string, readJson: () => unknown): Patch {
   const format = Object.hasOwn(formats, contentType) ? formats[contentType] : undefined;
-  if (format) return format(body);
+  if (format) return format(readJson());
   const expected = Object.keys(formats).join(', ');
   throw new StatusError(415, 'UnsupportedMediaType', `cannot patch with ${contentType}: expected one of ${expected}`);
 }

@@ -191,8 +191,9 @@ export class ApiServer {
     if (verb === undefined) throw methodNotAllowed();
     if (verb === 'watch') return this.#watch(resource, query, encoding, response);
     const [contentType = ''] = (request.headers['content-type'] ?? '').split(';');
-    const body = await readJson(request);
-    const call = { store: this.store, request: resource, query, encoding, contentType: contentType.trim(), body };
+    const body = await readBody(request);
+    const readJson = () => parseJson(body);
+    const call = { store: this.store, request: resource, query, encoding, contentType: contentType.trim(), readJson };
     const reply = handlers[verb](call);
     send(response, reply.code, reply.body);
   }
@@ -227,8 +228,8 @@ function parseUrl(url: string): { readonly path: string; readonly query: URLSear
   return { path, query: new URLSearchParams(query.join('?')) };
 }
 
-/** Undefined for an empty body. Throws StatusError 400, 413. */
-async function readJson(request: IncomingMessage): Promise<unknown> {
+/** Throws StatusError 413. */
+async function readBody(request: IncomingMessage): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let size = 0;
   // Leaving the loop early must not destroy the connection that the refusal is sent over.
@@ -239,9 +240,13 @@ async function readJson(request: IncomingMessage): Promise<unknown> {
     }
     chunks.push(chunk);
   }
-  if (size === 0) return undefined;
+  return Buffer.concat(chunks);
+}
+
+function parseJson(body: Buffer): unknown {
+  if (body.length === 0) return undefined;
   try {
-    return JSON.parse(Buffer.concat(chunks).toString());
+    return JSON.parse(body.toString());
   } catch (cause) {
     throw badRequest(`the body is not JSON: ${String(cause)}`, cause);
   }
