@@ -12,7 +12,6 @@ export interface LabLayout {
   readonly cgroup: string;
   /** Unix socket on which the supervisor answers (HTTP, JSON). */
   readonly controlSocket: string;
-  readonly pidFile: string;
   /** What the supervisor writes, pino JSON. */
   readonly logFile: string;
   /** Kubeconfig with all rights. */
@@ -38,7 +37,7 @@ export const DIR_IN_NODE = '/run/lab-node';
  */
 export function labLayout(dir: string): LabLayout {
   const name = basename(dir);
-  if (!/^\/[A-Za-z0-9/._-]*$/.test(dir) || !/^tulle-lab[a-z0-9-]{0,40}$/.test(name)) {
+  if (!/^\/[A-Za-z0-9/._-]*$/.test(dir) || !/^tulle-lab(-[a-z0-9-]{1,40})?$/.test(name)) {
     throw new LabError({
       operation: 'use lab directory',
       expected: 'an absolute path whose last part is tulle-lab or begins with tulle-lab-',
@@ -50,7 +49,6 @@ export function labLayout(dir: string): LabLayout {
     dir,
     cgroup: join(cgroupRoot(), name),
     controlSocket: join(dir, 'control.sock'),
-    pidFile: join(dir, 'supervisor.pid'),
     logFile: join(dir, 'supervisor.log'),
     kubeconfig: join(dir, 'kubeconfig'),
     pkiDir: join(dir, 'pki'),

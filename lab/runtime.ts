@@ -46,7 +46,7 @@ export async function addPod(node: NodeRef, pod: PodRequest, signal: AbortSignal
   await ipNetns(node, ['add', netns], signal);
   const attachment = attachmentOf(pod, netns);
   try {
-    await addNetwork(node, LOOPBACK, { ...attachment, ifName: 'lo' }, signal);
+    await addNetwork(node, LOOPBACK, loopbackOf(attachment), signal);
     const result = await addNetwork(node, network, attachment, signal);
     const { namespace, name, uid } = pod;
     const addresses = addressesOf(result);
@@ -65,10 +65,10 @@ export async function checkPod(node: NodeRef, { network, attachment }: Sandbox, 
 /** Ends the pod's processes, detaches it and removes its namespace: StopPodSandbox and RemovePodSandbox. Throws PluginError. */
 export async function removePod(node: NodeRef, { network, attachment, netns }: Sandbox, signal: AbortSignal): Promise<void> {
   await removeCgroup(podCgroup(node, netns), signal);
-  await deleteNetwork(node, network, attachment, signal);
+  await deleteNetworks(node, network, attachment, signal);
   await ipNetns(node, ['delete', netns], signal);
   // containerd 1.6 calls again when it forgets the sandbox: the namespace and the cached result are gone by then.
-  await deleteNetwork(node, network, { ...attachment, netns: '' }, signal);
+  await deleteNetworks(node, network, { ...attachment, netns: '' }, signal);
 }
 
 async function networkFor(node: NodeRef, { cniVersion }: PodRequest): Promise<NetworkList> {
@@ -99,6 +99,13 @@ function attachmentOf({ namespace, name, uid, annotations = {} }: PodRequest, ne
   };
 }
 
+const loopbackOf = (attachment: Attachment): Attachment => ({ ...attachment, ifName: 'lo' });
+
+async function deleteNetworks(node: NodeRef, network: NetworkList, attachment: Attachment, signal: AbortSignal): Promise<void> {
+  await deleteNetwork(node, LOOPBACK, loopbackOf(attachment), signal);
+  await deleteNetwork(node, network, attachment, signal);
+}
+
 /** `ips` of a CNI result, prefix lengths taken off. */
 function addressesOf(result: Readonly<Record<string, unknown>>): readonly IpAddress[] {
   const ips = Array.isArray(result['ips']) ? (result['ips'] as readonly { readonly address?: unknown }[]) : [];
@@ -107,7 +114,7 @@ function addressesOf(result: Readonly<Record<string, unknown>>): readonly IpAddr
 
 async function undo(node: NodeRef, network: NetworkList, attachment: Attachment, netns: string, signal: AbortSignal): Promise<void> {
   // The caller is about to learn why ADD failed; that the undoing fails as well would only hide it.
-  await deleteNetwork(node, network, attachment, signal).catch(() => undefined);
+  await deleteNetworks(node, network, attachment, signal).catch(() => undefined);
   await ipNetns(node, ['delete', netns], signal).catch(() => undefined);
   await removeCgroup(podCgroup(node, netns), signal).catch(() => undefined);
 }
