@@ -94,8 +94,10 @@ export class DirtyKeys {
   }
 
   #moveToPending(key: Key): void {
-    this.take(key);
-    this.#pending.add(key);
+    if (!this.#pending.has(key)) {
+      this.take(key);
+      this.#pending.add(key);
+    }
     this.#onWork();
   }
 }

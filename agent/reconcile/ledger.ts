@@ -183,11 +183,13 @@ export class Ledger {
       return;
     }
     if (!this.#hasListed) return;
-    this.#doubtful.delete(key);
-    if (!this.#isSame(this.#known.get(key), value)) {
-      this.#learn(key, value);
-      this.#strayed.add(key);
+    const wasDoubtful = this.#doubtful.delete(key);
+    if (this.#isSame(this.#known.get(key), value)) {
+      if (wasDoubtful) this.#recheck(key);
+      return;
     }
+    this.#learn(key, value);
+    this.#strayed.add(key);
     this.#recheck(key);
   }
 

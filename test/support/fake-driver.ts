@@ -25,6 +25,11 @@ interface Fault {
   left: number;
 }
 
+interface Gate {
+  readonly opened: Promise<void>;
+  reached(): void;
+}
+
 export class FakeDriver<K extends Kind> implements Driver<K> {
   readonly kind: K;
   readonly lane: Lane;
@@ -49,8 +54,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
   #listHangs = 0;
   #busy = '';
   #notice: Notice<K> | undefined;
-  #gate: Promise<void> | undefined;
-  #atGate: (() => void) | undefined;
+  readonly #gates = new Map<'apply' | 'list', Gate>();
 
   constructor(kind: K, options: FakeDriverOptions<K> = {}) {
     this.kind = kind;
@@ -94,15 +98,17 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
     this.#listHangs++;
   }
 
-  /** From now on apply() stops before it writes, until the returned function is called. `reached` resolves when one does. */
-  hold(): { readonly reached: Promise<void>; release: () => void } {
-    const gate = Promise.withResolvers<void>();
+  /**
+   * From now on apply() stops before it writes, or list() after it has read, until the returned function is called.
+   * `reached` resolves when one does.
+   */
+  hold(what: 'apply' | 'list' = 'apply'): { readonly reached: Promise<void>; release: () => void } {
+    const opened = Promise.withResolvers<void>();
     const reached = Promise.withResolvers<void>();
-    this.#gate = gate.promise;
-    this.#atGate = reached.resolve;
+    this.#gates.set(what, { opened: opened.promise, reached: reached.resolve });
     const release = (): void => {
-      this.#gate = undefined;
-      gate.resolve();
+      this.#gates.delete(what);
+      opened.resolve();
     };
     return { reached: reached.promise, release };
   }
@@ -141,6 +147,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
         await untilAborted(signal);
       }
       const snapshot = new Map(this.store);
+      await this.#pass('list');
       await nextTurn();
       const error = this.#listErrors.shift();
       if (error) throw error;
@@ -152,8 +159,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
     this.applies++;
     this.#inspect(batch, signal);
     return this.#alone('apply', async () => {
-      this.#atGate?.();
-      await this.#gate;
+      await this.#pass('apply');
       const manner = this.#hangs.shift();
       if (manner === 'deaf') await new Promise(() => {});
       if (manner === 'obedient') await untilAborted(signal);
@@ -165,6 +171,11 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
       await nextTurn();
       return failures;
     });
+  }
+
+  async #pass(what: 'apply' | 'list'): Promise<void> {
+    this.#gates.get(what)?.reached();
+    await this.#gates.get(what)?.opened;
   }
 
   #inspect(batch: readonly Change<K>[], signal: AbortSignal): void {
