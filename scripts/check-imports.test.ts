@@ -70,7 +70,7 @@ const rejected: readonly (readonly [path: string, source: string, problem: strin
   [
     'agent/pods/a.ts',
     'if (x)\n  process.exit(1);',
-    'agent/pods/a.ts:2 cannot use process.exit: expected only in agent/main.ts or lab/main.ts or bench/ or scripts/',
+    'agent/pods/a.ts:2 cannot use process.exit: expected only in agent/main.ts or lab/supervisor.ts or bench/ or scripts/',
   ],
   [
     'agent/pods/a.ts',

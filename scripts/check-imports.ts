@@ -24,7 +24,7 @@ const ROOMS: readonly (readonly [room: string, mayImport: readonly string[]])[] 
   ['cni/', ['agent/model/']],
   ['lab/', ['agent/', 'cni/']],
   ['bench/', ['']],
-  ['scripts/', []],
+  ['scripts/', ['agent/']],
   ['test/', ['']],
 ];
 
@@ -37,7 +37,7 @@ const RESERVED: readonly (readonly [what: string, allowed: readonly string[]])[]
   ['koffi', ['agent/kernel/libc.ts']],
   ['execa', ['agent/kernel/command.ts', 'lab/', 'bench/', 'scripts/', 'test/']],
   ['node:child_process', ['agent/kernel/command.ts', 'lab/', 'bench/', 'scripts/', 'test/']],
-  ['process.exit', ['agent/main.ts', 'lab/main.ts', 'bench/', 'scripts/']],
+  ['process.exit', ['agent/main.ts', 'lab/supervisor.ts', 'bench/', 'scripts/']],
   ['process.env', ['agent/main.ts', 'agent/config.ts', 'lab/', 'bench/', 'scripts/', 'test/']],
   ['ava', ['test/']],
   ['fast-check', ['test/', 'bench/']],

@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { ExecutionContext } from 'ava';
 import { execa, type ResultPromise } from 'execa';
 
-/** Whatever a crash leaves behind is swept by this beginning of its name. */
+/** Followed by the number of this process: what a crash leaves behind is swept when the maker is gone. */
 export const TEST_PREFIX = 'tulle-test-';
 
 /** Bound against hanging, for one command. */
@@ -29,9 +29,9 @@ export interface Netns {
   spawn(file: string, ...args: readonly string[]): Subprocess;
 }
 
-/** `label` makes the name readable in a failing test's log: `tulle-test-1f2e3d4c-router`. */
+/** `label` makes the name readable in a failing test's log: `tulle-test-4711-1f2e-router`. */
 export async function createNetns(t: ExecutionContext, label?: string): Promise<Netns> {
-  const name = [`${TEST_PREFIX}${randomBytes(4).toString('hex')}`, label].filter(Boolean).join('-');
+  const name = [`${TEST_PREFIX}${process.pid}-${randomBytes(3).toString('hex')}`, label].filter(Boolean).join('-');
   const inside = ['netns', 'exec', name];
   const feed: Netns['feed'] = (input, file, ...args) =>
     execa('ip', [...inside, file, ...args], { input, timeout: COMMAND_TIMEOUT_MS });

@@ -1,0 +1,172 @@
+#!/usr/bin/env node
+/**
+ * Runs the tests, all of them or the groups named as arguments, and says what it does. The last line is
+ * `N passed, N failed`; the exit code is 0 only when something ran and nothing failed.
+ */
+import { join } from 'node:path';
+import { execa } from 'execa';
+import { missingCapabilities } from './capabilities.ts';
+import { createOwnCgroup, isolated, sweepCgroups } from './isolation.ts';
+import { sweepNamespaces } from './leftovers.ts';
+import { differences, readRootState } from './root-state.ts';
+import { readTap, type TestResult } from './tap.ts';
+
+type Report = (result: TestResult) => void;
+
+interface Group {
+  readonly name: string;
+  readonly about: string;
+  readonly needsRoot: boolean;
+  run(report: Report): Promise<void>;
+}
+
+const HOME = join(import.meta.dirname, '..');
+/** Bounds against hanging. */
+const CHECK_TIMEOUT_MS = 120_000;
+const GROUP_TIMEOUT_MS = 600_000;
+
+const CHECKS: readonly (readonly [title: string, command: string])[] = [
+  ['biome: format, lint, import order', 'biome ci --colors=off --max-diagnostics=100'],
+  ['tsc: types', 'tsc --noEmit --pretty false'],
+  ['direction of imports', 'node scripts/check-imports.ts'],
+];
+
+const GROUPS: readonly Group[] = [
+  { name: 'check', about: 'format, lint, types, imports', needsRoot: false, run: runChecks },
+  {
+    name: 'unit',
+    about: 'unit and property tests',
+    needsRoot: false,
+    run: (report) => runAva('{agent,cni,lab,scripts,bench}/**/*.test.ts', report),
+  },
+  {
+    name: 'kernel',
+    about: 'drivers against the kernel',
+    needsRoot: true,
+    run: (report) => runIsolated('test/kernel/**/*.test.ts', report),
+  },
+  {
+    name: 'e2e',
+    about: 'agents, pods and packets in the lab',
+    needsRoot: true,
+    run: (report) => runIsolated('test/e2e/**/*.test.ts', report),
+  },
+];
+
+async function main(names: readonly string[]): Promise<number> {
+  const unknown = names.find((name) => !GROUPS.some((group) => group.name === name));
+  if (unknown !== undefined) {
+    console.error(`cannot run ${unknown}: expected ${GROUPS.map(({ name }) => name).join(', ')}, or nothing for all`);
+    return 2;
+  }
+  const tally = { passed: 0, failed: 0 };
+  const report: Report = (result) => {
+    tally[result.outcome === 'passed' ? 'passed' : 'failed']++;
+    print(result);
+  };
+  const groups = GROUPS.filter(({ name }) => names.length === 0 || names.includes(name));
+  for (const group of groups.filter(({ needsRoot }) => !needsRoot)) await timed(group, report, tally);
+  const rooted = groups.filter(({ needsRoot }) => needsRoot);
+  if (rooted.length > 0 && (await canRunAsRoot(report))) {
+    await leavingNoTrace(report, async () => {
+      for (const group of rooted) await timed(group, report, tally);
+    });
+  }
+  console.log(`${tally.passed} passed, ${tally.failed} failed`);
+  return tally.failed === 0 && tally.passed > 0 ? 0 : 1;
+}
+
+async function timed(group: Group, report: Report, tally: { passed: number; failed: number }): Promise<void> {
+  const before = { ...tally };
+  const start = performance.now();
+  console.log(`▸ ${group.name}: ${group.about}`);
+  await group.run(report);
+  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+  console.log(`  ${tally.passed - before.passed} passed, ${tally.failed - before.failed} failed, ${seconds} s`);
+}
+
+/** A test that is skipped counts as failed: nothing here may be left out without being seen. */
+function print({ title, outcome, details }: TestResult): void {
+  if (outcome === 'passed') return;
+  console.log(`  ✘ ${title}${outcome === 'skipped' ? ' (skipped)' : ''}`);
+  if (details !== '') console.log(details.replace(/^/gm, '    '));
+}
+
+async function runChecks(report: Report): Promise<void> {
+  for (const [title, command] of CHECKS) {
+    const [file = '', ...args] = command.split(' ');
+    const options = { cwd: HOME, preferLocal: true, reject: false, all: true, timeout: CHECK_TIMEOUT_MS } as const;
+    const { failed, all } = await execa(file, args, options);
+    report({ title, outcome: failed ? 'failed' : 'passed', details: failed ? all : '' });
+  }
+}
+
+const avaCommand = (files: string): readonly string[] => [
+  process.execPath,
+  join(HOME, 'node_modules/ava/entrypoints/cli.js'),
+  '--tap',
+  files,
+];
+
+async function runAva(files: string, report: Report): Promise<void> {
+  const [file = '', ...args] = avaCommand(files);
+  await reportTap(file, args, report);
+}
+
+async function runIsolated(files: string, report: Report): Promise<void> {
+  using cgroup = createOwnCgroup();
+  await reportTap(...isolated(cgroup, avaCommand(files)), report);
+  const left = cgroup.leftovers();
+  report({
+    title: 'no cgroup is left behind',
+    outcome: left.length === 0 ? 'passed' : 'failed',
+    details: left.join('\n'),
+  });
+}
+
+/** Reports each test as it ends, and a run that failed without a failed test, or without any, as one. */
+async function reportTap(file: string, args: readonly string[], report: Report): Promise<void> {
+  const subprocess = execa(file, args, {
+    cwd: HOME,
+    reject: false,
+    buffer: false,
+    stdin: 'ignore',
+    stderr: 'inherit',
+    timeout: GROUP_TIMEOUT_MS,
+    killSignal: 'SIGKILL',
+  });
+  let failures = 0;
+  for await (const result of readTap(subprocess.iterable())) {
+    if (result.outcome === 'failed') failures++;
+    report(result);
+  }
+  const { exitCode, timedOut } = await subprocess;
+  if (exitCode === 0 || failures > 0) return;
+  const why = timedOut
+    ? `no end within ${GROUP_TIMEOUT_MS / 1000} s`
+    : `exit code ${exitCode}, no test or none that failed`;
+  report({ title: `ava ${args.at(-1)}`, outcome: 'failed', details: why });
+}
+
+async function canRunAsRoot(report: Report): Promise<boolean> {
+  console.log('▸ capabilities of this machine');
+  sweepCgroups();
+  const missing = await missingCapabilities();
+  for (const what of missing) report({ title: `missing capability: ${what}`, outcome: 'failed', details: '' });
+  return missing.length === 0;
+}
+
+/** Compares the network of the root namespace, which no test may touch, before and after. */
+async function leavingNoTrace(report: Report, run: () => Promise<void>): Promise<void> {
+  await sweepNamespaces();
+  const before = await readRootState();
+  await run();
+  const changed = differences(before, await readRootState());
+  report({
+    title: 'the root namespace is as before',
+    outcome: changed.length === 0 ? 'passed' : 'failed',
+    details: changed.join('\n'),
+  });
+}
+
+if (import.meta.main) process.exit(await main(process.argv.slice(2)));
