@@ -151,6 +151,9 @@ function parseAnnotations(value: unknown): ReadonlyMap<string, string> {
   const field = 'runtimeConfig["io.kubernetes.cri.pod-annotations"]';
   const annotations = isAbsent(value) ? {} : objectAt(field, value);
   return new Map(
-    Object.entries(annotations).map(([key, text]) => [key, matchAt(`${field}.${key}`, text, /^/, 'a text')]),
+    Object.entries(annotations).map(([key, text]) => [
+      key,
+      parsedAt(`${field}.${key}`, text, (same) => same, 'a text'),
+    ]),
   );
 }

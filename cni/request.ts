@@ -275,8 +275,8 @@ const ARGS: ReadonlyMap<string, keyof PodArgs> = new Map([
 const ARG_VALUE = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,252}$/;
 
 /**
- * `KEY=value;KEY=value` in any order. Unknown keys are ignored with or without IgnoreUnknown=1: the spec hands CNI_ARGS
- * to every plugin of the list "with no indication if they are going to be consumed" (section 3, runtimeConfig).
+ * `KEY=value;KEY=value` in any order. Unknown keys are ignored, with or without IgnoreUnknown=1: every plugin of a list
+ * gets the same CNI_ARGS, whoever they are meant for (CNI SPEC, section 3, "Deriving runtimeConfig").
  */
 function parseArgs(text: string, problems: string[]): PodArgs {
   const args: { -readonly [K in keyof PodArgs]: PodArgs[K] } = {};
