@@ -1,12 +1,12 @@
 /** The set and member drivers against the fake and against the kernel: the same cases, the same answers. */
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import { KernelError } from '../../agent/kernel/errors.ts';
 import { createMemberDriver } from '../../agent/kernel/ipset/member.ts';
 import { createSetDriver } from '../../agent/kernel/ipset/set.ts';
 import { type Cidr, FAMILIES, type Family, families } from '../../agent/model/ip.ts';
 import { type IpSet, item, type Member } from '../../agent/model/items.ts';
 import { converge, createOf, differences, removeOf } from '../support/converge.ts';
-import { HOSTS } from '../support/netfilter-host.ts';
+import { HOSTS, kernelHost } from '../support/netfilter-host.ts';
 
 const signal = new AbortController().signal;
 
@@ -36,13 +36,13 @@ const code = (error: Error | undefined): string | undefined => (error instanceof
 for (const [hostName, makeHost] of Object.entries(HOSTS)) {
   for (const { family } of families) {
     const title = (what: string) => `${hostName} ${family}: ${what}`;
-    const open = (t: Parameters<typeof makeHost>[0]) => {
-      const host = makeHost(t);
+    const open = async (t: ExecutionContext) => {
+      const host = await makeHost(t);
       return { host, sets: createSetDriver(host), members: createMemberDriver(host) };
     };
 
     test(title('sets and members are made, found again, and removed'), async (t) => {
-      const { host, sets, members } = open(t);
+      const { host, sets, members } = await open(t);
       const set = setOf(family);
       const wanted = membersOf(set, ENTRIES[family]);
       t.is((await converge(sets, [set])).failures.size, 0);
@@ -57,7 +57,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
     });
 
     test(title('adding what is there and removing what is not both succeed'), async (t) => {
-      const { sets, members } = open(t);
+      const { sets, members } = await open(t);
       const set = setOf(family, { type: 'hash:ip' });
       const [member] = membersOf(set, [ENTRIES[family][2] as string]) as [Member];
       for (let i = 0; i < 2; i++) {
@@ -71,7 +71,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
     });
 
     test(title('a bad member fails alone, with its errno'), async (t) => {
-      const { sets, members } = open(t);
+      const { sets, members } = await open(t);
       const set = setOf(family, { type: 'hash:ip' });
       await converge(sets, [set]);
       const good = membersOf(set, [ENTRIES[family][2] as string]);
@@ -85,7 +85,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
     });
 
     test(title('a bad set fails alone'), async (t) => {
-      const { sets } = open(t);
+      const { sets } = await open(t);
       const good = [setOf(family), setOf(family, { name: 'tulle-other' })];
       const foreign = setOf(family, { name: 'tulle-hard', type: 'hash:ip' });
       await converge(sets, [foreign]);
@@ -98,7 +98,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
     });
 
     test(title('a full set says so'), async (t) => {
-      const { sets, members } = open(t);
+      const { sets, members } = await open(t);
       const set = setOf(family, { type: 'hash:ip', maxElements: 1 });
       await converge(sets, [set]);
       const entries = family === 'ipv4' ? ['10.0.0.1/32', '10.0.0.2/32'] : ['fd00::1/128', 'fd00::2/128'];
@@ -107,7 +107,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
     });
 
     test(title('another size keeps the members, another type does not'), async (t) => {
-      const { sets, members } = open(t);
+      const { sets, members } = await open(t);
       const set = setOf(family);
       const wanted = membersOf(set, ENTRIES[family]);
       await converge(sets, [set]);
@@ -121,7 +121,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
     });
 
     test(title('a set that a rule uses can be resized but not destroyed'), async (t) => {
-      const { host, sets } = open(t);
+      const { host, sets } = await open(t);
       const set = setOf(family);
       await converge(sets, [set]);
       const file = `${FAMILIES[family].iptables}-legacy-restore`;
@@ -136,7 +136,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
     });
 
     test(title('the whole and its halves live side by side'), async (t) => {
-      const { host, sets, members } = open(t);
+      const { host, sets, members } = await open(t);
       const set = setOf(family);
       await converge(sets, [set]);
       const [whole, low, high] = membersOf(set, [ENTRIES[family][0] as string, ...HALVES[family]]) as [
@@ -169,7 +169,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
     });
 
     test(title('only own sets are seen, and what is done by hand shows'), async (t) => {
-      const { host, sets, members } = open(t);
+      const { host, sets, members } = await open(t);
       const set = setOf(family);
       const wanted = membersOf(set, ENTRIES[family].slice(1));
       await converge(sets, [set]);
@@ -189,7 +189,7 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
 }
 
 test('kernel: an altered member counts as missing and is mended', async (t) => {
-  const host = (HOSTS['kernel'] as (typeof HOSTS)[string])(t);
+  const host = await kernelHost(t);
   const [sets, members] = [createSetDriver(host), createMemberDriver(host)];
   const set = setOf('ipv4');
   const wanted = membersOf(set, ['10.0.0.0/8']);
@@ -203,7 +203,7 @@ test('kernel: an altered member counts as missing and is mended', async (t) => {
 });
 
 test('kernel: a hundred thousand members are listed in turns of the event loop', async (t) => {
-  const host = (HOSTS['kernel'] as (typeof HOSTS)[string])(t);
+  const host = await kernelHost(t);
   const sets = createSetDriver(host);
   const set = setOf('ipv4', { maxElements: 131_072 });
   await converge(sets, [set]);

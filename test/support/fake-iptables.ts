@@ -200,7 +200,9 @@ function withLength(arg: string, i: number, args: readonly string[]): string {
   return isAddress ? `${arg}/${arg.includes(':') ? 128 : 32}` : arg;
 }
 
-const quoted = (arg: string): string => (/[^A-Za-z0-9_./,+=-]/.test(arg) && arg !== '!' ? `"${arg}"` : arg);
+/** Comments are quoted when they hold more than harmless characters. */
+const quoted = (arg: string, i: number, rule: readonly string[]): string =>
+  rule[i - 1] === '--comment' && /[^A-Za-z0-9_./,+=-]/.test(arg) ? `"${arg}"` : arg;
 
 /** Blanks and double quotes. */
 function split(line: string): readonly string[] {

@@ -1,47 +1,36 @@
 /** A host's netfilter for contract tests: a fresh network namespace, or the fakes. */
-import { execFileSync } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
+import type { ExecutionContext } from 'ava';
 import { type Run, run } from '../../agent/kernel/command.ts';
 import { withFd } from '../../agent/kernel/libc.ts';
 import { NETLINK_PROTOCOL, type NetlinkClient, NetlinkSocket } from '../../agent/kernel/netlink/socket.ts';
 import { FakeIpset } from './fake-ipset.ts';
 import { FakeIptables } from './fake-iptables.ts';
+import { createNetns, type Netns } from './netns.ts';
 
 export interface NetfilterHost {
   readonly run: Run;
   readonly client: NetlinkClient;
 }
 
-/** What ava's context offers. */
-interface Teardown {
-  teardown(action: () => void): void;
-}
-
-export function fakeHost(): NetfilterHost & { readonly iptables: FakeIptables; readonly ipset: FakeIpset } {
+export function fakeHost(): NetfilterHost {
   const iptables: FakeIptables = new FakeIptables({ hasSet: (name) => ipset.sets.has(name) });
   const ipset: FakeIpset = new FakeIpset({ isUsed: (name) => iptables.usesSet(name) });
-  return {
-    run: (command) => (command.file === 'ipset' ? ipset : iptables).run(command),
-    client: ipset,
-    iptables,
-    ipset,
-  };
+  return { run: (command) => (command.file === 'ipset' ? ipset : iptables).run(command), client: ipset };
 }
 
-export function kernelHost(t: Teardown): NetfilterHost {
-  const name = `tulle-test-${randomBytes(4).toString('hex')}`;
-  execFileSync('ip', ['netns', 'add', name]);
-  t.teardown(() => execFileSync('ip', ['netns', 'del', name]));
-  const client = withFd(`/run/netns/${name}`, (netnsFd) => new NetlinkSocket(NETLINK_PROTOCOL.NETFILTER, { netnsFd }));
+export const kernelHost = async (t: ExecutionContext): Promise<NetfilterHost> => netfilterOf(t, await createNetns(t));
+
+/** The netfilter of a test's namespace. */
+export function netfilterOf(t: ExecutionContext, { path }: Netns): NetfilterHost {
+  const client = withFd(path, (netnsFd) => new NetlinkSocket(NETLINK_PROTOCOL.NETFILTER, { netnsFd }));
   t.teardown(() => client.close());
-  return { run: inNamespace(name), client };
+  const inside: Run = (command) =>
+    run({ ...command, file: 'nsenter', args: [`--net=${path}`, command.file, ...command.args] });
+  return { run: inside, client };
 }
-
-/** Commands that run in a named network namespace. */
-export const inNamespace =
-  (name: string): Run =>
-  (command) =>
-    run({ ...command, file: 'nsenter', args: [`--net=/run/netns/${name}`, command.file, ...command.args] });
 
 /** Both, by name. */
-export const HOSTS: Readonly<Record<string, (t: Teardown) => NetfilterHost>> = { fake: fakeHost, kernel: kernelHost };
+export const HOSTS: Readonly<Record<'fake' | 'kernel', (t: ExecutionContext) => Promise<NetfilterHost>>> = {
+  fake: async () => fakeHost(),
+  kernel: kernelHost,
+};
