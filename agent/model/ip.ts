@@ -89,9 +89,12 @@ export function parseCidr(text: string, { strict = false } = {}): Cidr | undefin
   return strict && networkOf(cidr) !== address ? undefined : cidr;
 }
 
-/** The CIDR of this prefix length that contains the address. */
+/** The CIDR of this prefix length that contains the address. Throws RangeError for a length that the family has not. */
 export function cidrOf(address: IpAddress, prefixLength: number): Cidr {
   const bytes = bytesOf(address);
+  if (!Number.isInteger(prefixLength) || prefixLength < 0 || prefixLength > 8 * bytes.length) {
+    throw new RangeError(`${address} has no prefix of length ${prefixLength}`);
+  }
   for (let i = 0; i < bytes.length; i++) {
     const keep = Math.max(0, Math.min(8, prefixLength - 8 * i));
     bytes[i] = (bytes[i] as number) & (0xff << (8 - keep));
