@@ -78,7 +78,11 @@ export class AgentProcess {
       process.kill(pid, 'SIGKILL');
       return pid;
     }
-    throw new LabError({ operation: `kill the agent of ${this.#node.name}`, expected: 'a running agent', received: this.#lastEnd ?? 'none' });
+    throw new LabError({
+      operation: `kill the agent of ${this.#node.name}`,
+      expected: 'a running agent',
+      received: this.#lastEnd ?? 'none',
+    });
   }
 
   /** Resolves when the conflist is there. Throws LabError, with the end of the log, when that does not happen. */

@@ -4,8 +4,8 @@ import { once } from 'node:events';
 import { constants } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { table } from '../agent/commands/table.ts';
-import { type Family, families as allFamilies } from '../agent/model/ip.ts';
-import { labControl, type LabOptions, type LabStatus } from './control.ts';
+import { families as allFamilies, type Family } from '../agent/model/ip.ts';
+import { type LabOptions, type LabStatus, labControl } from './control.ts';
 import { hasLeftovers, removeLab } from './down.ts';
 import { MAX_NODES, MAX_SEGMENTS } from './fabric.ts';
 import { LabError } from './lab-error.ts';
@@ -18,7 +18,11 @@ import { describeStatus, printLines, printStep } from './print.ts';
 import { tour } from './tour.ts';
 import { DEFAULT_OPTIONS, isUp, startLabProcess } from './up.ts';
 
-const FAMILY_CHOICES: Readonly<Record<string, readonly Family[]>> = { ipv4: ['ipv4'], ipv6: ['ipv6'], dual: ['ipv4', 'ipv6'] };
+const FAMILY_CHOICES: Readonly<Record<string, readonly Family[]>> = {
+  ipv4: ['ipv4'],
+  ipv6: ['ipv6'],
+  dual: ['ipv4', 'ipv6'],
+};
 
 interface UpOptions {
   readonly nodes: number;
@@ -29,7 +33,10 @@ interface UpOptions {
 
 /** The commander sub-tree. Actions set process.exitCode; they throw LabError and others for main to report. */
 export function labCommand(): Command {
-  const lab = new Command('lab').description('a cluster of namespaces on this machine').enablePositionalOptions().exitOverride();
+  const lab = new Command('lab')
+    .description('a cluster of namespaces on this machine')
+    .enablePositionalOptions()
+    .exitOverride();
   addLifeCommands(lab);
   addPodCommands(lab);
   addNodeCommands(lab);
@@ -60,22 +67,43 @@ function addLifeCommands(lab: Command): void {
     .argument('[args...]', 'after --: its arguments')
     .action(async (args: string[]) => {
       const { supervisorPid, apiServer } = await readStatus();
-      await become(['nsenter', '--target', `${supervisorPid}`, '--net', '--', 'kubectl', '--kubeconfig', apiServer.kubeconfig, ...args]);
+      await become([
+        'nsenter',
+        '--target',
+        `${supervisorPid}`,
+        '--net',
+        '--',
+        'kubectl',
+        '--kubeconfig',
+        apiServer.kubeconfig,
+        ...args,
+      ]);
     });
-  withUpOptions(lab.command('tour').description('a guided tour with real packets; starts a lab if none is up and leaves it running')).action(
-    async (options: UpOptions) => {
-      checkRoot();
-      if (!(await isUp(layout()))) await up([], options);
-      await tour(labControl(layout()));
-    },
-  );
+  withUpOptions(
+    lab
+      .command('tour')
+      .description('a guided tour with real packets; starts a lab if none is up and leaves it running'),
+  ).action(async (options: UpOptions) => {
+    checkRoot();
+    if (!(await isUp(layout()))) await up([], options);
+    await tour(labControl(layout()));
+  });
 }
 
 const withUpOptions = (command: Command): Command =>
   command
     .option('--nodes <n>', 'how many nodes', wholeNumber(1, MAX_NODES), DEFAULT_OPTIONS.nodes)
-    .addOption(new Option('--families <families>', 'addresses of nodes and pods').choices(Object.keys(FAMILY_CHOICES)).default('dual'))
-    .option('--segments <n>', 'how many L2 segments the nodes are spread over, with a router between', wholeNumber(1, MAX_SEGMENTS), 1);
+    .addOption(
+      new Option('--families <families>', 'addresses of nodes and pods')
+        .choices(Object.keys(FAMILY_CHOICES))
+        .default('dual'),
+    )
+    .option(
+      '--segments <n>',
+      'how many L2 segments the nodes are spread over, with a router between',
+      wholeNumber(1, MAX_SEGMENTS),
+      1,
+    );
 
 function addPodCommands(lab: Command): void {
   const pod = lab.command('pod').description('pods of the lab');
@@ -99,7 +127,9 @@ function addPodCommands(lab: Command): void {
       print(json ? [JSON.stringify(status.pods, undefined, 2)] : describeStatus({ ...status, nodes: [] }));
     });
   podAction(pod, 'rm', 'end a pod and remove it', async ({ namespace, name }) => control().removePod(namespace, name));
-  podAction(pod, 'check', 'CNI CHECK: is its network what ADD made it', async ({ namespace, name }) => control().checkPod(namespace, name));
+  podAction(pod, 'check', 'CNI CHECK: is its network what ADD made it', async ({ namespace, name }) =>
+    control().checkPod(namespace, name),
+  );
   podAction(pod, 'logs', 'print the output of its command', async ({ logFile }) => become(['cat', logFile]));
   lab
     .command('exec')
@@ -114,7 +144,12 @@ function addPodCommands(lab: Command): void {
   addPingCommand(lab);
 }
 
-function podAction(pod: Command, name: string, description: string, action: (pod: LabStatus['pods'][number]) => Promise<void>): void {
+function podAction(
+  pod: Command,
+  name: string,
+  description: string,
+  action: (pod: LabStatus['pods'][number]) => Promise<void>,
+): void {
   pod
     .command(name)
     .description(description)
@@ -130,17 +165,32 @@ function addPingCommand(lab: Command): void {
     .option('--count <n>', 'echo requests a pair', wholeNumber(1, 1000), 1)
     .addOption(new Option('--family <family>', 'only this one').choices(allFamilies.map(({ family }) => family)))
     .option('--nodes', 'nodes as well: to pods, and from pods')
-    .action(async ({ json, count, family, nodes = false }: { json?: boolean; count: number; family?: Family; nodes?: boolean }) => {
-      const status = await readStatus();
-      const ends = pingEnds(status);
-      const options = { count, nodes, families: family ? [family] : status.families };
-      const results = await pingAll(ends, options, new AbortController().signal);
-      const ok = results.length > 0 && results.every((result) => result.ok);
-      const lost = results.filter((result) => !result.ok).length;
-      const text = results.length === 0 ? ['nothing to ping: it takes two pods'] : [...table(matrixOf(ends, results)), `${results.length} pairs, ${lost} lost`];
-      print(json ? [JSON.stringify({ ok, results }, undefined, 2)] : text);
-      if (!ok) process.exitCode = 1;
-    });
+    .action(
+      async ({
+        json,
+        count,
+        family,
+        nodes = false,
+      }: {
+        json?: boolean;
+        count: number;
+        family?: Family;
+        nodes?: boolean;
+      }) => {
+        const status = await readStatus();
+        const ends = pingEnds(status);
+        const options = { count, nodes, families: family ? [family] : status.families };
+        const results = await pingAll(ends, options, new AbortController().signal);
+        const ok = results.length > 0 && results.every((result) => result.ok);
+        const lost = results.filter((result) => !result.ok).length;
+        const text =
+          results.length === 0
+            ? ['nothing to ping: it takes two pods']
+            : [...table(matrixOf(ends, results)), `${results.length} pairs, ${lost} lost`];
+        print(json ? [JSON.stringify({ ok, results }, undefined, 2)] : text);
+        if (!ok) process.exitCode = 1;
+      },
+    );
 }
 
 function addNodeCommands(lab: Command): void {
@@ -157,7 +207,9 @@ function addNodeCommands(lab: Command): void {
     .command('kill-agent')
     .description("SIGKILL a node's agent; it is started again")
     .argument('<node>')
-    .action(async (name: string) => print([`killed process ${(await control().killAgent(name)).pid}, the agent of ${name}`]));
+    .action(async (name: string) =>
+      print([`killed process ${(await control().killAgent(name)).pid}, the agent of ${name}`]),
+    );
   lab
     .command('exec-node')
     .description('run a command in a node; its exit code is passed on')
@@ -169,7 +221,13 @@ function addNodeCommands(lab: Command): void {
 async function up(agentArgs: string[], { nodes, families, segments, force }: UpOptions): Promise<void> {
   checkMachine();
   const startMs = performance.now();
-  const options: LabOptions = { ...DEFAULT_OPTIONS, nodes, segments, families: FAMILY_CHOICES[families] ?? [], agentArgs };
+  const options: LabOptions = {
+    ...DEFAULT_OPTIONS,
+    nodes,
+    segments,
+    families: FAMILY_CHOICES[families] ?? [],
+    agentArgs,
+  };
   await using _ = await lockLab(layout().dir);
   if (force) await removeLab(layout(), printStep);
   await startLabProcess(layout(), options, printStep);
@@ -203,7 +261,12 @@ function findPod({ pods }: LabStatus, name: string): LabStatus['pods'][number] {
   const full = name.includes('/') ? name : `default/${name}`;
   const pod = pods.find((candidate) => `${candidate.namespace}/${candidate.name}` === full);
   if (pod) return pod;
-  throw new LabError({ operation: 'find the pod', expected: 'a pod of the lab', received: JSON.stringify(name), remedy: 'see `tulle lab pod ls`' });
+  throw new LabError({
+    operation: 'find the pod',
+    expected: 'a pod of the lab',
+    received: JSON.stringify(name),
+    remedy: 'see `tulle lab pod ls`',
+  });
 }
 
 /** Runs a command in the place of this one: its terminal, its exit code, 128 + n for a signal as shells have it. */

@@ -49,7 +49,14 @@ export class PluginError extends Error {
   /** CNI error code; 999 when the plugin printed no error object. */
   readonly code: number;
 
-  constructor(fields: { plugin: string; verb: CniVerb; code: number; msg: string; details?: string | undefined; cause?: unknown }) {
+  constructor(fields: {
+    plugin: string;
+    verb: CniVerb;
+    code: number;
+    msg: string;
+    details?: string | undefined;
+    cause?: unknown;
+  }) {
     const { plugin, verb, code, msg, details, cause } = fields;
     super(`plugin type="${plugin}" failed (${verb.toLowerCase()}): ${msg}${details ? `; ${details}` : ''}`, { cause });
     this.plugin = plugin;
@@ -69,7 +76,12 @@ export async function readNetworkList(node: NodeRef): Promise<NetworkList | unde
 }
 
 /** ADD of every plugin in order; the last result is cached and returned. Throws PluginError. */
-export async function addNetwork(node: NodeRef, list: NetworkList, attachment: Attachment, signal: AbortSignal): Promise<Json> {
+export async function addNetwork(
+  node: NodeRef,
+  list: NetworkList,
+  attachment: Attachment,
+  signal: AbortSignal,
+): Promise<Json> {
   let result: Json = {};
   for (const [index, plugin] of list.plugins.entries()) {
     const config = pluginConfig(list, plugin, attachment, index === 0 ? undefined : result);
@@ -80,7 +92,12 @@ export async function addNetwork(node: NodeRef, list: NetworkList, attachment: A
 }
 
 /** CHECK of every plugin with the cached result. Throws PluginError. */
-export async function checkNetwork(node: NodeRef, list: NetworkList, attachment: Attachment, signal: AbortSignal): Promise<void> {
+export async function checkNetwork(
+  node: NodeRef,
+  list: NetworkList,
+  attachment: Attachment,
+  signal: AbortSignal,
+): Promise<void> {
   const result = await cachedResult(node, list, attachment);
   for (const plugin of list.plugins) {
     await callPlugin(node, 'CHECK', plugin.type, pluginConfig(list, plugin, attachment, result), attachment, signal);
@@ -88,7 +105,12 @@ export async function checkNetwork(node: NodeRef, list: NetworkList, attachment:
 }
 
 /** DEL of every plugin in reverse order, with the cached result if there is one; then that is forgotten. Throws PluginError. */
-export async function deleteNetwork(node: NodeRef, list: NetworkList, attachment: Attachment, signal: AbortSignal): Promise<void> {
+export async function deleteNetwork(
+  node: NodeRef,
+  list: NetworkList,
+  attachment: Attachment,
+  signal: AbortSignal,
+): Promise<void> {
   const result = await cachedResult(node, list, attachment);
   for (const plugin of list.plugins.toReversed()) {
     await callPlugin(node, 'DEL', plugin.type, pluginConfig(list, plugin, attachment, result), attachment, signal);
@@ -98,7 +120,12 @@ export async function deleteNetwork(node: NodeRef, list: NetworkList, attachment
 
 function parseNetworkList(file: string, text: string): NetworkList {
   const problem = (received: string, cause?: unknown) =>
-    new LabError({ operation: `read ${CONF_DIR}/${file}`, expected: 'a JSON object with name, cniVersion and plugins', received, cause });
+    new LabError({
+      operation: `read ${CONF_DIR}/${file}`,
+      expected: 'a JSON object with name, cniVersion and plugins',
+      received,
+      cause,
+    });
   let parsed: unknown;
   try {
     parsed = JSON.parse(text);
@@ -106,14 +133,22 @@ function parseNetworkList(file: string, text: string): NetworkList {
     throw problem('no JSON', cause);
   }
   const { name, cniVersion, plugins } = (parsed ?? {}) as Partial<NetworkList>;
-  if (typeof name !== 'string' || typeof cniVersion !== 'string' || !Array.isArray(plugins)) throw problem(text.slice(0, 200));
+  if (typeof name !== 'string' || typeof cniVersion !== 'string' || !Array.isArray(plugins))
+    throw problem(text.slice(0, 200));
   return { name, cniVersion, plugins };
 }
 
 /** The plugin's own part of the list with what libcni adds: name, version, the result so far, capability arguments. */
-function pluginConfig(list: NetworkList, plugin: PluginConfig, attachment: Attachment, prevResult: Json | undefined): Json {
+function pluginConfig(
+  list: NetworkList,
+  plugin: PluginConfig,
+  attachment: Attachment,
+  prevResult: Json | undefined,
+): Json {
   const { capabilities = {}, ...own } = plugin;
-  const asked = Object.entries(attachment.runtimeConfig ?? {}).filter(([capability]) => capabilities[capability] === true);
+  const asked = Object.entries(attachment.runtimeConfig ?? {}).filter(
+    ([capability]) => capabilities[capability] === true,
+  );
   return {
     ...own,
     name: list.name,
@@ -146,7 +181,11 @@ async function callPlugin(
   );
   const answer = parseAnswer(stdout);
   if (exitCode === 0) return answer;
-  const { code = 999, msg = stderr.trim() || shortMessage || 'no message', details } = (answer ?? {}) as { code?: number; msg?: string; details?: string };
+  const {
+    code = 999,
+    msg = stderr.trim() || shortMessage || 'no message',
+    details,
+  } = (answer ?? {}) as { code?: number; msg?: string; details?: string };
   throw new PluginError({ plugin, verb, code, msg, details });
 }
 

@@ -3,24 +3,32 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
 import { pino } from 'pino';
-import { labControl, type LabStatus, SupervisorError } from './control.ts';
+import { type LabStatus, labControl, SupervisorError } from './control.ts';
 import { listenForControl } from './control-server.ts';
-import { LabError } from './lab-error.ts';
 import type { Lab } from './lab.ts';
+import { LabError } from './lab-error.ts';
 import type { LabPodRequest, PodStatus } from './pods.ts';
 
 /** Stands in for a lab, of which only what the routes call is needed. */
 function fakeLab(calls: unknown[]): Lab {
   const pods = {
     run: async (pod: LabPodRequest) => {
-      if (pod.node === 'absent') throw new LabError({ operation: 'use node "absent"', expected: 'one of node-1', received: 'no such node' });
+      if (pod.node === 'absent')
+        throw new LabError({ operation: 'use node "absent"', expected: 'one of node-1', received: 'no such node' });
       calls.push(pod);
       return { name: pod.name } as PodStatus;
     },
     check: async (pod: unknown) => void calls.push(['check', pod]),
     remove: async (pod: unknown) => void calls.push(['remove', pod]),
   };
-  return { pods, status: async () => ({ dir: '/x' }) as LabStatus, killAgent: async (node: string) => (calls.push(node), 42) } as unknown as Lab;
+  return {
+    pods,
+    status: async () => ({ dir: '/x' }) as LabStatus,
+    killAgent: async (node: string) => {
+      calls.push(node);
+      return 42;
+    },
+  } as unknown as Lab;
 }
 
 test('labControl and the supervisor agree on every call', async (t) => {
@@ -28,7 +36,12 @@ test('labControl and the supervisor agree on every call', async (t) => {
   t.teardown(() => rm(dir, { recursive: true }));
   const controlSocket = join(dir, 'control.sock');
   const calls: unknown[] = [];
-  const server = await listenForControl(controlSocket, fakeLab(calls), pino({ level: 'silent' }), new AbortController().signal);
+  const server = await listenForControl(
+    controlSocket,
+    fakeLab(calls),
+    pino({ level: 'silent' }),
+    new AbortController().signal,
+  );
   t.teardown(() => server.close());
   const control = labControl({ controlSocket });
 
@@ -38,7 +51,12 @@ test('labControl and the supervisor agree on every call', async (t) => {
   await control.checkPod('a b', 'c/d');
   await control.removePod('default', 'web');
   t.deepEqual(await control.killAgent('node-1'), { pid: 42 });
-  t.deepEqual(calls, [pod, ['check', { namespace: 'a b', name: 'c/d' }], ['remove', { namespace: 'default', name: 'web' }], 'node-1']);
+  t.deepEqual(calls, [
+    pod,
+    ['check', { namespace: 'a b', name: 'c/d' }],
+    ['remove', { namespace: 'default', name: 'web' }],
+    'node-1',
+  ]);
 
   const error = await t.throwsAsync(control.runPod({ ...pod, node: 'absent' }), { instanceOf: SupervisorError });
   t.regex(error?.message ?? '', /use node "absent": expected one of node-1/);

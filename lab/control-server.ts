@@ -19,7 +19,12 @@ const ROUTES: Readonly<Record<string, Handler>> = {
 };
 
 /** Listens when it resolves. Calls live as long as the lab, not as long as the caller: half an ADD is nothing to leave. */
-export async function listenForControl(socketPath: string, lab: Lab, log: Logger, signal: AbortSignal): Promise<Server> {
+export async function listenForControl(
+  socketPath: string,
+  lab: Lab,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<Server> {
   const server = createServer((request, response) => {
     answer(lab, request, signal).then(
       (value) => reply(response, 200, value ?? {}),

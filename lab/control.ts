@@ -60,7 +60,8 @@ export interface LabControl {
 /** Each call throws LabError: with what the supervisor objects to, or when no lab is up. */
 export function labControl({ controlSocket }: Pick<LabLayout, 'controlSocket'>, signal?: AbortSignal): LabControl {
   const ask = (method: string, path: string, body?: unknown) => call({ controlSocket, method, path, body, signal });
-  const podPath = (namespace: string, name: string) => `/pods/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`;
+  const podPath = (namespace: string, name: string) =>
+    `/pods/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`;
   return {
     status: async () => (await ask('GET', '/status')) as LabStatus,
     runPod: async (pod) => (await ask('POST', '/pods', pod)) as PodStatus,
@@ -81,7 +82,12 @@ interface Call {
 async function call({ controlSocket, method, path, body, signal }: Call): Promise<unknown> {
   const timeout = AbortSignal.timeout(TIMEOUT_MS);
   const { status, answer } = await new Promise<{ status: number; answer: unknown }>((resolve, reject) => {
-    const sent = request({ socketPath: controlSocket, method, path, signal: signal ? AbortSignal.any([signal, timeout]) : timeout });
+    const sent = request({
+      socketPath: controlSocket,
+      method,
+      path,
+      signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
+    });
     sent.on('error', (error) => reject(unreachable(controlSocket, error)));
     sent.on('response', (response) => {
       json(response).then((value) => resolve({ status: response.statusCode ?? 0, answer: value }), reject);

@@ -1,6 +1,6 @@
 import test from 'ava';
-import { MAX_NODES, MAX_SEGMENTS, planAttachment, routerAddress, segmentCidr } from './fabric.ts';
 import { containsIp, type Family, familyOf } from '../agent/model/ip.ts';
+import { MAX_NODES, MAX_SEGMENTS, planAttachment, routerAddress, segmentCidr } from './fabric.ts';
 
 const dual: readonly Family[] = ['ipv4', 'ipv6'];
 

@@ -4,7 +4,16 @@
  */
 import { writeFile } from 'node:fs/promises';
 import { execa } from 'execa';
-import { addressAt, type Cidr, FAMILIES, type Family, factsOf, type IpAddress, parseCidr, prefixLengthOf } from '../agent/model/ip.ts';
+import {
+  addressAt,
+  type Cidr,
+  FAMILIES,
+  type Family,
+  factsOf,
+  type IpAddress,
+  parseCidr,
+  prefixLengthOf,
+} from '../agent/model/ip.ts';
 import type { NodeRef } from './node.ts';
 
 export interface FabricShape {
@@ -42,7 +51,9 @@ export const bridgeName = (segment: number): string => `br${segment}`;
 /** Place of the node with this index (from 0): segments are dealt round robin. */
 export function planAttachment(index: number, { families, segments }: FabricShape): Attachment {
   const segment = index % segments;
-  const addresses = families.map((family) => addressAt(segmentCidr(segment, family), hostPart(index + FIRST_HOST, family)));
+  const addresses = families.map((family) =>
+    addressAt(segmentCidr(segment, family), hostPart(index + FIRST_HOST, family)),
+  );
   return { segment, addresses };
 }
 
@@ -65,16 +76,24 @@ export async function buildFabric({ families, segments }: FabricShape, signal: A
 }
 
 /** Gives a running node its eth0 with addresses and default routes. */
-export async function attachNode(node: NodeRef, { segment, addresses }: Attachment, signal: AbortSignal): Promise<void> {
+export async function attachNode(
+  node: NodeRef,
+  { segment, addresses }: Attachment,
+  signal: AbortSignal,
+): Promise<void> {
   const port = `mtu ${MTU_BYTES} master ${bridgeName(segment)}`;
   await ipBatch(
     ['ip'],
-    [`link add ${node.name} ${port} type veth peer name eth0 mtu ${MTU_BYTES} netns ${node.pid}`, `link set ${node.name} up`],
+    [
+      `link add ${node.name} ${port} type veth peer name eth0 mtu ${MTU_BYTES} netns ${node.pid}`,
+      `link set ${node.name} up`,
+    ],
     signal,
   );
   const lines = addresses.map((address) => addressLine(address, segment, 'eth0'));
   lines.push('link set eth0 up');
-  for (const address of addresses) lines.push(`route add default via ${routerAddress(segment, factsOf(address).family)}`);
+  for (const address of addresses)
+    lines.push(`route add default via ${routerAddress(segment, factsOf(address).family)}`);
   await ipBatch(['nsenter', '--target', String(node.pid), '--net', 'ip'], lines, signal);
 }
 
@@ -90,7 +109,11 @@ async function enableIpv6Router(): Promise<void> {
   for (const name of ['all/accept_dad', 'default/accept_dad']) await writeFile(`/proc/sys/net/ipv6/conf/${name}`, '0');
 }
 
-async function ipBatch([file, ...args]: [string, ...string[]], lines: readonly string[], signal: AbortSignal): Promise<void> {
+async function ipBatch(
+  [file, ...args]: [string, ...string[]],
+  lines: readonly string[],
+  signal: AbortSignal,
+): Promise<void> {
   const input = `${lines.join('\n')}\n`;
   await execa(file, [...args, '-batch', '-'], { input, timeout: COMMAND_TIMEOUT_MS, cancelSignal: signal });
 }

@@ -74,7 +74,12 @@ export class Lab {
     this.#boot = boot;
     this.#api = api;
     this.#nodes = new Map(nodes.map((entry) => [entry.node.name, entry]));
-    const hosts = new Map(nodes.map(({ node, layout: { podLogs }, attachment: { addresses } }) => [node.name, { ...node, podLogs, addresses }]));
+    const hosts = new Map(
+      nodes.map(({ node, layout: { podLogs }, attachment: { addresses } }) => [
+        node.name,
+        { ...node, podLogs, addresses },
+      ]),
+    );
     this.pods = new Pods({ hosts, api: api.writer, log: boot.log });
   }
 
@@ -96,14 +101,27 @@ export class Lab {
     const entry = this.#nodes.get(name);
     if (entry) return entry.agent.kill();
     const names = [...this.#nodes.keys()].join(', ');
-    throw new LabError({ operation: `kill the agent of ${JSON.stringify(name)}`, expected: `one of ${names}`, received: 'no such node' });
+    throw new LabError({
+      operation: `kill the agent of ${JSON.stringify(name)}`,
+      expected: `one of ${names}`,
+      received: 'no such node',
+    });
   }
 
   async #nodeStatus({ node, layout, attachment, agent, ended }: LabNode, signal: AbortSignal): Promise<LabNodeStatus> {
     const { name, pid, cgroup } = node;
     const podCidrs = await readPodCidrs(this.#api.writer, name, signal);
     const state = ended ? 'ended' : 'up';
-    return { name, pid, cgroup, state, ...attachment, podCidrs, agent: await agent.status(), agentLog: layout.agentLog };
+    return {
+      name,
+      pid,
+      cgroup,
+      state,
+      ...attachment,
+      podCidrs,
+      agent: await agent.status(),
+      agentLog: layout.agentLog,
+    };
   }
 }
 
@@ -133,22 +151,40 @@ async function createCertificates(
 ): Promise<{ readonly ca: KeyPair; readonly serving: KeyPair }> {
   await mkdir(pkiDir, { recursive: true, mode: 0o700 });
   const ca = await createCa({ directory: pkiDir, name: 'ca' }, signal);
-  const routers = Array.from({ length: segments }, (_, segment) => families.map((family) => routerAddress(segment, family)));
+  const routers = Array.from({ length: segments }, (_, segment) =>
+    families.map((family) => routerAddress(segment, family)),
+  );
   const ips = [...routers.flat(), parseIp('127.0.0.1') as IpAddress, parseIp('::1') as IpAddress];
-  const serving = await createServingCertificate({ ca, names: SERVER_NAMES, ips, directory: pkiDir, name: 'api-server' }, signal);
+  const serving = await createServingCertificate(
+    { ca, names: SERVER_NAMES, ips, directory: pkiDir, name: 'api-server' },
+    signal,
+  );
   return { ca, serving };
 }
 
 type StartedNode = Pick<LabNode, 'node' | 'layout' | 'attachment'>;
 
-async function startNodes({ layout, options, step, signal }: Boot, names: readonly string[]): Promise<readonly StartedNode[]> {
-  const cidrs = Array.from({ length: options.segments }, (_, segment) => options.families.map((family) => segmentCidr(segment, family)));
+async function startNodes(
+  { layout, options, step, signal }: Boot,
+  names: readonly string[],
+): Promise<readonly StartedNode[]> {
+  const cidrs = Array.from({ length: options.segments }, (_, segment) =>
+    options.families.map((family) => segmentCidr(segment, family)),
+  );
   await step(`fabric: ${cidrs.map((segment) => segment.join(' + ')).join(', ')}`, () => buildFabric(options, signal));
   const range = names.length === 1 ? names[0] : `${names[0]} to ${names.at(-1)}`;
-  return step(`nodes: ${range}`, () => Promise.all(names.map((name, index) => startOne(name, index, layout, options, signal))));
+  return step(`nodes: ${range}`, () =>
+    Promise.all(names.map((name, index) => startOne(name, index, layout, options, signal))),
+  );
 }
 
-async function startOne(name: string, index: number, lab: LabLayout, options: LabOptions, signal: AbortSignal): Promise<StartedNode> {
+async function startOne(
+  name: string,
+  index: number,
+  lab: LabLayout,
+  options: LabOptions,
+  signal: AbortSignal,
+): Promise<StartedNode> {
   const layout = nodeLayout(lab, name);
   const attachment = planAttachment(index, options);
   const node = await startNode(name, layout, signal);
@@ -162,7 +198,11 @@ async function startAgents(boot: Boot, api: Api, started: readonly StartedNode[]
   return entries;
 }
 
-async function startAgent({ options, log, signal }: Boot, { url, ca, agentToken }: Api, started: StartedNode): Promise<LabNode> {
+async function startAgent(
+  { options, log, signal }: Boot,
+  { url, ca, agentToken }: Api,
+  started: StartedNode,
+): Promise<LabNode> {
   const { node, layout } = started;
   await writeKubeconfig({ path: layout.kubeconfig, server: url, ca, user: { token: agentToken } });
   const argv = [...options.agentCommand, ...agentArguments(node.name), ...options.agentArgs];

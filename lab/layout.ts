@@ -75,6 +75,7 @@ export function cgroupRoot(mounts = readFileSync('/proc/self/mounts', 'utf8')): 
     operation: 'find cgroup v2',
     expected: 'a mount of type cgroup2, usually at /sys/fs/cgroup',
     received: 'none in /proc/self/mounts',
-    remedy: 'mount -t cgroup2 none /sys/fs/cgroup/unified (after mkdir), or boot with systemd.unified_cgroup_hierarchy=1',
+    remedy:
+      'mount -t cgroup2 none /sys/fs/cgroup/unified (after mkdir), or boot with systemd.unified_cgroup_hierarchy=1',
   });
 }

@@ -4,7 +4,12 @@ import type { IpAddress } from '../agent/model/ip.ts';
 import { type ApiWriter, apiPath } from './api-writer.ts';
 
 /** Creates the Node; the controllers of the API server give it its pod CIDRs. Throws LabError. */
-export async function registerNode(api: ApiWriter, name: string, addresses: readonly IpAddress[], signal: AbortSignal): Promise<void> {
+export async function registerNode(
+  api: ApiWriter,
+  name: string,
+  addresses: readonly IpAddress[],
+  signal: AbortSignal,
+): Promise<void> {
   const labels = { 'kubernetes.io/hostname': name, 'kubernetes.io/os': 'linux', 'kubernetes.io/arch': arch() };
   await api.create(apiPath.nodes, { apiVersion: 'v1', kind: 'Node', metadata: { name, labels }, spec: {} }, signal);
   await api.patch(`${apiPath.node(name)}/status`, { status: nodeStatus(name, addresses) }, signal);
@@ -17,10 +22,7 @@ export async function readPodCidrs(api: ApiWriter, name: string, signal: AbortSi
 }
 
 const nodeStatus = (name: string, addresses: readonly IpAddress[]): unknown => ({
-  addresses: [
-    ...addresses.map((address) => ({ type: 'InternalIP', address })),
-    { type: 'Hostname', address: name },
-  ],
+  addresses: [...addresses.map((address) => ({ type: 'InternalIP', address })), { type: 'Hostname', address: name }],
   conditions: [{ type: 'Ready', status: 'True', reason: 'LabNodeUp', lastTransitionTime: new Date().toISOString() }],
   nodeInfo: { operatingSystem: 'linux', architecture: arch(), kernelVersion: release() },
 });

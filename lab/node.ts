@@ -35,7 +35,18 @@ export const inNode = (node: NodeRef, argv: readonly string[]): readonly [string
 
 /** argv that runs `argv` in the named network namespace of a node, in the cgroup of that pod; `/sys` is the pod's. */
 export const inPod = (node: NodeRef, netns: string, argv: readonly string[]): readonly [string, ...string[]] =>
-  inCgroup(podCgroup(node, netns), ['nsenter', '--target', String(node.pid), '--all', '--', 'ip', 'netns', 'exec', netns, ...argv]);
+  inCgroup(podCgroup(node, netns), [
+    'nsenter',
+    '--target',
+    String(node.pid),
+    '--all',
+    '--',
+    'ip',
+    'netns',
+    'exec',
+    netns,
+    ...argv,
+  ]);
 
 export const podCgroup = (node: NodeRef, netns: string): string => `${node.cgroup}/pods/${netns}`;
 

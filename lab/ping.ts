@@ -55,8 +55,14 @@ export function pingEnds({ nodes, pods }: LabStatus): readonly PingEnd[] {
 }
 
 /** Every pair in both directions, a bounded number at a time; results in the order of `ends`. */
-export async function pingAll(ends: readonly PingEnd[], options: PingOptions, signal: AbortSignal): Promise<readonly PingResult[]> {
-  const jobs = ends.flatMap((from) => ends.filter((to) => isPair(from, to, options)).flatMap((to) => jobsOf(from, to, options)));
+export async function pingAll(
+  ends: readonly PingEnd[],
+  options: PingOptions,
+  signal: AbortSignal,
+): Promise<readonly PingResult[]> {
+  const jobs = ends.flatMap((from) =>
+    ends.filter((to) => isPair(from, to, options)).flatMap((to) => jobsOf(from, to, options)),
+  );
   const results = new Array<PingResult>(jobs.length);
   const rest = jobs.entries();
   const worker = async () => {
@@ -82,20 +88,48 @@ const jobsOf = (from: PingEnd, to: PingEnd, { families }: PingOptions): readonly
   to.addresses.filter((address) => families.includes(familyOf(address))).map((address) => ({ from, to, address }));
 
 async function ping({ from, to, address }: Job, count: number, signal: AbortSignal): Promise<PingResult> {
-  const [file, ...args] = from.enter(['ping', '-n', '-q', '-c', `${count}`, '-i', `${INTERVAL_SECONDS}`, '-W', `${WAIT_SECONDS}`, address]);
+  const [file, ...args] = from.enter([
+    'ping',
+    '-n',
+    '-q',
+    '-c',
+    `${count}`,
+    '-i',
+    `${INTERVAL_SECONDS}`,
+    '-W',
+    `${WAIT_SECONDS}`,
+    address,
+  ]);
   const timeout = 5_000 + 1_000 * (WAIT_SECONDS + count);
   const { stdout } = await execa(file, args, { reject: false, env: { LC_ALL: 'C' }, timeout, cancelSignal: signal });
   signal.throwIfAborted();
   const { sent, received, rttMs } = parsePing(stdout);
   const ok = sent > 0 && received === sent;
-  return { from: from.name, to: to.name, address, family: familyOf(address), ok, sent, received, ...(rttMs !== undefined && { rttMs }) };
+  return {
+    from: from.name,
+    to: to.name,
+    address,
+    family: familyOf(address),
+    ok,
+    sent,
+    received,
+    ...(rttMs !== undefined && { rttMs }),
+  };
 }
 
 /** The two summary lines of iputils ping; nothing at all counts as nothing sent. */
-export function parsePing(stdout: string): { readonly sent: number; readonly received: number; readonly rttMs?: number } {
+export function parsePing(stdout: string): {
+  readonly sent: number;
+  readonly received: number;
+  readonly rttMs?: number;
+} {
   const counts = /(\d+) packets transmitted, (\d+) received/.exec(stdout);
   const rtt = /= [\d.]+\/([\d.]+)\//.exec(stdout)?.[1];
-  return { sent: Number(counts?.[1] ?? 0), received: Number(counts?.[2] ?? 0), ...(rtt !== undefined && { rttMs: Number(rtt) }) };
+  return {
+    sent: Number(counts?.[1] ?? 0),
+    received: Number(counts?.[2] ?? 0),
+    ...(rtt !== undefined && { rttMs: Number(rtt) }),
+  };
 }
 
 /** Rows of a table: who asked, and in a column for each who was asked the round trips in ms, family by family. */
@@ -105,7 +139,10 @@ export function matrixOf(ends: readonly PingEnd[], results: readonly PingResult[
     return found.map(({ ok, rttMs = 0 }) => (ok ? rttMs.toFixed(2) : 'LOST')).join(' / ') || '-';
   };
   const used = ends.filter(({ name }) => results.some(({ from, to }) => from === name || to === name));
-  return [['from \\ to', ...used.map(shortName)], ...used.map((from) => [shortName(from), ...used.map((to) => cell(from, to))])];
+  return [
+    ['from \\ to', ...used.map(shortName)],
+    ...used.map((from) => [shortName(from), ...used.map((to) => cell(from, to))]),
+  ];
 }
 
 /** Pods of the default namespace go by their name alone. */

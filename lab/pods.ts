@@ -137,7 +137,11 @@ export class Pods {
     const host = this.#hosts.get(node);
     if (host) return host;
     const names = [...this.#hosts.keys()].join(', ');
-    throw new LabError({ operation: `use node ${JSON.stringify(node)}`, expected: `one of ${names}`, received: 'no such node' });
+    throw new LabError({
+      operation: `use node ${JSON.stringify(node)}`,
+      expected: `one of ${names}`,
+      received: 'no such node',
+    });
   }
 
   #entry(pod: PodKey): Entry {

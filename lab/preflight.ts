@@ -23,16 +23,26 @@ export function checkMachine(path = process.env['PATH'] ?? ''): void {
   const missing = Object.keys(COMMANDS).filter((command) => !isOnPath(command, path)) as (keyof typeof COMMANDS)[];
   if (missing.length > 0) {
     const packages = [...new Set(missing.map((command) => COMMANDS[command]))].join(' ');
-    throw cannotStart(`the commands ${Object.keys(COMMANDS).join(', ')}`, `no ${missing.join(', ')}`, `apt-get install ${packages}, or run scripts/setup`);
+    throw cannotStart(
+      `the commands ${Object.keys(COMMANDS).join(', ')}`,
+      `no ${missing.join(', ')}`,
+      `apt-get install ${packages}, or run scripts/setup`,
+    );
   }
   const known = readFileSync('/proc/filesystems', 'utf8').split(/\s+/);
   const unknown = FILE_SYSTEMS.filter((name) => !known.includes(name));
-  if (unknown.length > 0) throw cannotStart('a kernel with overlay, bpf, cgroup2 and tmpfs', `none of ${unknown.join(', ')} in /proc/filesystems`, 'load the modules');
+  if (unknown.length > 0)
+    throw cannotStart(
+      'a kernel with overlay, bpf, cgroup2 and tmpfs',
+      `none of ${unknown.join(', ')} in /proc/filesystems`,
+      'load the modules',
+    );
   cgroupRoot();
 }
 
 export function checkRoot(): void {
-  if (process.geteuid?.() !== 0) throw cannotStart('root, to make namespaces', `user ${process.geteuid?.()}`, 'use sudo');
+  if (process.geteuid?.() !== 0)
+    throw cannotStart('root, to make namespaces', `user ${process.geteuid?.()}`, 'use sudo');
 }
 
 const cannotStart = (expected: string, received: string, remedy: string): LabError =>

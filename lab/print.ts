@@ -14,16 +14,30 @@ export function printStep(text: string, durationMs: number): void {
 /** What `lab status` prints; nodes are left out when there are none. */
 export function describeStatus({ nodes, pods, apiServer, dir }: LabStatus): readonly string[] {
   const nodeRows = [['NODE', 'SEGMENT', 'ADDRESSES', 'POD CIDRS', 'AGENT'], ...nodes.map(nodeRow)];
-  const podRows = pods.map(({ namespace, name, node, addresses, phase }) => [`${namespace}/${name}`, node, addresses.join(' '), phase]);
+  const podRows = pods.map(({ namespace, name, node, addresses, phase }) => [
+    `${namespace}/${name}`,
+    node,
+    addresses.join(' '),
+    phase,
+  ]);
   return [
     ...(nodes.length > 0 ? [...table(nodeRows), ''] : []),
     ...(podRows.length > 0 ? table([['POD', 'NODE', 'ADDRESSES', 'PHASE'], ...podRows]) : ['no pods']),
-    ...(nodes.length > 0 ? ['', `API server  ${apiServer.url}`, `kubeconfig  ${apiServer.kubeconfig}`, `directory   ${dir}`] : []),
+    ...(nodes.length > 0
+      ? ['', `API server  ${apiServer.url}`, `kubeconfig  ${apiServer.kubeconfig}`, `directory   ${dir}`]
+      : []),
   ];
 }
 
 function nodeRow({ name, state, segment, addresses, podCidrs, agent }: LabNodeStatus): readonly string[] {
-  const restarts = agent.restarts === 0 ? '' : `, ${agent.restarts} restarts, the last after ${agent.lastEnd ?? 'an unknown end'}`;
+  const restarts =
+    agent.restarts === 0 ? '' : `, ${agent.restarts} restarts, the last after ${agent.lastEnd ?? 'an unknown end'}`;
   const agentText = `${agent.state}, ${agent.ready ? 'ready' : 'not ready'}${restarts}`;
-  return [name, `${segment}`, addresses.join(' '), podCidrs.join(' ') || 'none', state === 'up' ? agentText : 'the node ended'];
+  return [
+    name,
+    `${segment}`,
+    addresses.join(' '),
+    podCidrs.join(' ') || 'none',
+    state === 'up' ? agentText : 'the node ended',
+  ];
 }

@@ -6,7 +6,15 @@ import { randomBytes, randomUUID } from 'node:crypto';
 import { execa } from 'execa';
 import { type IpAddress, parseIp } from '../agent/model/ip.ts';
 import { createCgroup, removeCgroup } from './cgroup.ts';
-import { addNetwork, type Attachment, checkNetwork, deleteNetwork, LOOPBACK, type NetworkList, readNetworkList } from './cni-client.ts';
+import {
+  type Attachment,
+  addNetwork,
+  checkNetwork,
+  deleteNetwork,
+  LOOPBACK,
+  type NetworkList,
+  readNetworkList,
+} from './cni-client.ts';
 import { LabError } from './lab-error.ts';
 import { type NodeRef, podCgroup } from './node.ts';
 
@@ -63,7 +71,11 @@ export async function checkPod(node: NodeRef, { network, attachment }: Sandbox, 
 }
 
 /** Ends the pod's processes, detaches it and removes its namespace: StopPodSandbox and RemovePodSandbox. Throws PluginError. */
-export async function removePod(node: NodeRef, { network, attachment, netns }: Sandbox, signal: AbortSignal): Promise<void> {
+export async function removePod(
+  node: NodeRef,
+  { network, attachment, netns }: Sandbox,
+  signal: AbortSignal,
+): Promise<void> {
   await removeCgroup(podCgroup(node, netns), signal);
   await deleteNetworks(node, network, attachment, signal);
   await ipNetns(node, ['delete', netns], signal);
@@ -101,7 +113,12 @@ function attachmentOf({ namespace, name, uid, annotations = {} }: PodRequest, ne
 
 const loopbackOf = (attachment: Attachment): Attachment => ({ ...attachment, ifName: 'lo' });
 
-async function deleteNetworks(node: NodeRef, network: NetworkList, attachment: Attachment, signal: AbortSignal): Promise<void> {
+async function deleteNetworks(
+  node: NodeRef,
+  network: NetworkList,
+  attachment: Attachment,
+  signal: AbortSignal,
+): Promise<void> {
   await deleteNetwork(node, LOOPBACK, loopbackOf(attachment), signal);
   await deleteNetwork(node, network, attachment, signal);
 }
@@ -112,7 +129,13 @@ function addressesOf(result: Readonly<Record<string, unknown>>): readonly IpAddr
   return ips.flatMap(({ address }) => parseIp(String(address).split('/')[0] as string) ?? []);
 }
 
-async function undo(node: NodeRef, network: NetworkList, attachment: Attachment, netns: string, signal: AbortSignal): Promise<void> {
+async function undo(
+  node: NodeRef,
+  network: NetworkList,
+  attachment: Attachment,
+  netns: string,
+  signal: AbortSignal,
+): Promise<void> {
   // The caller is about to learn why ADD failed; that the undoing fails as well would only hide it.
   await deleteNetworks(node, network, attachment, signal).catch(() => undefined);
   await ipNetns(node, ['delete', netns], signal).catch(() => undefined);

@@ -38,10 +38,16 @@ async function showPods(control: LabControl): Promise<void> {
   for (const { name: node } of nodes) {
     for (const suffix of PODS_PER_NODE) {
       const name = `pod-${node.replace('node-', '')}${suffix}`;
-      if (!pods.some((pod) => pod.namespace === 'default' && pod.name === name)) await control.runPod({ namespace: 'default', name, node });
+      if (!pods.some((pod) => pod.namespace === 'default' && pod.name === name))
+        await control.runPod({ namespace: 'default', name, node });
     }
   }
-  const rows = (await control.status()).pods.map(({ name, node, addresses, addMs }) => [name, node, addresses.join('  '), `${addMs.toFixed(0)} ms`]);
+  const rows = (await control.status()).pods.map(({ name, node, addresses, addMs }) => [
+    name,
+    node,
+    addresses.join('  '),
+    `${addMs.toFixed(0)} ms`,
+  ]);
   printLines(table(rows));
 }
 
@@ -63,7 +69,20 @@ async function showTunnel(status: LabStatus): Promise<void> {
   heading(`That ping on the wire between ${from.node} and ${to.node} (tcpdump on ${bridgeName(segment)})`);
   const inFabric = ['nsenter', '--target', `${status.supervisorPid}`, '--net', '--'];
   const filter = ['udp', 'port', `${VXLAN_PORT}`];
-  const [file = '', ...args] = [...inFabric, 'tcpdump', '-l', '-n', '-t', '-T', 'vxlan', '-i', bridgeName(segment), '-c', '1', ...filter];
+  const [file = '', ...args] = [
+    ...inFabric,
+    'tcpdump',
+    '-l',
+    '-n',
+    '-t',
+    '-T',
+    'vxlan',
+    '-i',
+    bridgeName(segment),
+    '-c',
+    '1',
+    ...filter,
+  ];
   const capture = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   try {
     await lineWith(capture.stderr, 'listening on');
@@ -177,11 +196,16 @@ async function repairOf({ stdout }: ChildProcess, cidr: string): Promise<Repair>
     if (text.startsWith('Deleted')) deletedMs = microsecondTime(time);
     else if (deletedMs !== undefined) return { lines, durationMs: microsecondTime(time) - deletedMs };
   }
-  throw failed('see the route repaired', `${cidr} again within ${DEADLINE_MS / 1000} s`, lines.join('; ') || 'no notice');
+  throw failed(
+    'see the route repaired',
+    `${cidr} again within ${DEADLINE_MS / 1000} s`,
+    lines.join('; ') || 'no notice',
+  );
 }
 
 /** Milliseconds since the epoch, with the fraction that Date drops. */
-const microsecondTime = (iso: string): number => Date.parse(`${iso.slice(0, 19)}Z`) + Number(`0${iso.slice(19)}`) * 1000;
+const microsecondTime = (iso: string): number =>
+  Date.parse(`${iso.slice(0, 19)}Z`) + Number(`0${iso.slice(19)}`) * 1000;
 
 /** Throws LabError when the stream ends or the deadline passes before. */
 async function lineWith(stream: Readable, wanted: string): Promise<void> {
@@ -199,4 +223,5 @@ async function printed(stream: Readable): Promise<readonly string[]> {
   return lines;
 }
 
-const failed = (operation: string, expected: string, received: string): LabError => new LabError({ operation, expected, received });
+const failed = (operation: string, expected: string, received: string): LabError =>
+  new LabError({ operation, expected, received });

@@ -20,7 +20,11 @@ export async function until<T>(
     const answer = await ask();
     if (answer !== undefined && answer !== false) return answer;
     if (performance.now() > end) {
-      throw new LabError({ operation: `wait for ${describe}`, expected: `it within ${deadlineMs} ms`, received: 'nothing of the kind' });
+      throw new LabError({
+        operation: `wait for ${describe}`,
+        expected: `it within ${deadlineMs} ms`,
+        received: 'nothing of the kind',
+      });
     }
     await delay(intervalMs, undefined, { ...(signal && { signal }) });
   }

@@ -5,7 +5,7 @@ import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { killCgroup } from './cgroup.ts';
-import { labControl, type LabOptions, type Progress } from './control.ts';
+import { type LabOptions, labControl, type Progress } from './control.ts';
 import { hasLeftovers, type Report, removeLab } from './down.ts';
 import { LabError } from './lab-error.ts';
 import type { LabLayout } from './layout.ts';
@@ -54,7 +54,17 @@ export async function startLabProcess(layout: LabLayout, options: LabOptions, re
 
 async function spawnSupervisor(layout: LabLayout, options: LabOptions): Promise<ChildProcess> {
   const log = await open(layout.logFile, 'a');
-  const args = ['--net', '--mount', '--propagation', 'private', '--', process.execPath, SUPERVISOR, layout.dir, JSON.stringify(options)];
+  const args = [
+    '--net',
+    '--mount',
+    '--propagation',
+    'private',
+    '--',
+    process.execPath,
+    SUPERVISOR,
+    layout.dir,
+    JSON.stringify(options),
+  ];
   const child = spawn('unshare', args, { cwd: '/', detached: true, stdio: ['ignore', log.fd, log.fd, 'pipe'] });
   await log.close();
   return child;

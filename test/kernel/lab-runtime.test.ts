@@ -58,7 +58,9 @@ async function takeCalls(node: RunningNode): Promise<readonly Call[]> {
   await rm(path);
   return blocks.map((block) => {
     const lines = block.split('\n').filter((line) => line.includes('='));
-    const fields = Object.fromEntries(lines.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]));
+    const fields = Object.fromEntries(
+      lines.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
+    );
     const { plugin = '', stdin = '', ...env } = fields;
     return { plugin, env, config: JSON.parse(stdin), netnsExists: block.includes('netns-exists') };
   });
@@ -66,7 +68,12 @@ async function takeCalls(node: RunningNode): Promise<readonly Call[]> {
 
 const summary = (calls: readonly Call[]): readonly string[] =>
   calls.map(({ plugin, env, config, netnsExists }) =>
-    [env['CNI_COMMAND'], plugin, netnsExists ? 'netns' : 'no-netns', 'prevResult' in config ? (config['prevResult'] as { by: string }).by : 'no-result'].join(' '),
+    [
+      env['CNI_COMMAND'],
+      plugin,
+      netnsExists ? 'netns' : 'no-netns',
+      'prevResult' in config ? (config['prevResult'] as { by: string }).by : 'no-result',
+    ].join(' '),
   );
 
 test('a pod is added, checked and removed by the calls that containerd makes', async (t) => {
@@ -75,7 +82,13 @@ test('a pod is added, checked and removed by the calls that containerd makes', a
   t.deepEqual([...sandbox.addresses], ['10.9.8.7']);
   const added = await takeCalls(node);
   t.deepEqual(summary(added), ['ADD loopback netns no-result', 'ADD first netns no-result', 'ADD second netns first']);
-  t.deepEqual(added[1]?.config, { type: 'first', own: 1, name: 'net', cniVersion: '1.0.0', runtimeConfig: { 'io.kubernetes.cri.pod-annotations': { a: 'b' } } });
+  t.deepEqual(added[1]?.config, {
+    type: 'first',
+    own: 1,
+    name: 'net',
+    cniVersion: '1.0.0',
+    runtimeConfig: { 'io.kubernetes.cri.pod-annotations': { a: 'b' } },
+  });
   t.false('runtimeConfig' in (added[2]?.config ?? {}), 'a capability that nobody asked for is not passed');
   const { CNI_ARGS = '', CNI_NETNS, CNI_IFNAME, CNI_CONTAINERID, CNI_PATH } = added[1]?.env ?? {};
   t.deepEqual(CNI_ARGS.split(';').sort(), [
@@ -85,7 +98,10 @@ test('a pod is added, checked and removed by the calls that containerd makes', a
     'K8S_POD_NAMESPACE=default',
     'K8S_POD_UID=u-1',
   ]);
-  t.deepEqual([CNI_NETNS, CNI_IFNAME, CNI_CONTAINERID, CNI_PATH], [`/var/run/netns/${sandbox.netns}`, 'eth0', sandbox.containerId, '/opt/cni/bin']);
+  t.deepEqual(
+    [CNI_NETNS, CNI_IFNAME, CNI_CONTAINERID, CNI_PATH],
+    [`/var/run/netns/${sandbox.netns}`, 'eth0', sandbox.containerId, '/opt/cni/bin'],
+  );
 
   await checkPod(node, sandbox, signal);
   t.deepEqual(summary(await takeCalls(node)), ['CHECK first netns second', 'CHECK second netns second']);
@@ -106,9 +122,16 @@ test('a failed ADD is reported as a runtime reports it, and undone', async (t) =
   const error = await t.throwsAsync(addPod(node, pod, signal), { instanceOf: PluginError });
   t.is(error?.message, 'plugin type="second" failed (add): not now; try later');
   t.is(error?.code, 11);
-  t.deepEqual(summary(await takeCalls(node)).slice(3), ['DEL loopback netns loopback', 'DEL second netns no-result', 'DEL first netns no-result']);
+  t.deepEqual(summary(await takeCalls(node)).slice(3), [
+    'DEL loopback netns loopback',
+    'DEL second netns no-result',
+    'DEL first netns no-result',
+  ]);
   t.deepEqual(await readdir(pathOnHost(node, '/run/netns')), []);
-  t.deepEqual((await readdir(`${node.cgroup}/pods`)).filter((name) => name.startsWith('cni-')), []);
+  t.deepEqual(
+    (await readdir(`${node.cgroup}/pods`)).filter((name) => name.startsWith('cni-')),
+    [],
+  );
 });
 
 test('without a conflist nothing is made', async (t) => {
