@@ -49,7 +49,7 @@ export class AgentProcess {
     let failures = 0;
     while (!signal.aborted) {
       const startMs = performance.now();
-      this.#lastEnd = await this.#runOnce();
+      this.#lastEnd = await this.#runOnce().catch(messageOf);
       if (signal.aborted) break;
       this.#restarts += 1;
       failures = performance.now() - startMs > BACKOFF.goodRunMs ? 0 : failures + 1;
@@ -97,6 +97,7 @@ export class AgentProcess {
 
   async #isReadyOrHopeless(): Promise<boolean> {
     if (await this.#hasConflist()) return true;
+    if (this.#stopped) throw new Error('the node ended');
     if (this.#restarts < HOPELESS_RESTARTS) return false;
     throw new Error(`the agent ended ${this.#restarts} times, the last time with ${this.#lastEnd}`);
   }
@@ -133,6 +134,8 @@ export class AgentProcess {
   }
 
   async #hasConflist(): Promise<boolean> {
-    return (await readdir(pathOnHost(this.#node, CONF_DIR))).some((name) => name.endsWith('.conflist'));
+    // Nothing can be read of a node that ended.
+    const files = await readdir(pathOnHost(this.#node, CONF_DIR)).catch(() => []);
+    return files.some((name) => name.endsWith('.conflist'));
   }
 }

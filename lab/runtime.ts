@@ -50,8 +50,8 @@ const COMMAND_TIMEOUT_MS = 10_000;
 export async function addPod(node: NodeRef, pod: PodRequest, signal: AbortSignal): Promise<Sandbox> {
   const network = await networkFor(node, pod);
   const netns = `cni-${randomUUID()}`;
-  await createCgroup(podCgroup(node, netns));
   await ipNetns(node, ['add', netns], signal);
+  await createCgroup(podCgroup(node, netns));
   const attachment = attachmentOf(pod, netns);
   try {
     await addNetwork(node, LOOPBACK, loopbackOf(attachment), signal);
