@@ -224,19 +224,23 @@ const step: fc.Arbitrary<readonly [string, Step]> = fc.oneof(
   },
   {
     weight: 2,
-    arbitrary: fc.tuple(name, fc.nat(9)).map(
-      ([node, value]) =>
-        [
-          `heartbeat of node ${node}`,
-          ignoring(
-            async ({ store }) =>
-              void store.update(KINDS.node, { namespace: '', name: node }, (object) => ({
-                ...object,
-                status: { heartbeat: value },
-              })),
-          ),
-        ] as const,
-    ),
+    arbitrary: fc
+      .tuple(name, fc.nat(9))
+      .map(
+        ([node, value]) =>
+          [
+            `heartbeat of node ${node}`,
+            ignoring(
+              async ({ store }) =>
+                void store.update(
+                  KINDS.node,
+                  { namespace: '', name: node },
+                  (object) => ({ ...object, status: { heartbeat: value } }),
+                  { part: 'status' },
+                ),
+            ),
+          ] as const,
+      ),
   },
   {
     weight: 3,

@@ -78,6 +78,7 @@ test('list: a continue token outlives its history with 410, and a forged one wit
   const { json, code } = await call('GET', `${NODES}?limit=1&continue=${metadata.continue}`);
   t.is(code, 410);
   t.is(json.reason, 'Expired');
+  t.regex(json.message, /start a new list without the continue parameter/);
   for (const token of ['x', 'e30', Buffer.from('null').toString('base64url')]) {
     t.is((await call('GET', `${NODES}?continue=${token}`)).code, 400, token);
   }

@@ -42,7 +42,6 @@ export function parseSelection(row: KindRow, namespace: string, query: URLSearch
 type Labels = Readonly<Record<string, string>>;
 
 function parseLabelRequirement(text: string): (labels: Labels) => boolean {
-  const labelOf = (labels: Labels, key: string) => (Object.hasOwn(labels, key) ? labels[key] : undefined);
   const exists = EXISTS.exec(text);
   if (exists) return (labels) => Object.hasOwn(labels, exists[2] as string) === (exists[1] === '');
   const [, key, operator, operand] = EQUALITY.exec(text) ?? SET.exec(text) ?? [];
@@ -50,7 +49,7 @@ function parseLabelRequirement(text: string): (labels: Labels) => boolean {
     throw badRequest(`unable to parse requirement: ${JSON.stringify(text)}`);
   const values = new Set<string | undefined>(operand.split(',').map((value) => value.trim()));
   const positive = operator !== '!=' && operator !== 'notin';
-  return (labels) => values.has(labelOf(labels, key)) === positive;
+  return (labels) => values.has(labels[key]) === positive;
 }
 
 function parseFieldRequirement(text: string, row: KindRow): Matches {

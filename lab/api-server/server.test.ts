@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { connect } from 'node:tls';
 import test from 'ava';
 import { startTestApi, TOKEN } from '../../test/support/lab-api.ts';
+import { until } from '../../test/support/until.ts';
 import { createCa, createClientCertificate } from '../pki.ts';
 import { KINDS } from './kinds.ts';
 import { startApiServer } from './server.ts';
@@ -126,6 +127,12 @@ test('refusals of paths, methods, bodies and media types are Status objects', as
   t.is((await call('GET', NODES, undefined, { headers: { accept: 'application/vnd.kubernetes.protobuf' } })).code, 406);
   t.is((await call('POST', NODES, { metadata: { name: 'n' }, x: 'y'.repeat(3 * 1024 * 1024) })).code, 413);
   t.is((await call('POST', `${NODES}?dryRun=Some`, { metadata: { name: 'n' } })).code, 400);
+});
+
+test('the status of a Namespace is not a resource called status inside it', async (t) => {
+  const { call } = await startTestApi(t);
+  const { json } = await call('GET', '/api/v1/namespaces/default/status');
+  t.like(json, { kind: 'Namespace', metadata: { name: 'default' }, status: { phase: 'Active' } });
 });
 
 test('discovery: what kubectl asks first', async (t) => {
@@ -253,6 +260,20 @@ test('stall: connections are accepted and nothing is sent; afterwards everything
   server.stall(false);
   t.is((await answer).code, 201);
   t.true(['BOOKMARK', 'ADDED'].includes((await event).type));
+});
+
+test('stall: a client that went away meanwhile is not answered', async (t) => {
+  const { server, call } = await startTestApi(t);
+  server.stall();
+  const gone = new AbortController();
+  const asked = call('GET', `${NODES}?watch=1`, undefined, { signal: gone.signal });
+  await until(() => server.requests.get('watch nodes') === 1, 'the request arrives');
+  gone.abort();
+  await t.throwsAsync(asked);
+  await until(() => server.connectionCount === 0, 'the connection ends');
+  server.stall(false);
+  await new Promise((resolve) => setImmediate(resolve));
+  t.is(server.watchCount, 0);
 });
 
 test('close: ends requests, watches and timers, and can be repeated', async (t) => {

@@ -97,6 +97,10 @@ export class ApiServer {
     return this.#watches.size;
   }
 
+  get connectionCount(): number {
+    return this.#sockets.size;
+  }
+
   /** Requests that arrived so far, refused ones included, by `<verb> <resource>`: `list nodes`. */
   get requests(): ReadonlyMap<string, number> {
     return this.#requests;
@@ -117,7 +121,7 @@ export class ApiServer {
     this.#stalled = undefined;
   }
 
-  /** Ends every watch in good order but without a bookmark. */
+  /** Ends every watch in good order: after what has happened so far, but without a bookmark. */
   closeWatches(): void {
     for (const watch of this.#watches) watch.close();
   }
@@ -130,7 +134,6 @@ export class ApiServer {
   /** Resets every connection and stops listening. Can be called twice. */
   async close(): Promise<void> {
     this.#stopped.abort();
-    this.stall(false);
     if (!this.#server.listening) return;
     const closed = once(this.#server, 'close');
     this.#server.close();
@@ -158,9 +161,11 @@ export class ApiServer {
 
   async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     try {
+      const { path, query } = parseUrl(request.url ?? '/');
+      const resource = parseRoute(request.method ?? 'GET', path, query);
+      if (resource) this.#count(resource);
       await this.#stalled?.promise;
-      if (request.socket.destroyed) return;
-      await this.#answer(request, response);
+      if (!request.socket.destroyed) await this.#answer({ path, query, resource }, request, response);
     } catch (error) {
       // A client that went away while it was sending is nobody's failure.
       if (request.socket.destroyed) return;
@@ -169,10 +174,7 @@ export class ApiServer {
     }
   }
 
-  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const { path, query } = parseUrl(request.url ?? '/');
-    const resource = parseRoute(request.method ?? 'GET', path, query);
-    if (resource) this.#count(resource);
+  async #answer({ path, query, resource }: Asked, request: IncomingMessage, response: ServerResponse): Promise<void> {
     if (PUBLIC_PATHS.includes(path)) return this.#discover(path, response);
     const user = this.access.authenticate(request);
     if (!resource) return this.#discover(path, response);
@@ -223,7 +225,14 @@ export class ApiServer {
   }
 }
 
-function parseUrl(url: string): { readonly path: string; readonly query: URLSearchParams } {
+interface Asked {
+  readonly path: string;
+  readonly query: URLSearchParams;
+  /** Undefined for a path that is no resource. */
+  readonly resource: ResourceRequest | undefined;
+}
+
+function parseUrl(url: string): Omit<Asked, 'resource'> {
   const [path = '/', ...query] = url.split('?');
   return { path, query: new URLSearchParams(query.join('?')) };
 }

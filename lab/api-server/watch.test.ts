@@ -56,7 +56,7 @@ test('watch: namespaces, names and selectors; what stops matching was deleted, w
   const { store } = server;
   store.create(KINDS.pod, { metadata: { name: 'p' } }, 'kube-system');
   const { revision } = store;
-  const from = `watch=1&timeoutSeconds=1&resourceVersion=${revision}`;
+  const from = `watch=1&resourceVersion=${revision}`;
   const opened = [
     await watch(`/api/v1/namespaces/default/pods?${from}`),
     await watch(`/api/v1/namespaces/kube-system/pods/p?${from}`),
@@ -68,6 +68,7 @@ test('watch: namespaces, names and selectors; what stops matching was deleted, w
   store.update(KINDS.pod, ref('p', 'kube-system'), label('db'));
   store.update(KINDS.pod, ref('p', 'kube-system'), label('web'));
   store.delete(KINDS.pod, ref('p', 'kube-system'));
+  server.closeWatches();
   const all = await Promise.all(opened.map(async (open) => (await open.rest()).map(text).join(', ')));
   const whole = 'MODIFIED p, MODIFIED p, MODIFIED p, DELETED p';
   t.deepEqual(all, ['ADDED q', whole, 'ADDED p, DELETED p, ADDED p, DELETED p', whole]);
@@ -84,28 +85,26 @@ test('watch: an object that stops matching is told as it was, at the version of 
   });
 });
 
-test('watch: bookmarks at the interval and before the end, for who asked for them', async (t) => {
-  const { watch, server } = await startTestApi(t, { bookmarkIntervalMs: 50 });
-  const from = `watch=1&timeoutSeconds=1&resourceVersion=${server.store.revision}`;
-  const [with_, without] = await Promise.all([
-    watch(`${NODES}?${from}&allowWatchBookmarks=true`),
-    watch(`${NODES}?${from}`),
-  ]);
+test('watch: bookmarks at the interval, for who asked for them', async (t) => {
+  const { watch, server } = await startTestApi(t, { bookmarkIntervalMs: 20 });
+  const from = `watch=1&resourceVersion=${server.store.revision}`;
+  const asking = await watch(`${NODES}?${from}&allowWatchBookmarks=true`);
+  const silent = await watch(`${NODES}?${from}`);
   // A version of another kind: a bookmark moves past what the watcher never sees.
   const { revision } = server.store.create(KINDS.pod, { metadata: { name: 'p' } }, 'default');
-  const events = await with_.rest();
-  t.true(events.length > 3);
-  t.deepEqual(new Set(events.map(({ type }) => type)), new Set(['BOOKMARK']));
-  t.like(events.at(-1).object, { kind: 'Node', apiVersion: 'v1', metadata: { resourceVersion: String(revision) } });
-  t.deepEqual(await without.rest(), []);
+  let event = await asking.next();
+  while (event.object.metadata.resourceVersion !== String(revision)) event = await asking.next();
+  t.like(event, { type: 'BOOKMARK', object: { kind: 'Node', apiVersion: 'v1' } });
+  t.like(await asking.next(), { type: 'BOOKMARK', object: { metadata: { resourceVersion: String(revision) } } });
+  server.closeWatches();
+  t.deepEqual(await silent.rest(), []);
 });
 
 test('watch: the last bookmark comes just before the end, also with a long interval', async (t) => {
   const { watch, server } = await startTestApi(t);
-  const open = await watch(
-    `${NODES}?watch=1&allowWatchBookmarks=1&timeoutSeconds=1&resourceVersion=${server.store.revision}`,
-  );
+  const { revision } = server.store;
   create(server.store, 'a');
+  const open = await watch(`${NODES}?watch=1&allowWatchBookmarks=1&timeoutSeconds=1&resourceVersion=${revision}`);
   t.deepEqual(
     (await open.rest()).map(({ type }) => type),
     ['ADDED', 'BOOKMARK'],
@@ -179,7 +178,7 @@ test('watch: closeWatches ends all of them and the server goes on', async (t) =>
   t.is(server.watchCount, 2);
   server.closeWatches();
   for (const open of opened) t.deepEqual(await open.rest(), []);
-  t.is(server.watchCount, 0);
+  await until(() => server.watchCount === 0, 'the watches are forgotten');
   t.truthy(await watch(`${NODES}?watch=1`));
 });
 
@@ -202,6 +201,19 @@ test('watch: a slow reader loses nothing and holds nobody up', async (t) => {
   for (const name of names) t.is(text(await quick.next()), `ADDED ${name}`);
   slow.message.resume();
   for (const name of names) t.is(text(await slow.next()), `ADDED ${name}`);
+});
+
+test('watch: what a reader does not take is not kept for it without bound: history overtakes it', async (t) => {
+  const { watch, server } = await startTestApi(t, { historyLimit: 10 });
+  const from = `watch=1&resourceVersion=${server.store.revision}`;
+  const [slow, quick] = [await watch(`${NODES}?${from}`), await watch(`${NODES}?${from}`)];
+  slow.message.pause();
+  for (let i = 0; i < 400; i++) {
+    create(server.store, `n${i}`, { spec: { padding: 'x'.repeat(50_000) } });
+    t.is(text(await quick.next()), `ADDED n${i}`);
+  }
+  slow.message.resume();
+  t.is(text((await slow.rest()).at(-1)), 'ERROR Expired');
 });
 
 test('watch: a Table for kubectl get -w', async (t) => {

@@ -109,10 +109,10 @@ export class Watch {
     this.#schedule();
   }
 
-  /** Ends the response without a bookmark. */
+  /** Ends the response after what has happened so far, without a bookmark. */
   close(): void {
-    this.#release();
-    this.#response.end();
+    this.#endDue = true;
+    this.#schedule();
   }
 
   #tick({ end }: { end: boolean }): void {
@@ -147,7 +147,7 @@ export class Watch {
     if (this.#blocked) return;
     if (this.#bookmarkDue && this.#request.bookmarks) this.#response.write(this.#bookmark());
     this.#bookmarkDue = false;
-    if (this.#endDue) this.close();
+    if (this.#endDue) this.#end();
   }
 
   #nextLine(): Buffer | undefined {
@@ -174,7 +174,12 @@ export class Watch {
   #fail(): void {
     const error = expired(this.#revision, this.#history.compacted);
     this.#response.write(eventLine('ERROR', statusBody(error)));
-    this.close();
+    this.#end();
+  }
+
+  #end(): void {
+    this.#release();
+    this.#response.end();
   }
 
   #release(): void {

@@ -25,6 +25,7 @@ export interface Answer {
 export interface CallOptions {
   readonly headers?: Readonly<Record<string, string>>;
   readonly clientCert?: Pick<KeyPair, 'cert' | 'key'>;
+  readonly signal?: AbortSignal;
 }
 
 export interface OpenWatch {
@@ -61,8 +62,8 @@ export async function startTestApi(t: ExecutionContext, options: Partial<ApiServ
   const tokens = new Map([[TOKEN, 'admin']]);
   const server = await startApiServer({ host: '127.0.0.1', port: 0, tls, tokens, ...options }, stop.signal);
   t.teardown(() => server.close());
-  const send = (method: string, path: string, body: unknown, { headers, clientCert }: CallOptions = {}) =>
-    open(`${server.url}${path}`, method, body, { ca: ca.cert, ...clientCert }, headers);
+  const send = (method: string, path: string, body: unknown, { clientCert, ...rest }: CallOptions = {}) =>
+    open(`${server.url}${path}`, method, body, { ca: ca.cert, ...clientCert }, rest);
   return {
     server,
     ca,
@@ -77,7 +78,7 @@ async function open(
   method: string,
   body: unknown,
   tls: { readonly ca: string; readonly cert?: string; readonly key?: string },
-  headers: Readonly<Record<string, string>> = {},
+  { headers, signal }: CallOptions,
 ): Promise<IncomingMessage> {
   const content = typeof body === 'string' || body === undefined ? body : JSON.stringify(body);
   // Node itself sends no length with the body of a DELETE.
@@ -91,7 +92,7 @@ async function open(
     ...tls,
     agent: false,
     headers: { ...authorization, ...described, ...headers },
-    signal: AbortSignal.timeout(PATIENCE_MS),
+    signal: AbortSignal.any([AbortSignal.timeout(PATIENCE_MS), ...(signal ? [signal] : [])]),
   });
   sent.end(content);
   const [message] = (await once(sent, 'response')) as [IncomingMessage];
