@@ -50,6 +50,8 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
   readonly #faults: Fault[] = [];
   readonly #listErrors: Error[] = [];
   readonly #throwNext: unknown[] = [];
+  /** Rejects when those that hang should end. */
+  #healed = healing();
   #hangs: ('obedient' | 'deaf')[] = [];
   #listHangs = 0;
   #busy = '';
@@ -73,8 +75,11 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
     this.#faults.push({ matches, error, left: times });
   }
 
-  /** No injected fault is left or applies any more. */
+  /** No injected fault is left or applies any more; who hangs obediently fails. */
   heal(): void {
+    this.#hangs.length = 0;
+    this.#healed.reject(new Error('healed'));
+    this.#healed = healing();
     this.#faults.length = 0;
     this.#listErrors.length = 0;
     this.#throwNext.length = 0;
@@ -162,7 +167,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
       await this.#pass('apply');
       const manner = this.#hangs.shift();
       if (manner === 'deaf') await new Promise(() => {});
-      if (manner === 'obedient') await untilAborted(signal);
+      if (manner === 'obedient') await Promise.race([untilAborted(signal), this.#healed.promise]);
       await nextTurn();
       signal.throwIfAborted();
       if (this.#throwNext.length > 0) throw this.#throwNext.shift();
@@ -234,4 +239,10 @@ function untilAborted(signal: AbortSignal): Promise<never> {
   return new Promise((_, reject) => {
     signal.addEventListener('abort', () => reject(signal.reason), { once: true });
   });
+}
+
+function healing(): PromiseWithResolvers<never> {
+  const healed = Promise.withResolvers<never>();
+  healed.promise.catch(() => {});
+  return healed;
 }
