@@ -8,7 +8,7 @@ import type { CredentialsSource } from './cluster/credentials.ts';
 import type { Config } from './config.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
-import { Planner, type Plan } from './plan/planner.ts';
+import { type Plan, Planner } from './plan/planner.ts';
 import { planPod } from './plan/pods.ts';
 import type { Underlay } from './plan/underlay.ts';
 import { vxlan } from './plan/vxlan.ts';
@@ -83,7 +83,11 @@ class Agent {
       log: log.child({ component: 'reconcile' }),
       options: { resyncIntervalMs: config.resyncSeconds * 1000 },
     });
-    this.#watch = new ClusterWatch({ client: new ApiClient({ credentials }), nodeName: config.nodeName, log: log.child({ component: 'cluster' }) });
+    this.#watch = new ClusterWatch({
+      client: new ApiClient({ credentials }),
+      nodeName: config.nodeName,
+      log: log.child({ component: 'cluster' }),
+    });
     const cniLog = log.child({ component: 'cni' });
     const readiness = () => this.readiness();
     this.#attachments = new Attachments({
@@ -105,7 +109,11 @@ class Agent {
     const { config, executable, log } = this.#options;
     this.#reconciler.start(signal);
     this.#watch.start(signal);
-    await serveControl(config.runDir, { status: () => this.status(), diff: (gone) => this.#reconciler.diff(gone) }, signal);
+    await serveControl(
+      config.runDir,
+      { status: () => this.status(), diff: (gone) => this.#reconciler.diff(gone) },
+      signal,
+    );
     await this.#reconciler.listed;
     this.#attachments.restore();
     installExecutable(executable, config.cniBinDir);
@@ -120,9 +128,11 @@ class Agent {
 
   readiness(): Readiness {
     const underlay = this.#plan?.underlay;
-    if (!underlay) return { ready: false, reason: this.#watch.snapshot().synced ? 'the agent is starting' : this.#whyNotSynced() };
+    if (!underlay)
+      return { ready: false, reason: this.#watch.snapshot().synced ? 'the agent is starting' : this.#whyNotSynced() };
     if (underlay.podNetworks.length === 0 || !this.#installed) {
-      const problem = underlay.problems[0] ?? this.#state.problems()[0]?.problem ?? 'its own network is not in the kernel yet';
+      const problem =
+        underlay.problems[0] ?? this.#state.problems()[0]?.problem ?? 'its own network is not in the kernel yet';
       return { ready: false, reason: problem };
     }
     return { ready: true, podCidrs: underlay.podNetworks.map(({ cidr }) => cidr), mtuBytes: underlay.mtuBytes };
@@ -181,7 +191,13 @@ class Agent {
     if (!cluster.synced) return;
     const first = this.#plan === undefined;
     const before = this.#plan?.fragments ?? new Map();
-    const plan = this.#planner.plan({ nodeName: config.nodeName, cluster, host: this.#host, settings: config, backend: vxlan });
+    const plan = this.#planner.plan({
+      nodeName: config.nodeName,
+      cluster,
+      host: this.#host,
+      settings: config,
+      backend: vxlan,
+    });
     this.#plan = plan;
     for (const [id, fragment] of plan.fragments) this.#state.replace(id, fragment);
     for (const id of before.keys()) if (!plan.fragments.has(id)) this.#state.replace(id, undefined);
@@ -195,7 +211,10 @@ class Agent {
     const { config, log } = this.#options;
     const own = [...(this.#plan?.fragments.values() ?? [])].filter(({ rank }) => rank === '');
     try {
-      await this.#reconciler.settle(own.flatMap(({ items }) => items.map(({ key }) => key)), signal);
+      await this.#reconciler.settle(
+        own.flatMap(({ items }) => items.map(({ key }) => key)),
+        signal,
+      );
       if (this.#installed) return;
       this.#installed = true;
       installConflist(renderConflist(), config.cniConfDir);
@@ -203,7 +222,7 @@ class Agent {
     } catch (err) {
       this.#installed = false;
       if (signal.aborted) return;
-      log.error({ err }, 'not ready for pods: the node\'s own network cannot be set up');
+      log.error({ err }, "not ready for pods: the node's own network cannot be set up");
       setTimeout(() => !signal.aborted && !this.#installed && void this.#install(signal), 1000).unref();
     }
   }

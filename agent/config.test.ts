@@ -28,7 +28,11 @@ test('every bad value names its setting, what was expected and what came', (t) =
     ['apiServer', 'http://10.0.0.1', /https:\/\/HOST:PORT/],
   ];
   for (const [key, value, message] of bad) {
-    const error = t.throws(() => resolveConfig({ nodeName: 'n', [key]: value }, {}), { instanceOf: ConfigError, message }, key);
+    const error = t.throws(
+      () => resolveConfig({ nodeName: 'n', [key]: value }, {}),
+      { instanceOf: ConfigError, message },
+      key,
+    );
     t.is(error?.key, key);
   }
   t.throws(() => resolveConfig({}, {}), { message: /nodeName: expected --node-name or TULLE_NODE_NAME, got nothing/ });
@@ -36,7 +40,10 @@ test('every bad value names its setting, what was expected and what came', (t) =
 });
 
 test('lists are canonical CIDRs', (t) => {
-  t.deepEqual([...resolveConfig({ nodeName: 'n', clusterCidrs: '10.1.2.3/8, FD00::1/16' }, {}).clusterCidrs] as string[], ['10.0.0.0/8', 'fd00::/16']);
+  t.deepEqual(
+    [...resolveConfig({ nodeName: 'n', clusterCidrs: '10.1.2.3/8, FD00::1/16' }, {}).clusterCidrs] as string[],
+    ['10.0.0.0/8', 'fd00::/16'],
+  );
 });
 
 test('a file holds nested keys; one that is no mapping, no YAML or not there is told with its name', (t) => {
@@ -46,7 +53,13 @@ test('a file holds nested keys; one that is no mapping, no YAML or not there is 
     writeFileSync(join(directory, name), text);
     return join(directory, name);
   };
-  t.deepEqual(readConfigFile(write('good', 'vxlan: { vni: 7 }\nclusterCidrs: [10.0.0.0/8, fd00::/8]\n')), new Map([['vxlan.vni', '7'], ['clusterCidrs', '10.0.0.0/8,fd00::/8']]));
+  t.deepEqual(
+    readConfigFile(write('good', 'vxlan: { vni: 7 }\nclusterCidrs: [10.0.0.0/8, fd00::/8]\n')),
+    new Map([
+      ['vxlan.vni', '7'],
+      ['clusterCidrs', '10.0.0.0/8,fd00::/8'],
+    ]),
+  );
   t.deepEqual(readConfigFile(write('empty', '')), new Map());
   t.throws(() => readConfigFile(write('scalar', '7')), { instanceOf: ConfigError });
   t.throws(() => readConfigFile(write('broken', 'a: [')), { instanceOf: ConfigError, message: /broken/ });

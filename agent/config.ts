@@ -32,7 +32,8 @@ const flag: ValueType<boolean> = {
 };
 const integer = (min: number, max: number): ValueType<number> => ({
   expected: `a whole number from ${min} to ${max}`,
-  parse: (value) => (/^\d{1,10}$/.test(value) && Number(value) >= min && Number(value) <= max ? Number(value) : undefined),
+  parse: (value) =>
+    /^\d{1,10}$/.test(value) && Number(value) >= min && Number(value) <= max ? Number(value) : undefined,
 });
 const choice = <const T extends readonly string[]>(...values: T): ValueType<T[number]> => ({
   expected: `one of ${values.join(', ')}`,
@@ -47,27 +48,59 @@ const cidrList: ValueType<readonly Cidr[]> = {
   },
 };
 
-const setting = <T>(type: ValueType<T>, standard: NoInfer<T>, help: string): Setting<T> => ({ type, default: standard, help });
+const setting = <T>(type: ValueType<T>, standard: NoInfer<T>, help: string): Setting<T> => ({
+  type,
+  default: standard,
+  help,
+});
 
 export const SETTINGS = {
   nodeName: setting(text, '', 'name of this node in the cluster; required (in a DaemonSet: spec.nodeName)'),
   kubeconfig: setting(path, '', 'kubeconfig file; without one, the in-cluster service account is used'),
-  apiServer: setting(url, '', 'address of the API server instead of the one in the credentials (kube-proxy may not exist yet)'),
+  apiServer: setting(
+    url,
+    '',
+    'address of the API server instead of the one in the credentials (kube-proxy may not exist yet)',
+  ),
   runDir: setting(path, '/run/tulle', 'sockets, pod records and the queue of deletions; must not survive a reboot'),
   cniConfDir: setting(path, '/etc/cni/net.d', 'where 10-tulle.conflist is written once the agent is ready'),
   cniBinDir: setting(path, '/opt/cni/bin', 'where the CNI executable is installed'),
   cniExecutable: setting(path, '', 'the CNI executable to install; by default the one that belongs to this agent'),
-  procSys: setting(path, '/proc/sys', 'root of the sysctl files (a container sees its own read-only: mount the host\'s)'),
+  procSys: setting(
+    path,
+    '/proc/sys',
+    "root of the sysctl files (a container sees its own read-only: mount the host's)",
+  ),
   'vxlan.vni': setting(integer(1, 16777215), 84, 'VXLAN network identifier; the device is tulle.<vni>'),
   'vxlan.port': setting(integer(1, 65535), 8472, 'UDP port of the tunnel; 4789 is the IANA port, equal on all nodes'),
-  'vxlan.txChecksumOffload': setting(choice('auto', 'on', 'off'), 'auto', 'transmit checksum offload of the tunnel device; auto: off before Linux 5.7'),
-  tunnelFamily: setting(choice('auto', 'ipv4', 'ipv6'), 'auto', 'family of the outer packets; auto: the first that all nodes have'),
-  mtuBytes: setting(integer(0, 65535), 0, 'MTU of pods and tunnel; 0: that of the underlay minus the tunnel\'s overhead'),
+  'vxlan.txChecksumOffload': setting(
+    choice('auto', 'on', 'off'),
+    'auto',
+    'transmit checksum offload of the tunnel device; auto: off before Linux 5.7',
+  ),
+  tunnelFamily: setting(
+    choice('auto', 'ipv4', 'ipv6'),
+    'auto',
+    'family of the outer packets; auto: the first that all nodes have',
+  ),
+  mtuBytes: setting(
+    integer(0, 65535),
+    0,
+    "MTU of pods and tunnel; 0: that of the underlay minus the tunnel's overhead",
+  ),
   masquerade: setting(flag, true, 'masquerade what pods send out of the cluster'),
-  clusterCidrs: setting(cidrList, [], 'all pod addresses of the cluster; by default the union of the nodes\' podCIDRs'),
+  clusterCidrs: setting(cidrList, [], "all pod addresses of the cluster; by default the union of the nodes' podCIDRs"),
   nonMasqueradeCidrs: setting(cidrList, [], 'further destinations that see pod addresses unchanged'),
-  'iptables.backend': setting(choice('auto', 'nft', 'legacy'), 'auto', 'which iptables; auto: the one that the host uses'),
-  'ipam.reuseDelaySeconds': setting(integer(0, 86400), 60, 'how long a released address is not given out again, while others are free'),
+  'iptables.backend': setting(
+    choice('auto', 'nft', 'legacy'),
+    'auto',
+    'which iptables; auto: the one that the host uses',
+  ),
+  'ipam.reuseDelaySeconds': setting(
+    integer(0, 86400),
+    60,
+    'how long a released address is not given out again, while others are free',
+  ),
   resyncSeconds: setting(integer(5, 86400), 300, 'how often the kernel is listed in full without a reason'),
   logLevel: setting(choice('trace', 'debug', 'info', 'warn', 'error', 'fatal'), 'info', 'least level that is logged'),
 } as const;
@@ -84,7 +117,14 @@ export const flagName = (key: SettingKey): string =>
 export const environmentName = (key: SettingKey): string => `TULLE_${flagName(key).replaceAll('-', '_').toUpperCase()}`;
 
 /** The rows of `--help` and of docs/settings.md. */
-export function describeSettings(): readonly { key: SettingKey; flag: string; environment: string; default: string; help: string; expected: string }[] {
+export function describeSettings(): readonly {
+  key: SettingKey;
+  flag: string;
+  environment: string;
+  default: string;
+  help: string;
+  expected: string;
+}[] {
   return settingKeys.map((key) => ({
     key,
     flag: `--${flagName(key)}`,
@@ -105,9 +145,17 @@ export function resolveConfig(
   file: ReadonlyMap<string, string> = new Map(),
 ): Config {
   for (const key of file.keys()) {
-    if (!(key in SETTINGS)) throw new ConfigError({ key, expected: `one of ${settingKeys.join(', ')}`, received: 'a key that does not exist' });
+    if (!(key in SETTINGS))
+      throw new ConfigError({
+        key,
+        expected: `one of ${settingKeys.join(', ')}`,
+        received: 'a key that does not exist',
+      });
   }
-  const resolved = settingKeys.map((key) => [key, resolveOne(key, flags[key] ?? environment[environmentName(key)] ?? file.get(key))]);
+  const resolved = settingKeys.map((key) => [
+    key,
+    resolveOne(key, flags[key] ?? environment[environmentName(key)] ?? file.get(key)),
+  ]);
   const config = Object.freeze(Object.fromEntries(resolved)) as Config;
   if (config.nodeName === '') {
     throw new ConfigError({
@@ -124,7 +172,8 @@ function resolveOne(key: SettingKey, given: string | undefined): unknown {
   const { type, default: standard } = SETTINGS[key];
   if (given === undefined) return standard;
   const value = type.parse(given.trim());
-  if (value === undefined) throw new ConfigError({ key, expected: type.expected, received: JSON.stringify(given.slice(0, 200)) });
+  if (value === undefined)
+    throw new ConfigError({ key, expected: type.expected, received: JSON.stringify(given.slice(0, 200)) });
   return value;
 }
 
@@ -134,7 +183,12 @@ export function readConfigFile(file: string): ReadonlyMap<string, string> {
   try {
     document = parseYaml(readFileSync(file, 'utf8'));
   } catch (cause) {
-    throw new ConfigError({ key: 'config', expected: 'a readable YAML file', received: `${file}: ${(cause as Error).message}`, cause });
+    throw new ConfigError({
+      key: 'config',
+      expected: 'a readable YAML file',
+      received: `${file}: ${(cause as Error).message}`,
+      cause,
+    });
   }
   const values = new Map<string, string>();
   flatten(document ?? {}, '', values);
@@ -145,6 +199,7 @@ function flatten(value: unknown, key: string, into: Map<string, string>): void {
   if (Array.isArray(value)) into.set(key, value.map(String).join(','));
   else if (typeof value === 'object' && value !== null) {
     for (const [name, inner] of Object.entries(value)) flatten(inner, key === '' ? name : `${key}.${name}`, into);
-  } else if (key === '') throw new ConfigError({ key: 'config', expected: 'a YAML mapping of settings', received: typeof value });
+  } else if (key === '')
+    throw new ConfigError({ key: 'config', expected: 'a YAML mapping of settings', received: typeof value });
   else into.set(key, String(value));
 }

@@ -19,7 +19,10 @@ function report(error: unknown): number {
     process.stderr.write(`tulle: ${error.message}\n`);
     return EXIT.configuration;
   }
-  const text = error instanceof AgentUnreachable || !(error instanceof Error) ? String((error as Error).message ?? error) : `${error.message}`;
+  const text =
+    error instanceof AgentUnreachable || !(error instanceof Error)
+      ? String((error as Error).message ?? error)
+      : `${error.message}`;
   process.stderr.write(`tulle: ${text}\n`);
   return (error as { code?: unknown }).code === 'commander.usage' ? EXIT.usage : EXIT.failed;
 }

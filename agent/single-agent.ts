@@ -11,7 +11,10 @@ export async function holdNetworkNamespace(signal: AbortSignal): Promise<void> {
     server.once('error', (cause: NodeJS.ErrnoException) =>
       reject(
         cause.code === 'EADDRINUSE'
-          ? new Error('another Tulle agent runs in this network namespace: stop it first (two would undo each other\'s work)', { cause })
+          ? new Error(
+              "another Tulle agent runs in this network namespace: stop it first (two would undo each other's work)",
+              { cause },
+            )
           : cause,
       ),
     );

@@ -27,13 +27,20 @@ export async function agent({ flags, configFile, environment, version }: AgentCa
   const credentials = credentialsOf(config, environment);
   // A wrong kubeconfig is told at once, with the exit code for it, not retried.
   await credentials.current();
-  await runAgent({ config, credentials, executable: config.cniExecutable || bundledExecutable(), version, log }, stop.signal);
+  await runAgent(
+    { config, credentials, executable: config.cniExecutable || bundledExecutable(), version, log },
+    stop.signal,
+  );
 }
 
 function credentialsOf(config: Config, environment: AgentCall['environment']) {
   const apiServer = config.apiServer === '' ? undefined : config.apiServer;
   if (config.kubeconfig !== '') return kubeconfig({ path: config.kubeconfig, apiServer });
-  return serviceAccount({ host: environment['KUBERNETES_SERVICE_HOST'], port: environment['KUBERNETES_SERVICE_PORT'], apiServer });
+  return serviceAccount({
+    host: environment['KUBERNETES_SERVICE_HOST'],
+    port: environment['KUBERNETES_SERVICE_PORT'],
+    apiServer,
+  });
 }
 
 const bundledExecutable = (): string => fileURLToPath(new URL('../../cni/build/tulle-cni', import.meta.url));

@@ -15,7 +15,9 @@ export interface Program {
 /** Exit code of a call that cannot be understood. */
 const USAGE = 2;
 
-export const version: string = (JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }).version;
+export const version: string = (
+  JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
+).version;
 
 export function createProgram(environment: Environment): Program {
   let exitCode = 0;
@@ -24,7 +26,11 @@ export function createProgram(environment: Environment): Program {
     .version(version)
     .enablePositionalOptions()
     .exitOverride();
-  const reading = (name: string, description: string, action: (options: { runDir: string; json: boolean }) => Promise<number>) =>
+  const reading = (
+    name: string,
+    description: string,
+    action: (options: { runDir: string; json: boolean }) => Promise<number>,
+  ) =>
     program
       .command(name)
       .description(description)
@@ -34,7 +40,11 @@ export function createProgram(environment: Environment): Program {
         exitCode = await action(options);
       });
   reading('status', 'what is held in the kernel, what is dirty, blocked or contested, and why', status);
-  reading('diff', 'what the next cycle would change in the kernel, without changing it (exit 0 nothing, 3 changes)', diff);
+  reading(
+    'diff',
+    'what the next cycle would change in the kernel, without changing it (exit 0 nothing, 3 changes)',
+    diff,
+  );
   addAgentCommand(program, environment);
   return {
     run: async (argv) => {

@@ -12,7 +12,10 @@ export async function status({ runDir, json }: { runDir: string; json: boolean }
 
 export function describeStatus(status: AgentStatus): string {
   const sections = [nodeLines(status), clusterLines(status), kernelLines(status), troubleLines(status)];
-  return `${sections.filter((lines) => lines.length > 0).map((lines) => lines.join('\n')).join('\n\n')}\n`;
+  return `${sections
+    .filter((lines) => lines.length > 0)
+    .map((lines) => lines.join('\n'))
+    .join('\n\n')}\n`;
 }
 
 function nodeLines({ version, nodeName, readiness, underlay, host, attachments }: AgentStatus): readonly string[] {

@@ -10,9 +10,18 @@ export class KernelError extends Error {
   /** What the kernel or the tool said about it (extended ack, stderr). */
   readonly detail: string | undefined;
 
-  constructor(fields: { code: string; operation: string; object: string; detail?: string | undefined; cause?: unknown }) {
+  constructor(fields: {
+    code: string;
+    operation: string;
+    object: string;
+    detail?: string | undefined;
+    cause?: unknown;
+  }) {
     const { code, operation, object, detail, cause } = fields;
-    super(`cannot ${operation} ${object}: ${code}${detail ? ` (${detail})` : ''}`, cause === undefined ? {} : { cause });
+    super(
+      `cannot ${operation} ${object}: ${code}${detail ? ` (${detail})` : ''}`,
+      cause === undefined ? {} : { cause },
+    );
     this.code = code;
     this.operation = operation;
     this.object = object;
@@ -27,7 +36,8 @@ const hasCode = (error: unknown, codes: readonly string[]): boolean =>
 export const isNotFound = (error: unknown): boolean => hasCode(error, ['ENOENT', 'ENODEV', 'ESRCH', 'EADDRNOTAVAIL']);
 export const isExists = (error: unknown): boolean => hasCode(error, ['EEXIST']);
 export const isPermission = (error: unknown): boolean => hasCode(error, ['EPERM', 'EACCES']);
-export const isUnsupported = (error: unknown): boolean => hasCode(error, ['EOPNOTSUPP', 'ENOTSUP', 'EAFNOSUPPORT', 'EPROTONOSUPPORT']);
+export const isUnsupported = (error: unknown): boolean =>
+  hasCode(error, ['EOPNOTSUPP', 'ENOTSUP', 'EAFNOSUPPORT', 'EPROTONOSUPPORT']);
 
 /** For removals: what is gone already is removed. */
 export function ignoreNotFound(error: unknown): void {

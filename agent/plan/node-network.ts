@@ -21,7 +21,14 @@ export function planNodeNetwork(underlay: Underlay, host: Host, settings: PlanSe
   const items: AnyItem[] = [];
   for (const network of underlay.podNetworks) items.push(...networkItems(network, host, settings));
   if (underlay.tunnel) items.push(...nodeSetItems(underlay.tunnel));
-  return { id: NODE_NETWORK, cause: `node ${underlay.nodeName}`, rank: '', items, requires: [], problems: underlay.problems };
+  return {
+    id: NODE_NETWORK,
+    cause: `node ${underlay.nodeName}`,
+    rank: '',
+    items,
+    requires: [],
+    problems: underlay.problems,
+  };
 }
 
 /** What must be in the kernel before any pod is connected: the gate and everything that it refers to. */
@@ -33,7 +40,12 @@ export const gateKeys = (family: Family): readonly Key[] => [
 function networkItems(network: PodNetwork, host: Host, settings: PlanSettings): AnyItem[] {
   const facts = FAMILIES[network.family];
   const ready = item('set', readySet(facts));
-  const direct = item('set', { name: setName('direct', facts), type: 'hash:net', family: facts.family, maxElements: NODES_MAX_ELEMENTS });
+  const direct = item('set', {
+    name: setName('direct', facts),
+    type: 'hash:net',
+    family: facts.family,
+    maxElements: NODES_MAX_ELEMENTS,
+  });
   const items: AnyItem[] = [
     ready,
     direct,
@@ -52,7 +64,9 @@ const readySet = (facts: FamilyFacts) =>
 
 /** Destinations that see pod addresses as they are, beside the peers' pod CIDRs, which come with the peers. */
 function directCidrs({ cidr, family }: PodNetwork, settings: PlanSettings): readonly Cidr[] {
-  const configured = [...settings.clusterCidrs, ...settings.nonMasqueradeCidrs].filter((other) => familyOf(other) === family);
+  const configured = [...settings.clusterCidrs, ...settings.nonMasqueradeCidrs].filter(
+    (other) => familyOf(other) === family,
+  );
   return [...new Set([cidr, FAMILIES[family].multicast, ...configured])];
 }
 
@@ -62,9 +76,21 @@ const gatePart = (family: Family) =>
 
 /** Closed unless the pod is ready; the first rule also stops a pod that sends with an address that is not its own kind. */
 function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
-  const unlessReady = (direction: 'src' | 'dst') => ['-m', 'set', '!', '--match-set', setName('ready', facts), direction, '-j', 'DROP'];
+  const unlessReady = (direction: 'src' | 'dst') => [
+    '-m',
+    'set',
+    '!',
+    '--match-set',
+    setName('ready', facts),
+    direction,
+    '-j',
+    'DROP',
+  ];
   return [
-    { args: ['-i', POD_LINK_PATTERN, ...unlessReady('src')], comment: 'from a pod link, not the address of a ready pod' },
+    {
+      args: ['-i', POD_LINK_PATTERN, ...unlessReady('src')],
+      comment: 'from a pod link, not the address of a ready pod',
+    },
     { args: ['-s', cidr, ...unlessReady('src')], comment: 'from a pod that is not ready' },
     { args: ['-d', cidr, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
   ];
@@ -90,7 +116,18 @@ const masqueradePart = ({ cidr, family }: PodNetwork, { randomFully }: Host): Ch
   rules: [
     {
       args: [
-        ...['-s', cidr, '-m', 'set', '!', '--match-set', setName('direct', FAMILIES[family]), 'dst', '-j', 'MASQUERADE'],
+        ...[
+          '-s',
+          cidr,
+          '-m',
+          'set',
+          '!',
+          '--match-set',
+          setName('direct', FAMILIES[family]),
+          'dst',
+          '-j',
+          'MASQUERADE',
+        ],
         ...(randomFully ? ['--random-fully'] : []),
       ],
       comment: 'pod traffic that leaves the cluster',
@@ -125,4 +162,3 @@ function nodeSetItems({ family, local }: NonNullable<Underlay['tunnel']>): AnyIt
 
 export const nodesSet = (family: Family) =>
   ({ name: setName('nodes', FAMILIES[family]), type: 'hash:ip', family, maxElements: NODES_MAX_ELEMENTS }) as const;
-

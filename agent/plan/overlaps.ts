@@ -30,7 +30,9 @@ export function findOverlaps(nodes: Iterable<Node>): ReadonlyMap<string, readonl
   for (const cluster of clustersOf(claimsOf(nodes))) {
     const winners: Claim[] = [];
     for (const claim of cluster.sort((a, b) => (a.rank < b.rank ? -1 : 1))) {
-      const winner = winners.find((other) => other.first <= claim.last && claim.first <= other.last && other.node !== claim.node);
+      const winner = winners.find(
+        (other) => other.first <= claim.last && claim.first <= other.last && other.node !== claim.node,
+      );
       if (!winner) {
         winners.push(claim);
         continue;
@@ -59,7 +61,8 @@ function* clustersOf(claims: Claim[]): Generator<Claim[]> {
   let group: Claim[] = [];
   let last = -1n;
   for (const claim of sorted) {
-    const touches = group.length > 0 && familyOf((group[0] as Claim).cidr) === familyOf(claim.cidr) && claim.first <= last;
+    const touches =
+      group.length > 0 && familyOf((group[0] as Claim).cidr) === familyOf(claim.cidr) && claim.first <= last;
     if (!touches && group.length > 0) {
       if (group.length > 1) yield group;
       group = [];

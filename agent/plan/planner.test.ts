@@ -16,10 +16,16 @@ const plan = (nodes: Cluster, on: Host = host(), with_: PlanSettings = settings)
 /** One line an item, without the parts that a test does not look at. */
 const line = ({ kind, key, value }: AnyItem): string => {
   const { rules, ...rest } = value as { rules?: readonly { args: readonly string[] }[] };
-  return rules ? [key, ...rules.map(({ args }) => `  ${args.join(' ')}`)].join('\n') : `${kind} ${JSON.stringify(rest)}`;
+  return rules
+    ? [key, ...rules.map(({ args }) => `  ${args.join(' ')}`)].join('\n')
+    : `${kind} ${JSON.stringify(rest)}`;
 };
 const lines = (fragment: Fragment | undefined, ...kinds: readonly string[]) =>
-  (fragment?.items ?? []).filter(({ kind }) => kinds.includes(kind)).map(line).sort().join('\n');
+  (fragment?.items ?? [])
+    .filter(({ kind }) => kinds.includes(kind))
+    .map(line)
+    .sort()
+    .join('\n');
 
 const a = node('a', { ips: '172.30.0.11 fd30::11', cidrs: '10.84.0.0/24 fd84::/64' });
 const b = node('b', { ips: '172.30.0.12 fd30::12', cidrs: '10.84.1.0/24 fd84:0:0:1::/64', creationMs: 1 });
@@ -39,7 +45,10 @@ test('a peer is one forwarding entry, and a neighbour and a route a family', (t)
       'route {"destination":"fd84:0:0:1::/64","metric":1024,"type":"unicast","link":"tulle.84","gateway":"fd84:0:0:1::1","onlink":true,"source":"fd84::1"}',
     ]
       .join('\n')
-      .replaceAll('MAC', (fragments.get('node b')?.items.find(({ kind }) => kind === 'fdb')?.value as { mac: string }).mac),
+      .replaceAll(
+        'MAC',
+        (fragments.get('node b')?.items.find(({ kind }) => kind === 'fdb')?.value as { mac: string }).mac,
+      ),
   );
 });
 
@@ -64,7 +73,10 @@ test('the gate, masquerade and the tunnel port are rules over sets', (t) => {
   const only4 = node('a', { ips: '172.30.0.11', cidrs: '10.84.0.0/24' });
   const { fragments } = plan(cluster(only4));
   t.is(
-    [lines(fragments.get('node-network'), 'chain-part', 'route', 'set'), lines(fragments.get('backend vxlan'), 'chain-part')].join('\n'),
+    [
+      lines(fragments.get('node-network'), 'chain-part', 'route', 'set'),
+      lines(fragments.get('backend vxlan'), 'chain-part'),
+    ].join('\n'),
     `chain-part ipv4 filter TULLE-FORWARD 50-pods
   -s 10.84.0.0/24 -j ACCEPT
   -d 10.84.0.0/24 -j ACCEPT
@@ -95,19 +107,28 @@ chain-part ipv4 raw TULLE-TUNNEL 10-tunnel
 
 test('IPv6 forwarding waits for accept_ra 2 on links that live by router advertisements', (t) => {
   const { fragments } = plan(cluster(a), host({ acceptRa: '1' }));
-  const forwarding = fragments.get('node-network')?.items.find(({ key }) => key === 'sysctl net/ipv6/conf/all/forwarding');
+  const forwarding = fragments
+    .get('node-network')
+    ?.items.find(({ key }) => key === 'sysctl net/ipv6/conf/all/forwarding');
   t.deepEqual(forwarding?.needs, ['sysctl net/ipv6/conf/eth0/accept_ra']);
   // A host that forwards already has decided about its advertisements.
-  t.notRegex(lines(plan(cluster(a), host({ acceptRa: '1', ipv6Forwarding: true })).fragments.get('node-network'), 'sysctl'), /accept_ra/);
+  t.notRegex(
+    lines(plan(cluster(a), host({ acceptRa: '1', ipv6Forwarding: true })).fragments.get('node-network'), 'sysctl'),
+    /accept_ra/,
+  );
 });
 
 test('what cannot be planned is a problem with its remedy, and the rest is planned', (t) => {
-  const problems = (nodes: Cluster, on = host(), with_ = settings) => plan(nodes, on, with_).underlay.problems.join('\n');
+  const problems = (nodes: Cluster, on = host(), with_ = settings) =>
+    plan(nodes, on, with_).underlay.problems.join('\n');
   t.regex(problems(cluster()), /no Node named a/);
   t.regex(problems({ ...cluster(), synced: false }), /not answered yet/);
   t.regex(problems(cluster(node('a', { ips: '172.30.0.11' }))), /Node a has no podCIDR: .*--allocate-node-cidrs/);
   t.regex(problems(cluster(a), host({ ipv6: false })), /fd84::\/64 but IPv6 is off .*disable_ipv6/);
-  t.deepEqual(plan(cluster(a), host({ ipv6: false })).underlay.podNetworks.map(({ family }) => family), ['ipv4']);
+  t.deepEqual(
+    plan(cluster(a), host({ ipv6: false })).underlay.podNetworks.map(({ family }) => family),
+    ['ipv4'],
+  );
   t.regex(problems(cluster(a), host({ mtuBytes: 1300 })), /MTU of 1250 bytes is too small for ipv6 \(at least 1280\)/);
   t.regex(problems(cluster(a), host({ ips: '192.0.2.1' })), /no link of this host has the node's address 172.30.0.11/);
   t.regex(problems(cluster(node('a', { cidrs: '10.84.0.0/24' }))), /no InternalIP of family ipv4 or ipv6/);
@@ -121,28 +142,58 @@ test('overlapping podCIDRs: the older Node keeps its own on every node alike, al
   t.deepEqual(underlay.podNetworks, []);
   t.regex(underlay.problems.join(), /podCIDR 10.84.1.0\/24 of Node a overlaps 10.84.0.0\/20 of the older Node older/);
   t.deepEqual(fragments.get('backend vxlan')?.items, []);
-  const seenByThird = new Planner().plan({ nodeName: 'third', cluster: cluster(older, younger, node('third', { ips: '172.30.0.13', cidrs: '10.99.0.0/24' })), host: host(), settings, backend: vxlan });
+  const seenByThird = new Planner().plan({
+    nodeName: 'third',
+    cluster: cluster(older, younger, node('third', { ips: '172.30.0.13', cidrs: '10.99.0.0/24' })),
+    host: host(),
+    settings,
+    backend: vxlan,
+  });
   t.is(lines(seenByThird.fragments.get('node a'), 'route'), '');
   t.regex(lines(seenByThird.fragments.get('node older'), 'route'), /10.84.0.0\/20/);
 });
 
 test('one Node that changes is planned alone: every other fragment keeps its identity', (t) => {
   const planner = new Planner();
-  const peers = Array.from({ length: 50 }, (_, i) => node(`n${i}`, { ips: `172.30.1.${i}`, cidrs: `10.90.${i}.0/24`, creationMs: i }));
+  const peers = Array.from({ length: 50 }, (_, i) =>
+    node(`n${i}`, { ips: `172.30.1.${i}`, cidrs: `10.90.${i}.0/24`, creationMs: i }),
+  );
   const input = { nodeName: 'a', host: host(), settings, backend: vxlan };
   const first = planner.plan({ ...input, cluster: cluster(a, ...peers) });
   const moved = node('n7', { ips: '172.30.2.7', cidrs: '10.90.7.0/24', creationMs: 7 });
-  const second = planner.plan({ ...input, cluster: cluster(a, ...peers.map((peer) => (peer.name === 'n7' ? moved : peer))) });
-  const changed = [...second.fragments].filter(([id, fragment]) => fragment !== first.fragments.get(id) && id.startsWith('node n'));
-  t.deepEqual(changed.map(([id]) => id), ['node n7']);
+  const second = planner.plan({
+    ...input,
+    cluster: cluster(a, ...peers.map((peer) => (peer.name === 'n7' ? moved : peer))),
+  });
+  const changed = [...second.fragments].filter(
+    ([id, fragment]) => fragment !== first.fragments.get(id) && id.startsWith('node n'),
+  );
+  t.deepEqual(
+    changed.map(([id]) => id),
+    ['node n7'],
+  );
 });
 
 test('findOverlaps agrees with comparing every pair', (t) => {
-  const cidrs = fc.constantFrom('10.0.0.0/8', '10.1.0.0/16', '10.1.1.0/24', '10.1.2.0/24', '10.2.0.0/16', 'fd00::/16', 'fd00:1::/32', 'fd01::/32');
-  const nodes = fc.array(fc.record({ cidrs: fc.uniqueArray(cidrs, { maxLength: 1, minLength: 1 }), creationMs: fc.nat(3) }), { maxLength: 8 });
+  const cidrs = fc.constantFrom(
+    '10.0.0.0/8',
+    '10.1.0.0/16',
+    '10.1.1.0/24',
+    '10.1.2.0/24',
+    '10.2.0.0/16',
+    'fd00::/16',
+    'fd00:1::/32',
+    'fd01::/32',
+  );
+  const nodes = fc.array(
+    fc.record({ cidrs: fc.uniqueArray(cidrs, { maxLength: 1, minLength: 1 }), creationMs: fc.nat(3) }),
+    { maxLength: 8 },
+  );
   fc.assert(
     fc.property(nodes, (specs) => {
-      const all = specs.map(({ cidrs: [own], creationMs }, i) => node(`n${i}`, { cidrs: own as string, creationMs, uid: String(i) }));
+      const all = specs.map(({ cidrs: [own], creationMs }, i) =>
+        node(`n${i}`, { cidrs: own as string, creationMs, uid: String(i) }),
+      );
       t.deepEqual([...findOverlaps(all).keys()].sort(), naiveLosers(all));
     }),
   );

@@ -30,11 +30,16 @@ export interface Plan {
 
 /** Keeps what the last plan worked out, and nothing else: the same inputs always give the same plan. */
 export class Planner {
-  #last: { input: PlanInput; plan: Plan; overlaps: ReadonlyMap<string, readonly Overlap[]>; peers: Map<Node, Fragment> } | undefined;
+  #last:
+    | { input: PlanInput; plan: Plan; overlaps: ReadonlyMap<string, readonly Overlap[]>; peers: Map<Node, Fragment> }
+    | undefined;
 
   plan(input: PlanInput): Plan {
     const last = this.#last;
-    const overlaps = last && samePodCidrs(last.input.cluster, input.cluster) ? last.overlaps : findOverlaps(input.cluster.nodes.values());
+    const overlaps =
+      last && samePodCidrs(last.input.cluster, input.cluster)
+        ? last.overlaps
+        : findOverlaps(input.cluster.nodes.values());
     const computed = computeUnderlay(input, overlaps);
     const underlay = last && isDeepStrictEqual(last.plan.underlay, computed) ? last.plan.underlay : computed;
     const sameContext =
@@ -91,9 +96,12 @@ function planPeer(node: Node, underlay: Underlay, lost: readonly Overlap[], inpu
   const problems = [...node.problems, ...lost.map((overlap) => overlapProblem(node.name, overlap))];
   const end = underlay.tunnel && underlayIpOf(node, underlay.tunnel.family);
   if (underlay.tunnel && !end) {
-    problems.push(`Node ${node.name} has no ${underlay.tunnel.family} InternalIP for the tunnel: its pods cannot be reached`);
+    problems.push(
+      `Node ${node.name} has no ${underlay.tunnel.family} InternalIP for the tunnel: its pods cannot be reached`,
+    );
   }
-  const items: AnyItem[] = end && underlay.podNetworks.length > 0 ? peerItems({ node, end, podCidrs }, underlay, input) : [];
+  const items: AnyItem[] =
+    end && underlay.podNetworks.length > 0 ? peerItems({ node, end, podCidrs }, underlay, input) : [];
   return {
     id: `node ${node.name}`,
     cause: `node ${node.name}`,
@@ -104,11 +112,21 @@ function planPeer(node: Node, underlay: Underlay, lost: readonly Overlap[], inpu
   };
 }
 
-function peerItems(peer: Parameters<Backend['peer']>[0], underlay: Underlay, { backend, settings }: PlanInput): AnyItem[] {
+function peerItems(
+  peer: Parameters<Backend['peer']>[0],
+  underlay: Underlay,
+  { backend, settings }: PlanInput,
+): AnyItem[] {
   const nodes = nodesSet(familyOf(peer.end));
   const family = (cidr: (typeof peer.podCidrs)[number]) => FAMILIES[familyOf(cidr)];
   const direct = peer.podCidrs
     .filter((cidr) => underlay.podNetworks.some(({ family: own }) => own === familyOf(cidr)))
-    .map((entry) => item('member', { set: setName('direct', family(entry)), entry }, [`set ${setName('direct', family(entry))}`]));
-  return [item('member', memberOf(nodes.name, peer.end), [keyOf('set', nodes)]), ...direct, ...backend.peer(peer, underlay, settings)];
+    .map((entry) =>
+      item('member', { set: setName('direct', family(entry)), entry }, [`set ${setName('direct', family(entry))}`]),
+    );
+  return [
+    item('member', memberOf(nodes.name, peer.end), [keyOf('set', nodes)]),
+    ...direct,
+    ...backend.peer(peer, underlay, settings),
+  ];
 }

@@ -38,6 +38,9 @@ function podLink(attachment: Attachment, mtuBytes: number): PodLink {
 function addressItems(ip: IpAddress, link: PodLink, linkKey: `pod-link ${string}`): readonly AnyItem[] {
   const neighbour = item('neighbour', { link: link.name, ip, mac: link.podMac }, [linkKey]);
   const destination = hostCidr(ip);
-  const route = item('route', { destination, metric: defaultMetric(destination), type: 'unicast', link: link.name }, [linkKey, neighbour.key]);
+  const route = item('route', { destination, metric: defaultMetric(destination), type: 'unicast', link: link.name }, [
+    linkKey,
+    neighbour.key,
+  ]);
   return [neighbour, route, item('member', memberOf(setName('ready', factsOf(ip)), ip), [route.key])];
 }

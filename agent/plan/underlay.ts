@@ -90,7 +90,9 @@ function podNetworksOf(self: Node, cidrs: readonly Cidr[], host: Host, problems:
   return cidrs.flatMap((cidr) => {
     const family = familyOf(cidr);
     if (family === 'ipv6' && !host.ipv6) {
-      problems.push(`Node ${self.name} has the IPv6 podCIDR ${cidr} but IPv6 is off on this host: set net.ipv6.conf.all.disable_ipv6 to 0`);
+      problems.push(
+        `Node ${self.name} has the IPv6 podCIDR ${cidr} but IPv6 is off on this host: set net.ipv6.conf.all.disable_ipv6 to 0`,
+      );
       return [];
     }
     if (prefixLengthOf(cidr) > FAMILIES[family].bits - 2) {
@@ -110,18 +112,30 @@ function tunnelOf(self: Node, cluster: Cluster, settings: PlanSettings, problems
   const family = common ?? candidates.find((candidate) => underlayIpOf(self, candidate));
   const local = family && underlayIpOf(self, family);
   if (!family || !local) {
-    problems.push(`Node ${self.name} has no InternalIP of family ${candidates.join(' or ')}: kubelet's --node-ip sets it`);
+    problems.push(
+      `Node ${self.name} has no InternalIP of family ${candidates.join(' or ')}: kubelet's --node-ip sets it`,
+    );
     return undefined;
   }
   return { family, local };
 }
 
-function mtuOf(tunnel: Underlay['tunnel'], podNetworks: readonly PodNetwork[], host: Host, settings: PlanSettings, problems: string[]): number {
-  const mtuBytes = settings.mtuBytes || underlayMtu(tunnel, host, problems) - (tunnel ? FAMILIES[tunnel.family].vxlanOverheadBytes : 0);
+function mtuOf(
+  tunnel: Underlay['tunnel'],
+  podNetworks: readonly PodNetwork[],
+  host: Host,
+  settings: PlanSettings,
+  problems: string[],
+): number {
+  const mtuBytes =
+    settings.mtuBytes ||
+    underlayMtu(tunnel, host, problems) - (tunnel ? FAMILIES[tunnel.family].vxlanOverheadBytes : 0);
   for (const { family } of podNetworks) {
     const { minimumMtuBytes } = FAMILIES[family];
     if (mtuBytes < minimumMtuBytes) {
-      problems.push(`the pod MTU of ${mtuBytes} bytes is too small for ${family} (at least ${minimumMtuBytes}): raise the MTU of the underlay or the setting mtuBytes`);
+      problems.push(
+        `the pod MTU of ${mtuBytes} bytes is too small for ${family} (at least ${minimumMtuBytes}): raise the MTU of the underlay or the setting mtuBytes`,
+      );
     }
   }
   return mtuBytes;

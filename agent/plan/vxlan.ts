@@ -3,9 +3,16 @@
  * one route a pod CIDR. Nothing is learned and nothing is asked for: the kernel never resolves an address of a peer.
  */
 import type { Host } from '../model/host.ts';
-import { familyOf, factsOf } from '../model/ip.ts';
+import { factsOf, familyOf } from '../model/ip.ts';
 import { type AnyItem, type ChainPart, defaultMetric, item, keyOf, type Link, type Rule } from '../model/items.ts';
-import { ALIAS_PREFIX, baseChain, CHAIN_PREFIX, POD_LINK_PATTERN, vtepMac, vxlanLinkName } from '../model/kernel-names.ts';
+import {
+  ALIAS_PREFIX,
+  baseChain,
+  CHAIN_PREFIX,
+  POD_LINK_PATTERN,
+  vtepMac,
+  vxlanLinkName,
+} from '../model/kernel-names.ts';
 import type { Backend, Peer } from './backend.ts';
 import { nodesSet } from './node-network.ts';
 import { nodeIpOf, type PlanSettings, type Underlay } from './underlay.ts';
@@ -19,7 +26,9 @@ function device(underlay: Underlay, host: Host, settings: PlanSettings): readonl
   if (!tunnel) return [];
   const link = item('link', vxlanLink(underlay, tunnel, host, settings), portRuleKeys(tunnel));
   const addresses = underlay.podNetworks.flatMap(({ cidr, nodeIp }) =>
-    nodeIp ? [item('address', { link: link.value.name, ip: nodeIp, prefixLength: factsOf(cidr).bits }, [link.key])] : [],
+    nodeIp
+      ? [item('address', { link: link.value.name, ip: nodeIp, prefixLength: factsOf(cidr).bits }, [link.key])]
+      : [],
   );
   const set = keyOf('set', nodesSet(tunnel.family));
   const parts = portParts(tunnel, settings['vxlan.port']).map((part) => item('chain-part', part, [set]));
@@ -39,7 +48,15 @@ function peer({ node, end, podCidrs }: Peer, underlay: Underlay, settings: PlanS
     const source = keyOf('address', { link, ip: own.nodeIp, prefixLength: 0 });
     const route = item(
       'route',
-      { destination, metric: defaultMetric(destination), type: 'unicast', link, gateway, onlink: true, source: own.nodeIp },
+      {
+        destination,
+        metric: defaultMetric(destination),
+        type: 'unicast',
+        link,
+        gateway,
+        onlink: true,
+        source: own.nodeIp,
+      },
       [neighbour.key, source],
     );
     return [neighbour, route];
@@ -82,7 +99,13 @@ function portParts({ family }: Tunnel, port: number): readonly ChainPart[] {
   const toThisNode = ['-m', 'addrtype', '--dst-type', 'LOCAL'];
   const fromPod = ['-i', POD_LINK_PATTERN];
   const drop = (comment: string, ...args: readonly string[]): Rule => ({ args: [...args, '-j', 'DROP'], comment });
-  const part = (table: ChainPart['table'], chain: string, ...rules: readonly Rule[]): ChainPart => ({ family, table, chain, order: '10-tunnel', rules });
+  const part = (table: ChainPart['table'], chain: string, ...rules: readonly Rule[]): ChainPart => ({
+    family,
+    table,
+    chain,
+    order: '10-tunnel',
+    rules,
+  });
   return [
     part(
       'raw',
@@ -94,11 +117,19 @@ function portParts({ family }: Tunnel, port: number): readonly ChainPart[] {
       { args: [...toThisNode, '-j', 'CT', '--notrack'], comment: 'tunnel packets are not tracked' },
     ),
     part('raw', baseChain('PREROUTING'), { args: [...toPort, '-j', TUNNEL_CHAIN], comment: 'tunnel port' }),
-    part('raw', baseChain('OUTPUT'), { args: [...toPort, ...to, '-j', 'CT', '--notrack'], comment: 'tunnel packets are not tracked' }),
-    part('filter', baseChain('INPUT'), { args: [...toPort, ...from, '-j', 'ACCEPT'], comment: 'tunnel packets of nodes' }),
+    part('raw', baseChain('OUTPUT'), {
+      args: [...toPort, ...to, '-j', 'CT', '--notrack'],
+      comment: 'tunnel packets are not tracked',
+    }),
+    part('filter', baseChain('INPUT'), {
+      args: [...toPort, ...from, '-j', 'ACCEPT'],
+      comment: 'tunnel packets of nodes',
+    }),
   ];
 }
 
 /** The device is not up before its port is guarded. */
 const portRuleKeys = ({ family }: Tunnel) =>
-  [TUNNEL_CHAIN, baseChain('PREROUTING')].map((chain) => keyOf('chain-part', { family, table: 'raw', chain, order: '10-tunnel', rules: [] }));
+  [TUNNEL_CHAIN, baseChain('PREROUTING')].map((chain) =>
+    keyOf('chain-part', { family, table: 'raw', chain, order: '10-tunnel', rules: [] }),
+  );

@@ -32,19 +32,37 @@ interface World {
   restart(): Promise<World>;
 }
 
-async function createWorld(t: ExecutionContext, former?: Pick<World, 'drivers' | 'namespaces'> & { runDir: string }): Promise<World> {
+async function createWorld(
+  t: ExecutionContext,
+  former?: Pick<World, 'drivers' | 'namespaces'> & { runDir: string },
+): Promise<World> {
   const runDir = former?.runDir ?? mkdtempSync(join(tmpdir(), 'tulle-attachments-'));
   if (!former) t.teardown(() => rmSync(runDir, { recursive: true }));
   const netfilter = (kind: Kind) => (['set', 'member', 'chain-part'].includes(kind) ? 'netfilter' : 'netlink');
   const drivers = Object.fromEntries(
-    KINDS.map((kind) => [kind, new FakeDriver(kind, { lane: netfilter(kind), ...(former && { store: former.drivers[kind].store as never }) })]),
+    KINDS.map((kind) => [
+      kind,
+      new FakeDriver(kind, { lane: netfilter(kind), ...(former && { store: former.drivers[kind].store as never }) }),
+    ]),
   ) as unknown as World['drivers'];
   const state = new KernelState(Object.fromEntries(KINDS.map((kind) => [kind, 'one'])) as never);
-  const reconciler = new Reconciler({ state, drivers: Object.values(drivers) as AnyDriver[], log, options: { backoff: { minMs: 5, maxMs: 10 } } });
+  const reconciler = new Reconciler({
+    state,
+    drivers: Object.values(drivers) as AnyDriver[],
+    log,
+    options: { backoff: { minMs: 5, maxMs: 10 } },
+  });
   const stop = new AbortController();
   t.teardown(() => stop.abort(new Error('test ends')));
   const gate = (['ipv4', 'ipv6'] as const).flatMap((family) => gateKeys(family));
-  state.replace('gate', { id: 'gate', cause: 'test', rank: '', requires: [], problems: [], items: gate.map((key) => ({ kind: key.split(' ')[0] as never, key, value: { key } as never, needs: [] })) as never });
+  state.replace('gate', {
+    id: 'gate',
+    cause: 'test',
+    rank: '',
+    requires: [],
+    problems: [],
+    items: gate.map((key) => ({ kind: key.split(' ')[0] as never, key, value: { key } as never, needs: [] })) as never,
+  });
   const namespaces = former?.namespaces ?? new Map<string, string>();
   const records = new PodRecords(runDir, log);
   const world: World = {
@@ -104,15 +122,26 @@ const failsWith = async (t: ExecutionContext, action: Promise<unknown>, code: Cn
 
 /** What the fake kernel holds for one container. */
 const held = (world: World): readonly string[] =>
-  [...world.drivers['pod-link'].store.keys(), ...world.drivers.neighbour.store.keys(), ...world.drivers.route.store.keys(), ...world.drivers.member.store.keys()].sort();
+  [
+    ...world.drivers['pod-link'].store.keys(),
+    ...world.drivers.neighbour.store.keys(),
+    ...world.drivers.route.store.keys(),
+    ...world.drivers.member.store.keys(),
+  ].sort();
 
 test('ADD puts link, neighbours, routes and gate members into the kernel and answers with the addresses', async (t) => {
   const world = await createWorld(t);
   const result = await world.attachments.add(addRequest(world, 'web'), signal());
   const link = podLinkName('web', 'eth0');
   t.is(result.hostLink, link);
-  t.deepEqual(result.ips.map(({ address, prefixLength, gateway }) => `${address}/${prefixLength} via ${gateway}`), ['10.84.1.2/32 via 169.254.1.1', 'fd84:0:0:1::2/128 via fe80::1']);
-  t.deepEqual(result.routes.map(({ dst }) => dst as Cidr), [cidr('0.0.0.0/0'), cidr('::/0')]);
+  t.deepEqual(
+    result.ips.map(({ address, prefixLength, gateway }) => `${address}/${prefixLength} via ${gateway}`),
+    ['10.84.1.2/32 via 169.254.1.1', 'fd84:0:0:1::2/128 via fe80::1'],
+  );
+  t.deepEqual(
+    result.routes.map(({ dst }) => dst as Cidr),
+    [cidr('0.0.0.0/0'), cidr('::/0')],
+  );
   t.deepEqual(held(world), [
     'member tulle-ready-4 10.84.1.2/32',
     'member tulle-ready-6 fd84:0:0:1::2/128',
@@ -139,9 +168,22 @@ test('addresses go round; a released one rests while others are free', async (t)
   world.ready = { ready: true, podCidrs: [cidr('10.84.1.0/29')], mtuBytes: 1450 };
   t.deepEqual(await addresses(world, 'a'), ['10.84.1.2']);
   await world.attachments.del({ containerId: 'a' });
-  t.deepEqual([await addresses(world, 'b'), await addresses(world, 'c'), await addresses(world, 'd'), await addresses(world, 'e')].flat(), ['10.84.1.3', '10.84.1.4', '10.84.1.5', '10.84.1.6']);
+  t.deepEqual(
+    [
+      await addresses(world, 'b'),
+      await addresses(world, 'c'),
+      await addresses(world, 'd'),
+      await addresses(world, 'e'),
+    ].flat(),
+    ['10.84.1.3', '10.84.1.4', '10.84.1.5', '10.84.1.6'],
+  );
   t.deepEqual(await addresses(world, 'f'), ['10.84.1.2']);
-  await failsWith(t, addresses(world, 'g'), CNI_CODES.tryAgainLater, /no free address in podCIDR 10.84.1.0\/29: all 5 are in use/);
+  await failsWith(
+    t,
+    addresses(world, 'g'),
+    CNI_CODES.tryAgainLater,
+    /no free address in podCIDR 10.84.1.0\/29: all 5 are in use/,
+  );
   t.is(world.records.all().length, 5);
 });
 
@@ -151,7 +193,10 @@ test('concurrent ADDs never share an address, and one container waits for itself
   const all = await Promise.all(Array.from({ length: 50 }, (_, i) => addresses(world, `pod-${i}`)));
   t.is(new Set(all.flat()).size, 50);
   const twice = await Promise.allSettled([addresses(world, 'same'), addresses(world, 'same')]);
-  t.deepEqual(twice.map(({ status }) => status), ['fulfilled', 'rejected']);
+  t.deepEqual(
+    twice.map(({ status }) => status),
+    ['fulfilled', 'rejected'],
+  );
   const addThenDel = [addresses(world, 'brief'), world.attachments.del({ containerId: 'brief' })];
   await Promise.all(addThenDel);
   t.is(world.records.ofContainer('brief').length, 0);
@@ -159,16 +204,24 @@ test('concurrent ADDs never share an address, and one container waits for itself
 
 test('an ADD that fails leaves nothing and gives its addresses back', async (t) => {
   const world = await createWorld(t);
-  world.drivers.route.failNext({ action: 'create' }, 1, new KernelError({ code: 'ENODEV', operation: 'create', object: 'route' }));
+  world.drivers.route.failNext(
+    { action: 'create' },
+    1,
+    new KernelError({ code: 'ENODEV', operation: 'create', object: 'route' }),
+  );
   await failsWith(t, addresses(world, 'web'), CNI_CODES.ioFailure, /cannot connect default\/web: .*ENODEV/);
   t.deepEqual(held(world), []);
   t.deepEqual(world.records.all(), []);
   t.is((await addresses(world, 'web')).length, 2);
 });
 
-test('an interface that exists in the pod already is the runtime\'s mistake', async (t) => {
+test("an interface that exists in the pod already is the runtime's mistake", async (t) => {
   const world = await createWorld(t);
-  world.drivers['pod-link'].failNext({ action: 'create' }, 1, new KernelError({ code: 'EEXIST', operation: 'create', object: 'eth0' }));
+  world.drivers['pod-link'].failNext(
+    { action: 'create' },
+    1,
+    new KernelError({ code: 'EEXIST', operation: 'create', object: 'eth0' }),
+  );
   await failsWith(t, addresses(world, 'web'), CNI_CODES.invalidEnvironment, /EEXIST/);
 });
 
@@ -176,8 +229,18 @@ test('bad namespaces are told apart, before anything is made', async (t) => {
   const world = await createWorld(t);
   const request = addRequest(world, 'web');
   const add = (netns: AddRequest['netns']) => world.attachments.add({ ...request, netns }, signal());
-  await failsWith(t, add({ path: '/run/netns/absent' }), CNI_CODES.invalidEnvironment, /CNI_NETNS \/run\/netns\/absent: .*ENOENT/);
-  await failsWith(t, add({ ...request.netns, inode: '1' }), CNI_CODES.invalidEnvironment, /another file there than the runtime; mount its directory .*HostToContainer/);
+  await failsWith(
+    t,
+    add({ path: '/run/netns/absent' }),
+    CNI_CODES.invalidEnvironment,
+    /CNI_NETNS \/run\/netns\/absent: .*ENOENT/,
+  );
+  await failsWith(
+    t,
+    add({ ...request.netns, inode: '1' }),
+    CNI_CODES.invalidEnvironment,
+    /another file there than the runtime; mount its directory .*HostToContainer/,
+  );
   t.is(world.drivers['pod-link'].applies, 0);
   t.deepEqual(world.records.all(), []);
 });
@@ -186,7 +249,12 @@ test('while the node is not ready ADD says why and DEL works', async (t) => {
   const world = await createWorld(t);
   await addresses(world, 'web');
   world.ready = { ready: false, reason: 'the cluster API has not answered yet' };
-  await failsWith(t, addresses(world, 'other'), CNI_CODES.tryAgainLater, /not ready: the cluster API has not answered yet/);
+  await failsWith(
+    t,
+    addresses(world, 'other'),
+    CNI_CODES.tryAgainLater,
+    /not ready: the cluster API has not answered yet/,
+  );
   await world.attachments.del({ containerId: 'web' });
   t.deepEqual(held(world), []);
 });
@@ -198,8 +266,14 @@ test('a second process takes over what lives without a write, and releases what 
   before.namespaces.delete('/run/netns/died');
   before.drivers['pod-link'].store.delete(`pod-link ${podLinkName('died', 'eth0')}`);
   const after = await before.restart();
-  t.deepEqual(after.records.all().map(({ containerId }) => containerId), ['lives']);
-  t.deepEqual(KINDS.flatMap((kind) => after.drivers[kind].written.map(({ key }) => key as Key)), []);
+  t.deepEqual(
+    after.records.all().map(({ containerId }) => containerId),
+    ['lives'],
+  );
+  t.deepEqual(
+    KINDS.flatMap((kind) => after.drivers[kind].written.map(({ key }) => key as Key)),
+    [],
+  );
   // The round goes on after the youngest, and what was released rests over the restart.
   t.deepEqual((await addresses(after, 'next'))[0], '10.84.1.4');
   await after.attachments.del({ containerId: 'lives' });
@@ -212,8 +286,14 @@ test('an attachment whose namespace vanished without a DEL is released', async (
   world.namespaces.delete('/run/netns/web');
   await world.attachments.collect();
   t.is(world.records.all().length, 1, 'the link is still there');
-  world.drivers['pod-link'].failNext({ action: 'create' }, 1000, new KernelError({ code: 'ESTALE', operation: 'use', object: 'netns' }));
-  world.drivers['pod-link'].tamper(keyOf('pod-link', { name: podLinkName('web', 'eth0') } as PodLink), undefined, { notice: true });
+  world.drivers['pod-link'].failNext(
+    { action: 'create' },
+    1000,
+    new KernelError({ code: 'ESTALE', operation: 'use', object: 'netns' }),
+  );
+  world.drivers['pod-link'].tamper(keyOf('pod-link', { name: podLinkName('web', 'eth0') } as PodLink), undefined, {
+    notice: true,
+  });
   await world.attachments.collect();
   t.deepEqual(world.records.all(), []);
   t.deepEqual(held(world), []);
@@ -223,7 +303,15 @@ test('CHECK compares the result with the record and the kernel with the plan', a
   const world = await createWorld(t);
   const add = addRequest(world, 'web');
   const result = await world.attachments.add(add, signal());
-  const check: CheckRequest = { ...add, verb: 'CHECK', prevResult: { interfaces: [], ips: result.ips.map(({ address, prefixLength }) => ({ address, prefixLength })), routes: [] } as never };
+  const check: CheckRequest = {
+    ...add,
+    verb: 'CHECK',
+    prevResult: {
+      interfaces: [],
+      ips: result.ips.map(({ address, prefixLength }) => ({ address, prefixLength })),
+      routes: [],
+    } as never,
+  };
   await t.notThrowsAsync(world.attachments.check(check, signal()));
   for (const kind of ['neighbour', 'route', 'member', 'pod-link'] as const) {
     const store = world.drivers[kind].store as Map<string, unknown>;
@@ -234,8 +322,18 @@ test('CHECK compares the result with the record and the kernel with the plan', a
     t.true(error?.details?.includes(`${key} is missing`), kind);
     store.set(key, value);
   }
-  await failsWith(t, world.attachments.check({ ...check, prevResult: { ...check.prevResult, ips: [] } }, signal()).then(), CNI_CODES.checkFailed, /not as it was set up/);
-  await failsWith(t, world.attachments.check({ ...check, containerId: 'never' }, signal()), CNI_CODES.unknownContainer, /never/);
+  await failsWith(
+    t,
+    world.attachments.check({ ...check, prevResult: { ...check.prevResult, ips: [] } }, signal()).then(),
+    CNI_CODES.checkFailed,
+    /not as it was set up/,
+  );
+  await failsWith(
+    t,
+    world.attachments.check({ ...check, containerId: 'never' }, signal()),
+    CNI_CODES.unknownContainer,
+    /never/,
+  );
 });
 
 test('GC removes the attachments of its network that the runtime does not list', async (t) => {
@@ -243,8 +341,15 @@ test('GC removes the attachments of its network that the runtime does not list',
   for (const id of ['keep', 'drop']) await addresses(world, id);
   await world.attachments.gc({ verb: 'GC', config: { name: 'other' } as never, validAttachments: [] });
   t.is(world.records.all().length, 2);
-  await world.attachments.gc({ verb: 'GC', config: { name: 'tulle' } as never, validAttachments: [{ containerId: 'keep', ifName: 'eth0' }] });
-  t.deepEqual(world.records.all().map(({ containerId }) => containerId), ['keep']);
+  await world.attachments.gc({
+    verb: 'GC',
+    config: { name: 'tulle' } as never,
+    validAttachments: [{ containerId: 'keep', ifName: 'eth0' }],
+  });
+  t.deepEqual(
+    world.records.all().map(({ containerId }) => containerId),
+    ['keep'],
+  );
 });
 
 test('another MTU is followed once, also over a restart', async (t) => {

@@ -3,11 +3,19 @@
  * the kernel holds it; DEL is the reverse. What happens to one container happens one after the other.
  */
 import type { Logger } from 'pino';
-import { type AddRequest, type CheckRequest, CNI_CODES, CniError, type DelRequest, type GcRequest, type PodResult } from '../../cni/protocol.ts';
+import {
+  type AddRequest,
+  type CheckRequest,
+  CNI_CODES,
+  CniError,
+  type DelRequest,
+  type GcRequest,
+  type PodResult,
+} from '../../cni/protocol.ts';
 import { type Attachment, attachmentName, podFragmentId } from '../model/attachment.ts';
 import type { Fragment } from '../model/fragment.ts';
 import { type Cidr, factsOf, familyOf, type IpAddress, parseCidr } from '../model/ip.ts';
-import { type Key, type PodLink } from '../model/items.ts';
+import type { Key, PodLink } from '../model/items.ts';
 import { POD_GATEWAY, podLinkMac, podLinkName } from '../model/kernel-names.ts';
 import type { KernelState } from '../reconcile/kernel-state.ts';
 import type { Reconciler } from '../reconcile/reconciler.ts';
@@ -113,7 +121,11 @@ export class Attachments {
   check(request: CheckRequest, signal: AbortSignal): Promise<void> {
     return this.#inTurn(request.containerId, async () => {
       const record = this.#options.records.get(recordKey(request));
-      if (!record) throw new CniError(CNI_CODES.unknownContainer, `container ${request.containerId} has no interface ${request.ifName} here: expected an earlier ADD`);
+      if (!record)
+        throw new CniError(
+          CNI_CODES.unknownContainer,
+          `container ${request.containerId} has no interface ${request.ifName} here: expected an earlier ADD`,
+        );
       const differences = [...compareResult(record, request), ...(await this.#compareKernel(record, signal))];
       if (differences.length > 0) {
         throw new CniError(CNI_CODES.checkFailed, `the network of ${attachmentName(record)} is not as it was set up`, {
@@ -126,7 +138,9 @@ export class Attachments {
   /** Removes this network's attachments that the runtime does not list (SPEC, GC). */
   async gc({ config, validAttachments }: GcRequest): Promise<void> {
     const valid = new Set(validAttachments.map(recordKey));
-    const gone = this.#options.records.all().filter((record) => record.network === config.name && !valid.has(recordKey(record)));
+    const gone = this.#options.records
+      .all()
+      .filter((record) => record.network === config.name && !valid.has(recordKey(record)));
     const outcomes = await Promise.allSettled(gone.map((record) => this.del(record)));
     const failed = outcomes.find((outcome) => outcome.status === 'rejected');
     if (failed) throw failed.reason;
@@ -134,7 +148,8 @@ export class Attachments {
 
   #requireReady(): Extract<Readiness, { ready: true }> {
     const readiness = this.#options.readiness();
-    if (!readiness.ready) throw new CniError(CNI_CODES.tryAgainLater, `the network of this node is not ready: ${readiness.reason}`);
+    if (!readiness.ready)
+      throw new CniError(CNI_CODES.tryAgainLater, `the network of this node is not ready: ${readiness.reason}`);
     return readiness;
   }
 
@@ -144,7 +159,10 @@ export class Attachments {
     const { podCidrs, mtuBytes } = this.#requireReady();
     const existing = records.get(recordKey(request));
     if (existing && this.#isAlive(existing)) {
-      throw new CniError(CNI_CODES.invalidEnvironment, `container ${request.containerId} already has the interface ${request.ifName} (CNI_IFNAME): expected a DEL before another ADD`);
+      throw new CniError(
+        CNI_CODES.invalidEnvironment,
+        `container ${request.containerId} already has the interface ${request.ifName} (CNI_IFNAME): expected a DEL before another ADD`,
+      );
     }
     if (existing) await this.#remove(existing);
     const netns = this.#checkNetns(request);
@@ -160,7 +178,8 @@ export class Attachments {
   #checkNetns({ netns }: AddRequest): PodLink['netns'] {
     try {
       const { device, inode } = this.#options.identifyNetns(netns.path);
-      if (netns.inode === undefined || (netns.device === device && netns.inode === inode)) return { path: netns.path, device, inode };
+      if (netns.inode === undefined || (netns.device === device && netns.inode === inode))
+        return { path: netns.path, device, inode };
     } catch (cause) {
       throw toCniError(cause, `use CNI_NETNS ${netns.path}`, CNI_CODES.invalidEnvironment);
     }
@@ -170,7 +189,12 @@ export class Attachments {
     );
   }
 
-  #recordOf({ containerId, ifName, args, config }: AddRequest, netns: PodLink['netns'], ips: readonly IpAddress[], mtuBytes: number): PodRecord {
+  #recordOf(
+    { containerId, ifName, args, config }: AddRequest,
+    netns: PodLink['netns'],
+    ips: readonly IpAddress[],
+    mtuBytes: number,
+  ): PodRecord {
     const { podNamespace, podName, podUid } = args;
     return Object.freeze({
       containerId,
@@ -193,7 +217,10 @@ export class Attachments {
     return podCidrs.map((cidr) => {
       const ip = nextAddress(cidr, { inUse, released, last: this.#lastOf(cidr) });
       if (ip === undefined) {
-        throw new CniError(CNI_CODES.tryAgainLater, `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`);
+        throw new CniError(
+          CNI_CODES.tryAgainLater,
+          `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`,
+        );
       }
       this.#last.set(cidr, ip);
       return ip;
@@ -223,7 +250,10 @@ export class Attachments {
 
   #release(record: PodRecord, reason: string): void {
     this.#options.records.release(record, this.#now());
-    this.#options.log.info({ pod: attachmentName(record), containerId: record.containerId, reason }, 'attachment released');
+    this.#options.log.info(
+      { pod: attachmentName(record), containerId: record.containerId, reason },
+      'attachment released',
+    );
   }
 
   /** A veth dies with its namespace; without a link, only the recorded namespace itself counts, never its path. */
@@ -244,7 +274,10 @@ export class Attachments {
     const own = new Set<Key>(fragment?.items.flatMap(({ key, needs }) => [key, ...needs]));
     const changes = (await reconciler.diff(signal)).filter(({ key }) => own.has(key));
     const link = fragment?.items.find(({ kind }) => kind === 'pod-link')?.value as PodLink | undefined;
-    return [...changes.map(({ action, key }) => `${key} ${action === 'create' ? 'is missing' : 'is altered'}`), ...(link ? await describePodLink(link) : [])];
+    return [
+      ...changes.map(({ action, key }) => `${key} ${action === 'create' ? 'is missing' : 'is altered'}`),
+      ...(link ? await describePodLink(link) : []),
+    ];
   }
 
   #resultOf(record: PodRecord): PodResult {
@@ -258,8 +291,15 @@ export class Attachments {
       podMac: podLinkMac(containerId, ifName, 'pod'),
       sandbox: netns.path,
       mtuBytes: link.mtuBytes,
-      ips: ips.map((address) => ({ address, prefixLength: factsOf(address).bits, gateway: POD_GATEWAY[familyOf(address)] })),
-      routes: ips.map((address) => ({ dst: DEFAULT_ROUTE[familyOf(address)], gateway: POD_GATEWAY[familyOf(address)] })),
+      ips: ips.map((address) => ({
+        address,
+        prefixLength: factsOf(address).bits,
+        gateway: POD_GATEWAY[familyOf(address)],
+      })),
+      routes: ips.map((address) => ({
+        dst: DEFAULT_ROUTE[familyOf(address)],
+        gateway: POD_GATEWAY[familyOf(address)],
+      })),
     };
   }
 
@@ -283,5 +323,7 @@ const DEFAULT_ROUTE = { ipv4: parseCidr('0.0.0.0/0') as Cidr, ipv6: parseCidr(':
 /** What the runtime was told against what the record says. */
 function compareResult(record: PodRecord, { prevResult }: CheckRequest): readonly string[] {
   const told = new Set(prevResult.ips.map(({ address }) => address));
-  return record.ips.filter((ip) => !told.has(ip)).map((ip) => `prevResult has no ${ip}, which this attachment was given`);
+  return record.ips
+    .filter((ip) => !told.has(ip))
+    .map((ip) => `prevResult has no ${ip}, which this attachment was given`);
 }

@@ -13,6 +13,7 @@ export function toCniError(cause: unknown, action: string, code?: CniCode): CniE
 
 function codeOf(reason: unknown): CniCode {
   if (isExists(reason)) return CNI_CODES.invalidEnvironment;
-  if (reason instanceof KernelError) return reason.code === 'ETIMEDOUT' || reason.code === 'EBUSY' ? CNI_CODES.tryAgainLater : CNI_CODES.ioFailure;
+  if (reason instanceof KernelError)
+    return reason.code === 'ETIMEDOUT' || reason.code === 'EBUSY' ? CNI_CODES.tryAgainLater : CNI_CODES.ioFailure;
   return reason instanceof Error && reason.name === 'TimeoutError' ? CNI_CODES.tryAgainLater : CNI_CODES.ioFailure;
 }

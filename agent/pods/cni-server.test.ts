@@ -40,7 +40,13 @@ async function startServer(t: ExecutionContext): Promise<Stand> {
     check: async () => undefined,
     gc: async () => undefined,
   } as unknown as Attachments;
-  const server = new CniServer({ runDir, attachments, readiness: () => stand.ready, log: pino({ level: 'silent' }), onCall: (call) => stand.calls.push(call) });
+  const server = new CniServer({
+    runDir,
+    attachments,
+    readiness: () => stand.ready,
+    log: pino({ level: 'silent' }),
+    onCall: (call) => stand.calls.push(call),
+  });
   await server.listen();
   t.teardown(() => server.close());
   return stand;
@@ -56,7 +62,10 @@ const variables = (verb: string, containerId = 'web') => ({
 const config = (cniVersion = '1.0.0') => JSON.stringify({ cniVersion, name: 'tulle', type: 'tulle' });
 
 /** Sends bytes as the executable does and returns the whole answer: exit code and parsed output. */
-function ask(runDir: string, request: Buffer): Promise<{ exitCode: number; output: Record<string, unknown> | undefined }> {
+function ask(
+  runDir: string,
+  request: Buffer,
+): Promise<{ exitCode: number; output: Record<string, unknown> | undefined }> {
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
     const socket = connect({ path: join(runDir, 'cni.sock'), allowHalfOpen: true }, () => socket.end(request));
@@ -79,26 +88,38 @@ test('each verb gets its answer, in the version of the request', async (t) => {
     t.is(output?.['cniVersion'], version);
   }
   t.deepEqual(await ask(runDir, renderRequest(variables('DEL'), config())), { exitCode: 0, output: undefined });
-  t.deepEqual(calls.map(({ verb, code }) => `${verb} ${code}`), ['ADD 0', 'ADD 0', 'ADD 0', 'ADD 0', 'ADD 0', 'DEL 0']);
+  t.deepEqual(
+    calls.map(({ verb, code }) => `${verb} ${code}`),
+    ['ADD 0', 'ADD 0', 'ADD 0', 'ADD 0', 'ADD 0', 'DEL 0'],
+  );
 });
 
 test('STATUS tells 50 and the reason until the node is ready', async (t) => {
   const stand = await startServer(t);
-  const status = () => ask(stand.runDir, renderRequest({ CNI_COMMAND: 'STATUS', CNI_PATH: '/opt/cni/bin' }, config('1.1.0')));
-  t.like((await status()).output, { code: CNI_CODES.notAvailable, msg: 'the network of this node is not ready: no podCIDR' });
+  const status = () =>
+    ask(stand.runDir, renderRequest({ CNI_COMMAND: 'STATUS', CNI_PATH: '/opt/cni/bin' }, config('1.1.0')));
+  t.like((await status()).output, {
+    code: CNI_CODES.notAvailable,
+    msg: 'the network of this node is not ready: no podCIDR',
+  });
   stand.ready = { ready: true, podCidrs: [], mtuBytes: 1450 };
   t.deepEqual(await status(), { exitCode: 0, output: undefined });
 });
 
 test('a failed verb is an error object with its code and details', async (t) => {
   const stand = await startServer(t);
-  stand.verbs = { add: () => Promise.reject(new CniError(CNI_CODES.tryAgainLater, 'full', { details: 'delete pods' })) };
+  stand.verbs = {
+    add: () => Promise.reject(new CniError(CNI_CODES.tryAgainLater, 'full', { details: 'delete pods' })),
+  };
   t.deepEqual(await ask(stand.runDir, renderRequest(variables('ADD'), config())), {
     exitCode: 1,
     output: { cniVersion: '1.0.0', code: 11, msg: 'full', details: 'delete pods' },
   });
   stand.verbs = { add: () => Promise.reject(new Error('unforeseen')) };
-  t.like(await ask(stand.runDir, renderRequest(variables('ADD'), config())), { exitCode: 1, output: { code: CNI_CODES.ioFailure } });
+  t.like(await ask(stand.runDir, renderRequest(variables('ADD'), config())), {
+    exitCode: 1,
+    output: { code: CNI_CODES.ioFailure },
+  });
 });
 
 test('bytes that are no request get an error, one too large too, and the server goes on', async (t) => {
@@ -108,8 +129,15 @@ test('bytes that are no request get an error, one too large too, and the server 
     t.is(exitCode, 1, bytes);
     t.is(typeof output?.['msg'], 'string', bytes);
   }
-  const huge = await ask(runDir, renderRequest(variables('ADD'), ' '.repeat(3 << 20))).catch((error: NodeJS.ErrnoException) => error.code);
-  t.true(huge === 'EPIPE' || huge === 'ECONNRESET' || (typeof huge === 'object' && huge?.output?.['code'] === CNI_CODES.decodingFailure), String(huge));
+  const huge = await ask(runDir, renderRequest(variables('ADD'), ' '.repeat(3 << 20))).catch(
+    (error: NodeJS.ErrnoException) => error.code,
+  );
+  t.true(
+    huge === 'EPIPE' ||
+      huge === 'ECONNRESET' ||
+      (typeof huge === 'object' && huge?.output?.['code'] === CNI_CODES.decodingFailure),
+    String(huge),
+  );
   t.is((await ask(runDir, renderRequest(variables('ADD'), config()))).exitCode, 0);
 });
 
@@ -123,7 +151,9 @@ test('an ADD whose caller died before the answer is undone', async (t) => {
       return answer.promise as never;
     },
   };
-  const socket = connect({ path: join(stand.runDir, 'cni.sock'), allowHalfOpen: true }, () => socket.end(renderRequest(variables('ADD', 'orphan'), config())));
+  const socket = connect({ path: join(stand.runDir, 'cni.sock'), allowHalfOpen: true }, () =>
+    socket.end(renderRequest(variables('ADD', 'orphan'), config())),
+  );
   await under.promise;
   await new Promise<void>((resolve) => socket.destroy().once('close', () => resolve()));
   answer.resolve(RESULT);
@@ -133,10 +163,15 @@ test('an ADD whose caller died before the answer is undone', async (t) => {
   t.deepEqual(stand.deleted, ['orphan', 'other']);
 });
 
-test('only root reaches the socket, and a dead process\'s socket is replaced', async (t) => {
+test("only root reaches the socket, and a dead process's socket is replaced", async (t) => {
   const { runDir } = await startServer(t);
   t.is(statSync(join(runDir, 'cni.sock')).mode & 0o777, 0o600);
-  const second = new CniServer({ runDir, attachments: {} as Attachments, readiness: () => ({ ready: false, reason: '' }), log: pino({ level: 'silent' }) });
+  const second = new CniServer({
+    runDir,
+    attachments: {} as Attachments,
+    readiness: () => ({ ready: false, reason: '' }),
+    log: pino({ level: 'silent' }),
+  });
   await t.notThrowsAsync(second.listen());
   await second.close();
 });

@@ -124,7 +124,8 @@ export class CniServer {
         return undefined;
       case 'STATUS': {
         const state = readiness();
-        if (!state.ready) throw new CniError(CNI_CODES.notAvailable, `the network of this node is not ready: ${state.reason}`);
+        if (!state.ready)
+          throw new CniError(CNI_CODES.notAvailable, `the network of this node is not ready: ${state.reason}`);
         return undefined;
       }
       default:
@@ -137,17 +138,26 @@ export class CniServer {
     socket.once('error', () => {
       const { containerId, ifName } = request;
       this.#options.log.warn({ containerId, ifName }, 'the caller of an ADD went away, which is undone');
-      this.#options.attachments.del(request).catch((err: unknown) => this.#options.log.error({ containerId, err }, 'an ADD without a caller cannot be undone'));
+      this.#options.attachments
+        .del(request)
+        .catch((err: unknown) =>
+          this.#options.log.error({ containerId, err }, 'an ADD without a caller cannot be undone'),
+        );
     });
   }
 
   #report(request: CniRequest | undefined, code: number, durationMs: number, answer: Buffer): void {
     const verb = request?.verb ?? 'unknown';
     this.#options.onCall?.({ verb, code, durationMs });
-    const fields = { verb, containerId: request && 'containerId' in request ? request.containerId : undefined, durationMs: Math.round(durationMs * 100) / 100 };
+    const fields = {
+      verb,
+      containerId: request && 'containerId' in request ? request.containerId : undefined,
+      durationMs: Math.round(durationMs * 100) / 100,
+    };
     if (code === 0) this.#options.log.info(fields, 'CNI call');
     else this.#options.log.warn({ ...fields, code, answer: answer.toString('utf8', 0, 1000) }, 'CNI call failed');
   }
 }
 
-const versionOf = (request: CniRequest | undefined) => (request && 'config' in request ? request.config?.cniVersion : undefined);
+const versionOf = (request: CniRequest | undefined) =>
+  request && 'config' in request ? request.config?.cniVersion : undefined;

@@ -60,7 +60,10 @@ export class DeleteQueue {
       // What cannot be understood now never will be: the attachment is collected when its namespace is gone.
       const hopeless = err instanceof CniError && err.code === CNI_CODES.decodingFailure;
       if (hopeless) rmSync(path, { force: true });
-      log.warn({ err, path }, hopeless ? 'a queued DEL cannot be read and is dropped' : 'a queued DEL failed and stays queued');
+      log.warn(
+        { err, path },
+        hopeless ? 'a queued DEL cannot be read and is dropped' : 'a queued DEL failed and stays queued',
+      );
     }
   }
 
@@ -69,6 +72,9 @@ export class DeleteQueue {
       if (tryLockExclusive(fd)) return;
       await delay(LOCK_PAUSE_MS);
     }
-    this.#options.log.warn({ path: join(this.#options.runDir, 'delete-queue.lock') }, 'a CNI executable holds the lock of the delete queue for seconds: going on without');
+    this.#options.log.warn(
+      { path: join(this.#options.runDir, 'delete-queue.lock') },
+      'a CNI executable holds the lock of the delete queue for seconds: going on without',
+    );
   }
 }

@@ -1,5 +1,14 @@
 /** What the runtime finds on the host: the executable first, and the configuration last, when the agent is ready. */
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { CONFLIST_NAME } from '../../cni/conflist.ts';
 

@@ -6,7 +6,7 @@ import { type AddressUse, capacityOf, nextAddress } from './ipam.ts';
 
 const nothing: AddressUse = { inUse: new Set(), released: new Map(), last: undefined };
 
-test('the first address after the node\'s own is given first, then the next ones, round the end', (t) => {
+test("the first address after the node's own is given first, then the next ones, round the end", (t) => {
   const small = cidr('10.84.1.0/29');
   t.is(nextAddress(small, nothing), ip('10.84.1.2'));
   t.is(nextAddress(small, { ...nothing, last: ip('10.84.1.2') }), ip('10.84.1.3'));
@@ -37,18 +37,25 @@ test('nothing is left in a full range, and ranges too small for pods have nothin
 
 test('filling any small range gives every usable address once and no other', (t) => {
   fc.assert(
-    fc.property(fc.constantFrom('10.0.0.0/28', '0.0.0.0/27', '255.255.255.224/27', 'fd00::/124', 'ffff::ffff:fff0/124'), (text) => {
-      const range = cidr(text);
-      const inUse = new Set<IpAddress>();
-      let last: IpAddress | undefined;
-      for (let next = nextAddress(range, { inUse, released: new Map(), last }); next; next = nextAddress(range, { inUse, released: new Map(), last })) {
-        if (inUse.has(next)) throw new Error(`${next} was given twice`);
-        inUse.add(next);
-        last = next;
-      }
-      t.is(BigInt(inUse.size), capacityOf(range));
-      t.true([...inUse].every((each) => containsIp(range, each) && !reserved(range).has(each)));
-    }),
+    fc.property(
+      fc.constantFrom('10.0.0.0/28', '0.0.0.0/27', '255.255.255.224/27', 'fd00::/124', 'ffff::ffff:fff0/124'),
+      (text) => {
+        const range = cidr(text);
+        const inUse = new Set<IpAddress>();
+        let last: IpAddress | undefined;
+        for (
+          let next = nextAddress(range, { inUse, released: new Map(), last });
+          next;
+          next = nextAddress(range, { inUse, released: new Map(), last })
+        ) {
+          if (inUse.has(next)) throw new Error(`${next} was given twice`);
+          inUse.add(next);
+          last = next;
+        }
+        t.is(BigInt(inUse.size), capacityOf(range));
+        t.true([...inUse].every((each) => containsIp(range, each) && !reserved(range).has(each)));
+      },
+    ),
   );
 });
 

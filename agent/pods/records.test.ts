@@ -48,7 +48,10 @@ test('directories are for root alone and no partial file is taken for a record',
   t.is(statSync(join(directory, 'pods')).mode & 0o777, 0o700);
   writeFileSync(join(directory, 'pods', 'abc.json.new'), '{"containerId":');
   writeFileSync(join(directory, 'pods', 'broken.json'), '{"containerId":');
-  t.deepEqual(new PodRecords(directory, log).all().map(({ containerId }) => containerId), ['one']);
+  t.deepEqual(
+    new PodRecords(directory, log).all().map(({ containerId }) => containerId),
+    ['one'],
+  );
   t.true(readdirSync(join(directory, 'pods')).includes('broken.json.unreadable'));
   t.false(readdirSync(join(directory, 'pods')).includes('abc.json.new'));
 });

@@ -3,7 +3,18 @@
  * as it forgets the pods. A record is written beside and renamed; a released one is renamed away, so that its address
  * rests over a restart too.
  */
-import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import type { Logger } from 'pino';
 import type { Attachment } from '../model/attachment.ts';
@@ -21,7 +32,8 @@ export interface PodRecord extends Attachment {
 }
 
 export type RecordKey = string;
-export const recordKey = ({ containerId, ifName }: Pick<Attachment, 'containerId' | 'ifName'>): RecordKey => `${containerId}/${ifName}`;
+export const recordKey = ({ containerId, ifName }: Pick<Attachment, 'containerId' | 'ifName'>): RecordKey =>
+  `${containerId}/${ifName}`;
 
 /** All records, mirrored in memory. Synchronous: a record is one small write to a tmpfs. */
 export class PodRecords {
@@ -34,7 +46,8 @@ export class PodRecords {
   constructor(runDir: string, log: Logger) {
     this.#directory = join(runDir, 'pods');
     this.#releasedDirectory = join(runDir, 'released');
-    for (const directory of [this.#directory, this.#releasedDirectory]) mkdirSync(directory, { recursive: true, mode: 0o700 });
+    for (const directory of [this.#directory, this.#releasedDirectory])
+      mkdirSync(directory, { recursive: true, mode: 0o700 });
     for (const name of readdirSync(this.#directory)) this.#load(name, log);
     for (const name of readdirSync(this.#releasedDirectory)) this.#loadReleased(name);
   }
@@ -132,7 +145,14 @@ export function parseRecord(text: string): PodRecord | undefined {
   const valid =
     record !== null &&
     typeof record === 'object' &&
-    [record.containerId, record.ifName, record.network, record.netns?.path, record.netns?.device, record.netns?.inode].every(isText) &&
+    [
+      record.containerId,
+      record.ifName,
+      record.network,
+      record.netns?.path,
+      record.netns?.device,
+      record.netns?.inode,
+    ].every(isText) &&
     [record.createdMs, record.mtuBytes].every((field) => typeof field === 'number') &&
     Array.isArray(record.ips) &&
     record.ips.every((ip) => typeof ip === 'string' && parseIp(ip) === ip);

@@ -14,13 +14,16 @@ export async function serveControl(runDir: string, answers: Answers, signal: Abo
   const server = createServer((request, response) => {
     const name = (request.url ?? '').slice(1);
     const answer = Object.hasOwn(answers, name) ? answers[name] : undefined;
-    if (request.method !== 'GET' || !answer) return send(response, 404, { error: `expected GET of one of ${Object.keys(answers).join(', ')}` });
+    if (request.method !== 'GET' || !answer)
+      return send(response, 404, { error: `expected GET of one of ${Object.keys(answers).join(', ')}` });
     const gone = new AbortController();
     response.once('close', () => gone.abort(new Error('the caller went away')));
     Promise.resolve()
       .then(() => answer(AbortSignal.any([signal, gone.signal])))
       .then((value) => send(response, 200, value))
-      .catch((error: unknown) => send(response, 500, { error: error instanceof Error ? error.message : String(error) }));
+      .catch((error: unknown) =>
+        send(response, 500, { error: error instanceof Error ? error.message : String(error) }),
+      );
   });
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);

@@ -30,9 +30,19 @@ export function node(name: string, { ips = '', cidrs = '', underlay = '', creati
   });
 }
 
-export const cluster = (...nodes: readonly Node[]): Cluster => ({ synced: true, nodes: new Map(nodes.map((each) => [each.name, each])), pods: new Map() });
+export const cluster = (...nodes: readonly Node[]): Cluster => ({
+  synced: true,
+  nodes: new Map(nodes.map((each) => [each.name, each])),
+  pods: new Map(),
+});
 
-export function host({ ips = '172.30.0.11 fd30::11', mtuBytes = 1500, acceptRa = '0', ipv6 = true, ipv6Forwarding = false } = {}): Host {
+export function host({
+  ips = '172.30.0.11 fd30::11',
+  mtuBytes = 1500,
+  acceptRa = '0',
+  ipv6 = true,
+  ipv6Forwarding = false,
+} = {}): Host {
   return {
     links: [{ name: 'eth0', ifindex: 2, mtuBytes, up: true, ips: ips.split(' ').map(ip), acceptRa }],
     ipv6,
