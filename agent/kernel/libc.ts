@@ -8,6 +8,7 @@ const libc = koffi.load(null);
 const setnsCall = libc.func('int setns(int fd, int nstype)');
 const ioctlCall = libc.func('int ioctl(int fd, unsigned long request, void *argument)');
 const setsockoptCall = libc.func('int setsockopt(int fd, int level, int name, const void *value, uint32_t length)');
+const socketCall = libc.func('int socket(int domain, int type, int protocol)');
 const flockCall = libc.func('int flock(int fd, int operation)');
 const getsocknameCall = libc.func('int getsockname(int fd, _Out_ void *address, _Inout_ uint32_t *length)');
 
@@ -72,7 +73,7 @@ export function ioctl(fd: number, request: number, argument: Uint8Array, what: {
 }
 
 /** Address of a buffer for structures that hold pointers (ifreq.ifr_data). The buffer must stay referenced. */
-export const addressOf = (buffer: Uint8Array): bigint => BigInt(koffi.address(koffi.as(buffer, 'void *') as never));
+export const addressOf = (buffer: Uint8Array): bigint => koffi.address(buffer);
 
 /** setsockopt(2) with an int value. */
 export function setsockoptInt(fd: number, level: number, name: number, value: number): void {
@@ -100,4 +101,17 @@ export function tryLockExclusive(fd: number): boolean {
   const code = lastErrno();
   if (code === 'EAGAIN' || code === 'EINTR') return false;
   throw new KernelError({ code, operation: 'lock', object: `file descriptor ${fd}` });
+}
+
+/** AF_INET, SOCK_DGRAM | SOCK_CLOEXEC (linux/socket.h): a socket that is only a handle for ioctls of its namespace. */
+const HANDLE = { domain: 2, type: 0x80002 } as const;
+
+/** An fd for ioctls on the links of a network namespace (SIOCETHTOOL), of this process's own by default. Close it. */
+export function openIoctlSocket(netnsFd?: number): number {
+  const open = (): number => {
+    const fd = socketCall(HANDLE.domain, HANDLE.type, 0) as number;
+    if (fd < 0) throw new KernelError({ code: lastErrno(), operation: 'open', object: 'socket for ioctls' });
+    return fd;
+  };
+  return netnsFd === undefined ? open() : inNetns(netnsFd, open);
 }

@@ -109,7 +109,7 @@ export class NetlinkSocket implements NetlinkClient {
   #turn: Promise<unknown> = Promise.resolve();
 
   constructor(protocol: number, { netnsFd, timeoutMs = DEFAULT_TIMEOUT_MS }: NetlinkOptions = {}) {
-    this.#socket = openRawNetlink(protocol, netnsFd).socket;
+    this.#socket = openRawNetlink(protocol, { netnsFd }).socket;
     this.#port = this.#socket.address().port;
     this.#timeoutMs = timeoutMs;
     this.#socket.on('message', (datagram) => this.#receive(datagram));
@@ -268,13 +268,16 @@ export function* splitDatagram(datagram: Buffer): Generator<{ sequence: number; 
 }
 
 /** A raw socket of the package with the options that keep the process alive, and its inode for the drop counter. */
-export function openRawNetlink(protocol: number, netnsFd?: number): { socket: RawNetlinkSocket; inode: string } {
+export function openRawNetlink(
+  protocol: number,
+  { netnsFd, receiveBufferBytes = RECEIVE_BUFFER_BYTES }: { netnsFd?: number | undefined; receiveBufferBytes?: number | undefined } = {},
+): { socket: RawNetlinkSocket; inode: string } {
   const open = () => {
     const likelyFd = lowestFreeFd();
     const socket = new RawNetlinkSocket(protocol);
     const fd = fdOfPort(likelyFd, socket.address().port);
     setsockoptInt(fd, SOL_NETLINK, NETLINK_NO_ENOBUFS, 1);
-    setsockoptInt(fd, SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES);
+    setsockoptInt(fd, SOL_SOCKET, SO_RCVBUFFORCE, receiveBufferBytes);
     setsockoptInt(fd, SOL_NETLINK, NETLINK_EXT_ACK, 1);
     if (protocol === NETLINK_PROTOCOL.ROUTE) setsockoptInt(fd, SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1);
     return { socket, inode: fileIdentity(fd).inode };

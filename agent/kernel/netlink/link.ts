@@ -1,0 +1,206 @@
+/** Devices of the node's own: what every type has in common. A type is one entry in LINK_TYPES. */
+import type { Key, Link } from '../../model/items.ts';
+import { keyOf } from '../../model/items.ts';
+import { macBytes } from '../../model/mac.ts';
+import type { Change, Driver, Notice } from '../../reconcile/types.ts';
+import { isExists, KernelError } from '../errors.ts';
+import { attribute, nested, text, u32, u8 } from './attributes.ts';
+import type { Ethtool } from './ethtool.ts';
+import { dumpLinks, isBackendLink, type Links, readLink } from './links.ts';
+import type { NetlinkMonitor } from './monitor.ts';
+import { type Altered, isAltered } from './object-driver.ts';
+import type { LinkReaper } from './reaper.ts';
+import { ADDR_GEN_MODE_NONE, AF, IFF_UP, IFLA, type LinkFacts, linkHeader, readLinkFacts, RTM } from './rtnetlink.ts';
+import { NLM, type NetlinkClient, type NetlinkMessage, type NetlinkRequest } from './socket.ts';
+import { vxlanType } from './vxlan.ts';
+
+/** What is particular to one type of link. */
+export interface LinkType<L extends Link> {
+  /** IFLA_INFO_KIND. */
+  readonly type: L['type'];
+  /** IFLA_INFO_DATA of a new device. */
+  data(link: L): readonly Buffer[];
+  /** IFLA_INFO_DATA that turns `found` into `wanted` in place; undefined when only another device will do. */
+  change(wanted: L, found: L): readonly Buffer[] | undefined;
+  /** The device of a dump; altered when only another one will do. Undefined for what it cannot express. */
+  readBack(facts: LinkFacts, ethtool: Ethtool): (L & Altered) | undefined;
+  /** Whether the fields of this type alone are the same. */
+  same(a: L, b: L): boolean;
+  /** What netlink cannot set. */
+  configure(wanted: L, ethtool: Ethtool): void;
+  /** Whether another device keeps the kernel from making this one, and what to do about it. */
+  isRival(wanted: L, facts: LinkFacts): boolean;
+  rivalAdvice(wanted: L, name: string): string;
+}
+
+const LINK_TYPES: { readonly [T in Link['type']]: LinkType<Extract<Link, { type: T }>> } = { vxlan: vxlanType };
+
+export interface LinkDriverOptions {
+  readonly client: NetlinkClient;
+  readonly links: Links;
+  readonly ethtool: Ethtool;
+  readonly reaper: LinkReaper;
+  readonly monitor?: NetlinkMonitor | undefined;
+}
+
+export function linkDriver(options: LinkDriverOptions): Driver<'link'> {
+  const { links, ethtool, monitor } = options;
+  return {
+    kind: 'link',
+    lane: 'netlink',
+    merge: 'one',
+    equal: (wanted, found) => !isAltered(wanted) && !isAltered(found) && sameLink(wanted, found),
+    async list() {
+      const own = (await links.refresh()).flatMap((facts) => foundLink(facts, ethtool) ?? []);
+      return new Map(own.map((link) => [keyOf('link', link), link]));
+    },
+    apply: (batch, signal) => applyLinks(batch, options, signal),
+    ...(monitor && { watch: (notice: Notice<'link'>, signal: AbortSignal) => monitor.subscribe(listener(notice, ethtool), signal) }),
+  };
+}
+
+const sameLink = (a: Link, b: Link): boolean =>
+  a.type === b.type &&
+  a.name === b.name &&
+  a.alias === b.alias &&
+  a.mac === b.mac &&
+  a.mtuBytes === b.mtuBytes &&
+  LINK_TYPES[a.type].same(a, b);
+
+/** An own link as it is; a device that is down is altered. */
+function foundLink(facts: LinkFacts, ethtool: Ethtool): (Link & Altered) | undefined {
+  if (!isBackendLink(facts) || !isLinkType(facts.kind)) return undefined;
+  const link = LINK_TYPES[facts.kind].readBack(facts, ethtool);
+  return link && !facts.up && !isAltered(link) ? { ...link, altered: DOWN } : link;
+}
+
+/** The one alteration that is cured in place. */
+const DOWN = 'is down';
+
+const isLinkType = (kind: string): kind is Link['type'] => Object.hasOwn(LINK_TYPES, kind);
+
+function listener(notice: Notice<'link'>, ethtool: Ethtool) {
+  return {
+    message(message: NetlinkMessage, before: LinkFacts | undefined) {
+      const facts = readLinkFacts(message);
+      if (!facts) return;
+      const link = message.type === RTM.NEWLINK ? foundLink(facts, ethtool) : undefined;
+      // Gone, renamed, or no longer marked as Tulle's.
+      if (before && isBackendLink(before) && before.name !== link?.name) notice.found(`link ${before.name}`, undefined);
+      if (link) notice.found(keyOf('link', link), link);
+    },
+    lost: (reason: string) => notice.stale(reason),
+  };
+}
+
+async function applyLinks(batch: readonly Change<'link'>[], options: LinkDriverOptions, signal: AbortSignal): Promise<ReadonlyMap<Key<'link'>, Error>> {
+  const failures = new Map<Key<'link'>, Error>();
+  for (const change of batch) {
+    signal.throwIfAborted();
+    try {
+      if (change.action === 'remove') await removeLink(change.from, options);
+      else await ensureLink(change.item.value, options);
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+      failures.set(change.key, error);
+    }
+  }
+  return failures;
+}
+
+async function removeLink({ name }: Link, { client, reaper }: LinkDriverOptions): Promise<void> {
+  const facts = await readLink(client, name);
+  if (facts && isBackendLink(facts)) await reaper.destroy([facts]);
+}
+
+/** Makes the device what is wanted, in place where the kernel can. */
+async function ensureLink(wanted: Link, options: LinkDriverOptions): Promise<void> {
+  const { client, ethtool, reaper } = options;
+  const facts = await readLink(client, wanted.name);
+  if (facts && !isBackendLink(facts) && !isHalfMade(wanted, facts)) throw foreignLink(wanted, facts);
+  const found = facts && foundLink(facts, ethtool);
+  const data = found && (!isAltered(found) || found.altered === DOWN) ? LINK_TYPES[wanted.type].change(wanted, found) : undefined;
+  if (facts && data) return configure(wanted, facts, data, options);
+  if (facts) await reaper.destroy([facts]);
+  await createLink(wanted, options);
+}
+
+/** A device that an earlier process made and could not mark any more: nobody else gives it this name and address. */
+const isHalfMade = (wanted: Link, { alias, kind, mac }: LinkFacts): boolean => alias === '' && kind === wanted.type && mac === wanted.mac;
+
+const foreignLink = ({ name }: Link, { alias }: LinkFacts): KernelError =>
+  new KernelError({
+    code: 'EEXIST',
+    operation: 'create',
+    object: `link ${name}`,
+    detail: `a link ${name} exists and is not Tulle's (${alias ? `its alias is ${alias}` : 'it has no alias tulle:'}): remove it, or set another VNI`,
+  });
+
+async function createLink(wanted: Link, options: LinkDriverOptions): Promise<void> {
+  const { client, reaper } = options;
+  try {
+    await client.request(renderCreation(wanted));
+  } catch (error) {
+    throw isExists(error) ? await explainRival(wanted, error as KernelError, client) : error;
+  }
+  const facts = await readLink(client, wanted.name);
+  if (!facts) throw new KernelError({ code: 'ENODEV', operation: 'create', object: `link ${wanted.name}`, detail: 'it vanished at once' });
+  try {
+    await configure(wanted, facts, [], options);
+  } catch (error) {
+    await reaper.destroy([facts]);
+    throw error;
+  }
+}
+
+function renderCreation(wanted: Link): NetlinkRequest {
+  const { type, data } = LINK_TYPES[wanted.type];
+  const payload = Buffer.concat([
+    linkHeader(),
+    text(IFLA.IFNAME, wanted.name),
+    attribute(IFLA.ADDRESS, macBytes(wanted.mac)),
+    u32(IFLA.MTU, wanted.mtuBytes),
+    nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, type), nested(IFLA.INFO_DATA, ...data(wanted))),
+  ]);
+  return { type: RTM.NEWLINK, flags: NLM.CREATE | NLM.EXCL, payload, operation: 'create', object: `link ${wanted.name}` };
+}
+
+async function explainRival(wanted: Link, error: KernelError, client: NetlinkClient): Promise<KernelError> {
+  const { isRival, rivalAdvice } = LINK_TYPES[wanted.type];
+  const rival = (await dumpLinks(client)).find((facts) => isRival(wanted, facts));
+  if (!rival) return error;
+  const { code, operation, object } = error;
+  return new KernelError({ code, operation, object, detail: rivalAdvice(wanted, rival.name), cause: error });
+}
+
+/** Everything that can be set on an existing device; the mark and the missing link-local address before it comes up. */
+async function configure(wanted: Link, { ifindex }: LinkFacts, data: readonly Buffer[], { client, ethtool }: LinkDriverOptions): Promise<void> {
+  const object = `link ${wanted.name}`;
+  const kind = LINK_TYPES[wanted.type];
+  const request = (type: number, header: Buffer, ...attributes: readonly Buffer[]): NetlinkRequest => ({
+    type,
+    payload: Buffer.concat([header, ...attributes]),
+    operation: 'configure',
+    object,
+  });
+  await client.request(
+    request(RTM.SETLINK, linkHeader({ ifindex }), text(IFLA.IFALIAS, wanted.alias), u32(IFLA.MTU, wanted.mtuBytes), attribute(IFLA.ADDRESS, macBytes(wanted.mac))),
+  );
+  if (data.length > 0) {
+    const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, kind.type), nested(IFLA.INFO_DATA, ...data));
+    await client.request(request(RTM.NEWLINK, linkHeader({ ifindex }), info));
+  }
+  kind.configure(wanted, ethtool);
+  await setAddrGenModeNone(client, ifindex, object);
+  await client.request(request(RTM.SETLINK, linkHeader({ ifindex, flags: IFF_UP, change: IFF_UP })));
+}
+
+/** No link-local address of the kernel's making. A kernel without IPv6 does not know the attribute's family. */
+export async function setAddrGenModeNone(client: NetlinkClient, ifindex: number, object: string): Promise<void> {
+  const spec = nested(IFLA.AF_SPEC, nested(AF.INET6, u8(IFLA.INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE)));
+  try {
+    await client.request({ type: RTM.SETLINK, payload: Buffer.concat([linkHeader({ ifindex }), spec]), operation: 'configure', object });
+  } catch (error) {
+    if (!(error instanceof KernelError) || !['EAFNOSUPPORT', 'EINVAL', 'EOPNOTSUPP', 'ENOTSUP'].includes(error.code)) throw error;
+  }
+}

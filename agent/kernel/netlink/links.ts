@@ -1,0 +1,109 @@
+/** The index name ↔ ifindex that the drivers share. The kernel's messages speak of indexes, values of names. */
+import { ALIAS_PREFIX, POD_LINK_NAME } from '../../model/kernel-names.ts';
+import { KernelError } from '../errors.ts';
+import { text, u32 } from './attributes.ts';
+import { IFLA, type LinkFacts, linkHeader, readLinkFacts, RTEXT_FILTER_SKIP_STATS, RTM } from './rtnetlink.ts';
+import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './socket.ts';
+
+/** IFLA_IFALIAS of every host side of a pod link starts with this. */
+export const POD_ALIAS_PREFIX = `${ALIAS_PREFIX}pod:`;
+/** Names of the devices of backends: `tulle.84`. */
+const BACKEND_LINK_NAME = /^tulle\.\d+$/;
+
+/** Whether a link carries both marks of a backend's device: the name's shape and the alias. */
+export const isBackendLink = ({ name, alias }: LinkFacts): boolean =>
+  BACKEND_LINK_NAME.test(name) && alias.startsWith(ALIAS_PREFIX) && !alias.startsWith(POD_ALIAS_PREFIX);
+
+/** Whether a link carries both marks of the host side of a pod link. */
+export const isPodLink = ({ name, alias }: LinkFacts): boolean => POD_LINK_NAME.test(name) && alias.startsWith(POD_ALIAS_PREFIX);
+
+export const isOwnLink = (facts: LinkFacts): boolean => isBackendLink(facts) || isPodLink(facts);
+
+const dumpRequest: NetlinkRequest = {
+  type: RTM.GETLINK,
+  payload: Buffer.concat([linkHeader(), u32(IFLA.EXT_MASK, RTEXT_FILTER_SKIP_STATS)]),
+  operation: 'list',
+  object: 'links',
+};
+
+/** Every link of the namespace. Throws KernelError. */
+export async function dumpLinks(client: NetlinkClient): Promise<readonly LinkFacts[]> {
+  const messages = await client.dump(dumpRequest);
+  return messages.flatMap((message) => readLinkFacts(message) ?? []);
+}
+
+/** The facts of one link by name, read from the kernel; undefined when there is none. Throws other KernelErrors. */
+export async function readLink(client: NetlinkClient, name: string): Promise<LinkFacts | undefined> {
+  const payload = Buffer.concat([linkHeader(), text(IFLA.IFNAME, name), u32(IFLA.EXT_MASK, RTEXT_FILTER_SKIP_STATS)]);
+  try {
+    const [message] = await client.request({ type: RTM.GETLINK, payload, operation: 'read', object: `link ${name}` });
+    return message && readLinkFacts(message);
+  } catch (error) {
+    if (error instanceof KernelError && error.code === 'ENODEV') return undefined;
+    throw error;
+  }
+}
+
+/** Follows the links of one namespace: read whole on a miss and at every list, kept by the monitor in between. */
+export class Links {
+  readonly #client: NetlinkClient;
+  readonly #byName = new Map<string, LinkFacts>();
+  readonly #byIndex = new Map<number, LinkFacts>();
+
+  constructor(client: NetlinkClient) {
+    this.#client = client;
+  }
+
+  /** Reads every link again. */
+  async refresh(): Promise<readonly LinkFacts[]> {
+    const all = await dumpLinks(this.#client);
+    this.#byName.clear();
+    this.#byIndex.clear();
+    for (const facts of all) this.#store(facts);
+    return all;
+  }
+
+  /** Takes a link message of the monitor up; returns the link as it was known under its index before. */
+  see(message: NetlinkMessage): LinkFacts | undefined {
+    const facts = readLinkFacts(message);
+    if (!facts) return undefined;
+    const before = this.#byIndex.get(facts.ifindex);
+    this.#forget(facts.ifindex);
+    if (message.type === RTM.NEWLINK) this.#store(facts);
+    return before;
+  }
+
+  byIndex(ifindex: number): LinkFacts | undefined {
+    return this.#byIndex.get(ifindex);
+  }
+
+  byName(name: string): LinkFacts | undefined {
+    return this.#byName.get(name);
+  }
+
+  all(): Iterable<LinkFacts> {
+    return this.#byIndex.values();
+  }
+
+  /** Looks that every one of these names is known; otherwise reads the links once. Some may still be missing after. */
+  async ensure(names: Iterable<string>): Promise<void> {
+    for (const name of names) {
+      if (!this.#byName.has(name)) {
+        await this.refresh();
+        return;
+      }
+    }
+  }
+
+  #store(facts: LinkFacts): void {
+    this.#byIndex.set(facts.ifindex, facts);
+    this.#byName.set(facts.name, facts);
+  }
+
+  #forget(ifindex: number): void {
+    const before = this.#byIndex.get(ifindex);
+    if (!before) return;
+    this.#byIndex.delete(ifindex);
+    if (this.#byName.get(before.name) === before) this.#byName.delete(before.name);
+  }
+}

@@ -1,0 +1,237 @@
+/** Pod links: both ends of a pod's veth pair and everything inside the pod, made together and destroyed together. */
+import { isDeepStrictEqual } from 'node:util';
+import { type Key, keyOf, type PodLink, type Sysctl } from '../../model/items.ts';
+import type { Change, Driver, Notice } from '../../reconcile/types.ts';
+import { ignoreNotFound, isExists, KernelError } from '../errors.ts';
+import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
+import type { SysctlFiles } from '../sysctl/files.ts';
+import { isPodLink, type Links, readLink } from './links.ts';
+import type { NetlinkMonitor } from './monitor.ts';
+import { type Altered, isAltered } from './object-driver.ts';
+import { describePodLink } from './pod-link-check.ts';
+import {
+  aliasOf,
+  hostAlteration,
+  hasIpv6,
+  hostSysctls,
+  podSysctls,
+  readNetconf,
+  renderHostMarks,
+  renderHostUp,
+  renderLinkDown,
+  renderMtu,
+  renderPair,
+  renderPodSetup,
+} from './pod-link-requests.ts';
+import type { LinkReaper } from './reaper.ts';
+import { type LinkFacts, readLinkFacts, RTM } from './rtnetlink.ts';
+import type { NetlinkClient, NetlinkMessage } from './socket.ts';
+
+export interface PodLinkDriverOptions {
+  readonly client: NetlinkClient;
+  readonly links: Links;
+  /** Of the host's namespace. */
+  readonly sysctls: SysctlFiles;
+  readonly openPodNetns: OpenPodNetns;
+  readonly reaper: LinkReaper;
+  readonly monitor?: NetlinkMonitor | undefined;
+}
+
+type FoundPodLink = PodLink & Altered;
+
+export function podLinkDriver(options: PodLinkDriverOptions): Driver<'pod-link'> {
+  const { links, reaper, monitor } = options;
+  return {
+    kind: 'pod-link',
+    lane: 'netlink',
+    merge: 'one',
+    equal: (wanted, found) => !isAltered(wanted) && !isAltered(found) && sameHostSide(wanted, found) && samePodSide(wanted, found),
+    async list() {
+      const own = (await links.refresh()).filter((facts) => isPodLink(facts) && !reaper.isDoomed(facts.ifindex)).map(foundPodLink);
+      return new Map(own.map((link) => [keyOf('pod-link', link), link]));
+    },
+    apply: (batch, signal) => applyPodLinks(batch, options, signal),
+    ...(monitor && { watch: (notice: Notice<'pod-link'>, signal: AbortSignal) => monitor.subscribe(listener(notice, options), signal) }),
+  };
+}
+
+const sameHostSide = (a: PodLink, b: PodLink): boolean =>
+  a.name === b.name && aliasOf(a) === aliasOf(b) && a.hostMac === b.hostMac && a.mtuBytes === b.mtuBytes;
+
+/** What only the pod's namespace shows is compared when both sides know it: a value that was listed does not. */
+function samePodSide(a: PodLink, b: PodLink): boolean {
+  if (a.ifName === '' || b.ifName === '') return true;
+  return a.ifName === b.ifName && a.podMac === b.podMac && isDeepStrictEqual(a.ips, b.ips) && a.netns.device === b.netns.device && a.netns.inode === b.netns.inode;
+}
+
+/** The host side of a pair. The fields of the pod's side are empty: they are the pod's own, and looked at by CHECK only. */
+function foundPodLink(facts: LinkFacts): FoundPodLink {
+  const { name, alias, mac, mtuBytes } = facts;
+  const altered = hostAlteration(facts);
+  return {
+    name,
+    alias,
+    hostMac: mac ?? ('' as PodLink['hostMac']),
+    podMac: '' as PodLink['podMac'],
+    mtuBytes,
+    ifName: '',
+    netns: { path: '', device: '', inode: '' },
+    ips: [],
+    ...(altered && { altered }),
+  };
+}
+
+function listener(notice: Notice<'pod-link'>, { links, reaper }: PodLinkDriverOptions) {
+  const tell = (facts: LinkFacts, altered?: string): void => {
+    const link = { ...foundPodLink(facts), ...(altered && { altered }) };
+    notice.found(keyOf('pod-link', link), reaper.isDoomed(facts.ifindex) ? undefined : link);
+  };
+  return {
+    message(message: NetlinkMessage, before: LinkFacts | undefined) {
+      const facts = readLinkFacts(message);
+      const isThere = facts && message.type === RTM.NEWLINK && isPodLink(facts);
+      if (facts && before && isPodLink(before) && (!isThere || before.name !== facts.name)) notice.found(`pod-link ${before.name}`, undefined);
+      if (isThere) tell(facts);
+      const conf = readNetconf(message);
+      const changed = conf && links.byIndex(conf.ifindex);
+      if (changed && isPodLink(changed)) tell(changed, conf.altered);
+    },
+    lost: (reason: string) => notice.stale(reason),
+  };
+}
+
+async function applyPodLinks(
+  batch: readonly Change<'pod-link'>[],
+  options: PodLinkDriverOptions,
+  signal: AbortSignal,
+): Promise<ReadonlyMap<Key<'pod-link'>, Error>> {
+  const failures = new Map<Key<'pod-link'>, Error>();
+  for (const change of batch) {
+    signal.throwIfAborted();
+    try {
+      if (change.action === 'create') await createPodLink(change.item.value, options);
+      else if (change.action === 'update') await updatePodLink(change.item.value, change.from, options);
+      else await removePodLink(change.from, options);
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+      failures.set(change.key, error);
+    }
+  }
+  return failures;
+}
+
+/** Makes the pair and everything inside the pod. A failure leaves nothing behind. Idempotent. */
+async function createPodLink(value: PodLink, options: PodLinkDriverOptions): Promise<void> {
+  const { client } = options;
+  using pod = openPod(value, options);
+  try {
+    await client.request(renderPair(value, pod.netns.fd));
+  } catch (error) {
+    if (!isExists(error)) throw error;
+    if (await isThereAlready(value, options)) return;
+    await client.request(renderPair(value, pod.netns.fd)).catch((again) => {
+      throw isExists(again) ? nameTaken(value) : again;
+    });
+  }
+  await setUp(value, pod.netns, options);
+}
+
+/**
+ * After the kernel said that a name exists: the pair may be there and complete. If it is not, or waits for its destruction
+ * after an earlier DEL, or was left half-made, it is destroyed now. A link that is not Tulle's is an error.
+ */
+async function isThereAlready(value: PodLink, options: PodLinkDriverOptions): Promise<boolean> {
+  const { client, reaper } = options;
+  const facts = await readLink(client, value.name);
+  if (!facts) throw nameTaken(value);
+  const isHalfMade = facts.alias === '' && facts.kind === 'veth' && facts.mac === value.hostMac;
+  if (!isPodLink(facts) && !isHalfMade) throw foreignLink(value, facts);
+  const isComplete = !isHalfMade && !reaper.isDoomed(facts.ifindex) && (await describePodLink(value, options)).length === 0;
+  if (!isComplete) await reaper.destroy([facts]);
+  return isComplete;
+}
+
+async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptions): Promise<void> {
+  const { client, sysctls, reaper } = options;
+  const facts = await readLink(client, value.name);
+  if (!facts) throw new KernelError({ code: 'ENODEV', operation: 'create', object: `pod link ${value.name}`, detail: 'it vanished at once' });
+  try {
+    await client.request(renderHostMarks(value, facts.ifindex, { ipv6: hasIpv6Stack(sysctls) }));
+    writeAll(sysctls, hostSysctls(value), value);
+    writeAll(pod.sysctls, podSysctls(value), value);
+    await all(client.batch(renderHostUp(value, facts.ifindex)));
+    await all(pod.client.batch(renderPodSetup(value, facts.peerIfindex)));
+  } catch (error) {
+    // The mark may be missing still, so that what the kernel says now counts.
+    const left = await readLink(client, value.name);
+    if (left?.ifindex === facts.ifindex) await reaper.destroy([left]);
+    throw error;
+  }
+}
+
+/** In place, as far as the kernel can: destroying the pair would take away what the pod made inside. */
+async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriverOptions): Promise<void> {
+  const { client, sysctls, reaper } = options;
+  const facts = await readLink(client, value.name);
+  if (facts && !isPodLink(facts)) throw foreignLink(value, facts);
+  if (!facts || facts.kind !== 'veth' || !samePodSide(value, from)) {
+    if (facts) await reaper.destroy([facts]);
+    return createPodLink(value, options);
+  }
+  if (facts.mtuBytes !== value.mtuBytes) await followMtu(value, facts.peerIfindex, options);
+  await client.request(renderHostMarks(value, facts.ifindex, { ipv6: hasIpv6Stack(sysctls) }));
+  writeAll(sysctls, hostSysctls(value), value);
+  await all(client.batch(renderHostUp(value, facts.ifindex)));
+}
+
+/** The pod's end first: should it fail, the host's end still shows that there is something to do. */
+async function followMtu(value: PodLink, peerIfindex: number, options: PodLinkDriverOptions): Promise<void> {
+  using pod = openPod(value, options);
+  await pod.netns.client.request(renderMtu(value, peerIfindex));
+}
+
+/** Takes the pod off the network at once; the pair itself goes with the pod's namespace, or soon after. */
+async function removePodLink({ name }: PodLink, { client, reaper }: PodLinkDriverOptions): Promise<void> {
+  const facts = await readLink(client, name);
+  if (!facts || !isPodLink(facts)) return;
+  reaper.later(facts);
+  await client.request(renderLinkDown({ name }, facts.ifindex)).catch(ignoreNotFound);
+}
+
+function openPod(value: PodLink, { openPodNetns }: PodLinkDriverOptions): Disposable & { readonly netns: OpenNetns } {
+  const netns = openPodNetns(value.netns);
+  return { netns, [Symbol.dispose]: () => netns.close() };
+}
+
+const hasIpv6Stack = (sysctls: SysctlFiles): boolean => sysctls.read('net/ipv6/conf/all/disable_ipv6') !== undefined;
+
+/** Without IPv6 in the kernel there are no such files, and nothing to close. A pod with IPv6 addresses needs them. */
+function writeAll(sysctls: SysctlFiles, wanted: readonly Sysctl[], value: PodLink): void {
+  for (const { path, value: text } of wanted) {
+    const found = sysctls.read(path);
+    if (found === undefined && !hasIpv6(value)) continue;
+    if (found !== text) sysctls.write(path, text);
+  }
+}
+
+/** The first failure of a batch. */
+async function all(batch: Promise<readonly (KernelError | undefined)[]>): Promise<void> {
+  const failed = (await batch).find((error) => error !== undefined);
+  if (failed) throw failed;
+}
+
+const nameTaken = ({ ifName, netns }: PodLink): KernelError =>
+  new KernelError({
+    code: 'EEXIST',
+    operation: 'create',
+    object: `interface ${ifName} in ${netns.path}`,
+    detail: 'the namespace has an interface of that name already; nothing was changed',
+  });
+
+const foreignLink = ({ name }: PodLink, { alias }: LinkFacts): KernelError =>
+  new KernelError({
+    code: 'EEXIST',
+    operation: 'create',
+    object: `pod link ${name}`,
+    detail: `a link ${name} exists and is not Tulle's (${alias ? `its alias is ${alias}` : 'it has no alias tulle:pod:'}): remove it`,
+  });

@@ -1,0 +1,246 @@
+/** Routes of the main table that carry Tulle's protocol number. */
+import { bytesOf, type Cidr, cidrOf, factsOf, families, type IpAddress, networkOf, parseIp, prefixLengthOf } from '../../model/ip.ts';
+import type { Key, Route } from '../../model/items.ts';
+import { ROUTE_PROTOCOL } from '../../model/kernel-names.ts';
+import type { Change, Driver } from '../../reconcile/types.ts';
+import { isExists, KernelError } from '../errors.ts';
+import { attribute, parseAttributes, u32, u32Of } from './attributes.ts';
+import type { Links } from './links.ts';
+import { type Altered, type Found, type IfindexOf, isAltered, objectDriver, type ObjectDriverOptions, type ObjectKind } from './object-driver.ts';
+import {
+  familyOfAf,
+  IFA,
+  ipOf,
+  parseRouteHeader,
+  readLinkFacts,
+  RT_SCOPE,
+  RT_TABLE_MAIN,
+  RTA,
+  RTM,
+  RTM_F_CLONED,
+  RTNH_F_ONLINK,
+  routeHeader,
+  type RouteHeader,
+} from './rtnetlink.ts';
+import { NLM, type NetlinkMessage, type NetlinkRequest } from './socket.ts';
+
+/** RTN_* (linux/rtnetlink.h). */
+const ROUTE_TYPES = { unicast: 1, blackhole: 6, unreachable: 7 } as const satisfies Record<Route['type'], number>;
+
+export const routeKind: ObjectKind<'route'> = {
+  kind: 'route',
+  same: (a, b) =>
+    a.destination === b.destination &&
+    a.metric === b.metric &&
+    a.type === b.type &&
+    a.link === b.link &&
+    a.gateway === b.gateway &&
+    (a.onlink ?? false) === (b.onlink ?? false) &&
+    a.source === b.source,
+  linksOf: ({ link }) => (link === undefined ? [] : [link]),
+  render: renderRoute,
+  dumps: () => families.map(({ addressFamily }) => dumpOf(addressFamily)),
+  readBack: readRoute,
+  isGone: ({ type }) => type === RTM.DELROUTE,
+};
+
+/**
+ * A new route is asked for exclusively, because a replacing request would take any route of the same destination and metric,
+ * whoever's it is. An update replaces in place: a route's identity has no device in it.
+ */
+function renderRoute(change: Change<'route'>, ifindexOf: IfindexOf): NetlinkRequest {
+  const isRemoval = change.action === 'remove';
+  const value = isRemoval ? change.from : change.item.value;
+  return {
+    type: isRemoval ? RTM.DELROUTE : RTM.NEWROUTE,
+    flags: { create: NLM.CREATE | NLM.EXCL, update: NLM.CREATE | NLM.REPLACE, remove: 0 }[change.action],
+    payload: routePayload(value, ifindexOf),
+    operation: change.action,
+    object: `route ${value.destination} metric ${value.metric}`,
+  };
+}
+
+/**
+ * A deletion carries everything that is known of the route, because the kernel takes a metric of 0 for any. Of an altered one
+ * only destination, metric and protocol are certain.
+ */
+export function routePayload(route: Route & Altered, ifindexOf: IfindexOf): Buffer {
+  const { destination, metric, type, link, gateway, onlink, source } = route;
+  const exact = !isAltered(route);
+  const header = routeHeader({
+    family: factsOf(destination).addressFamily,
+    prefixLength: prefixLengthOf(destination),
+    protocol: ROUTE_PROTOCOL,
+    type: exact ? ROUTE_TYPES[type] : 0,
+    scope: exact ? scopeOf(route) : RT_SCOPE_ANY,
+    flags: onlink ? RTNH_F_ONLINK : 0,
+  });
+  const nexthop = exact
+    ? [
+        ...(gateway ? [attribute(RTA.GATEWAY, bytesOf(gateway))] : []),
+        ...(link ? [u32(RTA.OIF, ifindexOf(link))] : []),
+        ...(source ? [attribute(RTA.PREFSRC, bytesOf(source))] : []),
+      ]
+    : [];
+  return Buffer.concat([header, attribute(RTA.DST, bytesOf(networkOf(destination))), u32(RTA.PRIORITY, metric), ...nexthop]);
+}
+
+/** RT_SCOPE_NOWHERE: in a deletion, any scope. */
+const RT_SCOPE_ANY = 255;
+
+/** IPv4 wants to know how far the destination is: on the link itself without a gateway. IPv6 has no scopes of routes. */
+const scopeOf = ({ destination, type, gateway }: Route): number =>
+  factsOf(destination).family === 'ipv4' && type === 'unicast' && !gateway ? RT_SCOPE.LINK : RT_SCOPE.UNIVERSE;
+
+/** With the strict check on, the kernel filters by table and protocol itself: a host may hold a million other routes. */
+const dumpOf = (family: number): NetlinkRequest => ({
+  type: RTM.GETROUTE,
+  payload: Buffer.concat([routeHeader({ family, protocol: ROUTE_PROTOCOL }), u32(RTA.TABLE, RT_TABLE_MAIN)]),
+  operation: 'list',
+  object: 'routes',
+});
+
+function readRoute({ type, payload }: NetlinkMessage, links: Links): Found<'route'> | undefined {
+  if (type !== RTM.NEWROUTE && type !== RTM.DELROUTE) return undefined;
+  const header = parseRouteHeader(payload);
+  const family = familyOfAf(header.family);
+  if (!family || header.protocol !== ROUTE_PROTOCOL || header.tos !== 0 || (header.flags & RTM_F_CLONED) !== 0) return undefined;
+  const attributes = parseAttributes(payload, 12);
+  if ((u32Of(attributes.get(RTA.TABLE)) ?? header.table) !== RT_TABLE_MAIN) return undefined;
+  const destination = destinationOf(header, attributes.get(RTA.DST));
+  const routeType = (Object.keys(ROUTE_TYPES) as Route['type'][]).find((name) => ROUTE_TYPES[name] === header.type);
+  const route: Route = {
+    destination,
+    metric: u32Of(attributes.get(RTA.PRIORITY)) ?? 0,
+    type: routeType ?? 'unicast',
+    ...(routeType === 'unicast' && nexthopOf(header, attributes, links)),
+  };
+  const altered = routeType ? alterationOf(route, header, attributes) : `has the type ${header.type}`;
+  return altered === undefined ? route : { ...route, altered };
+}
+
+function destinationOf({ family, prefixLength }: RouteHeader, bytes: Buffer | undefined): Cidr {
+  const address = ipOf(bytes) ?? (parseIp(familyOfAf(family) === 'ipv6' ? '::' : '0.0.0.0') as IpAddress);
+  return cidrOf(address, prefixLength);
+}
+
+function nexthopOf({ flags }: RouteHeader, attributes: ReadonlyMap<number, Buffer>, links: Links): Partial<Route> {
+  const ifindex = u32Of(attributes.get(RTA.OIF));
+  const gateway = ipOf(attributes.get(RTA.GATEWAY));
+  const source = ipOf(attributes.get(RTA.PREFSRC));
+  return {
+    ...(ifindex !== undefined && { link: links.byIndex(ifindex)?.name ?? `#${ifindex}` }),
+    ...(gateway && { gateway }),
+    ...((flags & RTNH_F_ONLINK) !== 0 && { onlink: true }),
+    ...(source && { source }),
+  };
+}
+
+function alterationOf(route: Route, header: RouteHeader, attributes: ReadonlyMap<number, Buffer>): string | undefined {
+  for (const name of ['METRICS', 'MULTIPATH', 'VIA', 'ENCAP', 'NH_ID'] as const) {
+    if (attributes.has(RTA[name])) return `has its own ${name}`;
+  }
+  return header.scope === scopeOf(route) ? undefined : `has the scope ${header.scope}`;
+}
+
+/** Driver of routes. Besides what the kernel announces it reports what it takes away in silence, see silentLosses. */
+export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
+  const known = new Map<Key<'route'>, Route>();
+  const base = objectDriver(routeKind, options);
+  const remember = (key: Key<'route'>, value: Route | undefined): void => {
+    if (value) known.set(key, value);
+    else known.delete(key);
+  };
+  return {
+    ...base,
+    async list(signal) {
+      const found = await base.list(signal).catch(ignoreMissingTable);
+      known.clear();
+      for (const [key, value] of found) known.set(key, value);
+      return found;
+    },
+    async apply(batch, signal) {
+      const failures = new Map(await base.apply(batch, signal));
+      await replaceOwn(base, batch, failures, signal);
+      for (const change of batch) if (!failures.has(change.key)) remember(change.key, change.action === 'remove' ? undefined : change.item.value);
+      return failures;
+    },
+    watch(notice, signal) {
+      const found = (key: Key<'route'>, value: Route | undefined): void => {
+        remember(key, value);
+        notice.found(key, value);
+      };
+      base.watch?.({ ...notice, found, stale: (reason) => notice.stale(reason) }, signal);
+      const listener = {
+        message(message: NetlinkMessage, before: { readonly up: boolean; readonly name: string } | undefined) {
+          for (const key of routesOnLostLink(message, before, known)) found(key, undefined);
+          const reason = removedAddress(message, known);
+          if (reason) notice.stale(reason);
+        },
+        lost: () => {},
+      };
+      options.monitor?.subscribe(listener, signal);
+    },
+  };
+}
+
+/** Before the first route ever, the main table of IPv4 does not exist. */
+function ignoreMissingTable(error: unknown): ReadonlyMap<Key<'route'>, Found<'route'>> {
+  if (error instanceof KernelError && error.code === 'ENOENT') return new Map();
+  throw error;
+}
+
+/**
+ * A creation that met a route of the same destination and metric: if it is Tulle's own it is replaced, so that creating is
+ * idempotent; if not, it stays and the error says so.
+ */
+async function replaceOwn(
+  driver: Driver<'route'>,
+  batch: readonly Change<'route'>[],
+  failures: Map<Key<'route'>, Error>,
+  signal: AbortSignal,
+): Promise<void> {
+  const taken = batch.filter((change) => change.action === 'create' && isExists(failures.get(change.key)));
+  if (taken.length === 0) return;
+  const own = await driver.list(signal).catch(ignoreMissingTable);
+  const updates: Change<'route'>[] = [];
+  for (const change of taken) {
+    const from = own.get(change.key);
+    failures.delete(change.key);
+    if (from && change.action === 'create') updates.push({ ...change, action: 'update', from });
+    else failures.set(change.key, foreignRoute(change.key));
+  }
+  for (const [key, error] of await driver.apply(updates, signal)) failures.set(key, error);
+}
+
+const foreignRoute = (key: Key<'route'>): KernelError =>
+  new KernelError({
+    code: 'EEXIST',
+    operation: 'create',
+    object: key,
+    detail: 'a route to the same destination with the same metric exists and is not Tulle\'s: remove it, or give it another metric',
+  });
+
+/**
+ * The kernel says nothing of the IPv4 routes that go with a link that goes down or away; of IPv6 routes it does. Only a
+ * change from up to down counts: while a link is made, it is told of as down several times.
+ */
+function routesOnLostLink(
+  message: NetlinkMessage,
+  before: { readonly up: boolean; readonly name: string } | undefined,
+  known: ReadonlyMap<Key<'route'>, Route>,
+): readonly Key<'route'>[] {
+  const facts = readLinkFacts(message);
+  if (!facts || !before?.up || (message.type === RTM.NEWLINK && facts.up)) return [];
+  const lost = [...known].filter(([, route]) => route.link === before.name && factsOf(route.destination).family === 'ipv4');
+  return lost.map(([key]) => key);
+}
+
+/** Routes with an address as their source go with it (IPv4), or lose their source (IPv6), without a word. */
+function removedAddress({ type, payload }: NetlinkMessage, known: ReadonlyMap<Key<'route'>, Route>): string | undefined {
+  if (type !== RTM.DELADDR) return undefined;
+  const attributes = parseAttributes(payload, 8);
+  const ip = ipOf(attributes.get(IFA.LOCAL) ?? attributes.get(IFA.ADDRESS));
+  for (const { source } of known.values()) if (ip !== undefined && source === ip) return `address ${ip} was removed`;
+  return undefined;
+}
