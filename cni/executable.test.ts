@@ -157,6 +157,7 @@ test('VERSION needs no agent and answers in the version of the question', async 
     ['{"cniVersion":"0.2.0"}', '1.1.0'],
     ['{"cniVersion":', '1.1.0'],
     ['{"cniVersion":"1.0.0', '1.1.0'],
+    ['{"cniVersion":"1.0.0"', '1.1.0'],
     ['"cniVersion":"1.0.0"', '1.1.0'],
     ['[{"cniVersion":"1.0.0"}]', '1.1.0'],
     ['{"a":{"cniVersion":"1.0.0"}}', '1.1.0'],
@@ -437,7 +438,7 @@ test('hostile values', async (t) => {
   });
   t.like(await refused('ADD', { TULLE_RUN_DIR: 'relative' }), { code: 4 });
   t.like(await refused('ADD', { TULLE_RUN_DIR: `/${long}` }), { code: 4 });
-  t.true((await refused('ADD', { TULLE_RUN_DIR: '"\n\u0001ü' })).msg?.endsWith('got "\n\u0001\u00c3\u00bc'));
+  t.true((await refused('ADD', { TULLE_RUN_DIR: '"\\\n\u0001ü' })).msg?.endsWith('got "\\\n\u0001\u00c3\u00bc'));
   t.regex(
     (await refused('"', {})).msg ?? '',
     /^cannot run: CNI_COMMAND: expected ADD, DEL, CHECK, STATUS, GC or VERSION, got "$/,

@@ -290,7 +290,6 @@ int main(int argc, char **argv)
 		return usage(0);
 	if (getenv("CNI_COMMAND") == NULL && isatty(STDIN_FILENO))
 		return usage(2);
-	umask(077);
 	signal(SIGPIPE, SIG_IGN);
 	set_verb(getenv("CNI_COMMAND"));
 	read_config();
