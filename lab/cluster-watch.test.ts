@@ -52,8 +52,13 @@ async function setUp(t: ExecutionContext, options: { historyLimit?: number; book
 const account = (server: ApiServer, directory: string): CredentialsSource =>
   serviceAccount({ apiServer: server.url, directory, rereadMs: 0 });
 
-function watchWith(t: ExecutionContext, credentials: CredentialsSource, timing: Partial<ListWatchTiming> = {}) {
-  const client = new ApiClient({ credentials, limits: { answerMs: 500 } });
+function watchWith(
+  t: ExecutionContext,
+  credentials: CredentialsSource,
+  timing: Partial<ListWatchTiming> = {},
+  answerMs = 20_000,
+) {
+  const client = new ApiClient({ credentials, limits: { answerMs } });
   const controller = new AbortController();
   const watch = new ClusterWatch({
     client,
@@ -168,7 +173,7 @@ test('bookmarks keep the version of a quiet resource young enough to resume', as
 
 test('a server that stalls is left and found again', async (t) => {
   const { server, directory } = await setUp(t);
-  const { watch } = watchWith(t, account(server, directory), { watchSeconds: [1, 1], graceMs: 300 });
+  const { watch } = watchWith(t, account(server, directory), { watchSeconds: [1, 1], graceMs: 300 }, 500);
   await watch.synced;
   server.stall();
   await until(

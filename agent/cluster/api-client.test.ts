@@ -1,3 +1,4 @@
+import type { ServerResponse } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 import { createAuthority } from '../../test/support/certificates.ts';
@@ -198,13 +199,13 @@ test('an answer that is no JSON, too large, cut off or absent is an ApiError', a
     if (number === 2) response.end('x'.repeat(2000));
     if (number === 3) response.write('{"a":', () => response.destroy());
   });
-  const client = api.client({ limits: { answerBytes: 1000, answerMs: 300 } });
+  const client = api.client({ limits: { answerBytes: 1000 } });
   t.is((await failureOf(list(client))).reason, 'Malformed');
   t.is((await failureOf(list(client))).reason, 'TooLarge');
   const cut = await failureOf(list(client));
   t.is(cut.status, 0);
   t.regex(cut.message, /expected a whole answer, got aborted/);
-  const silent = await failureOf(list(client));
+  const silent = await failureOf(list(api.client({ limits: { answerMs: 300 } })));
   t.is(silent.reason, 'Timeout');
   t.regex(silent.message, /expected something within 0.3 s, got nothing/);
 });
@@ -246,21 +247,26 @@ test('watch says first that it is open, then yields events until the proper end'
 });
 
 test('watch gives what came before a fault, then the fault', async (t) => {
-  const api = await startScriptedApi(t, ({ number }, response) => {
+  const faults: Readonly<Record<string, (response: ServerResponse) => unknown>> = {
+    ECONNRESET: (response) => response.destroy(),
+    Truncated: (response) => response.end('{"type":"ADD'),
+    Malformed: (response) => response.write('garbage\n'),
+    TooLarge: (response) => response.write('x'.repeat(5000)),
+    Timeout: () => {},
+  };
+  let open: ServerResponse | undefined;
+  const api = await startScriptedApi(t, (_, response) => {
+    open = response;
     response.write(eventLine('ADDED', {}));
-    setTimeout(() => {
-      if (number === 1) response.write('{"type":"ADD', () => response.destroy());
-      if (number === 2) response.end('{"type":"ADD');
-      if (number === 3) response.write('garbage\n');
-      if (number === 4) response.write('x'.repeat(5000));
-    }, 30);
   });
   const client = api.client({ limits: { lineBytes: 1000 } });
-  for (const reason of ['ECONNRESET', 'Truncated', 'Malformed', 'TooLarge', 'Timeout']) {
+  for (const [reason, fault] of Object.entries(faults)) {
     const seen: unknown[] = [];
     const read = async () => {
-      for await (const batch of client.watch('/api/v1/nodes', {}, { idleMs: 200, signal: never() }))
+      for await (const batch of client.watch('/api/v1/nodes', {}, { idleMs: 1000, signal: never() })) {
         seen.push(...batch);
+        if (batch.length > 0) fault(open as ServerResponse);
+      }
     };
     t.is((await failureOf(read())).reason, reason);
     t.is(seen.length, 1);
@@ -270,13 +276,13 @@ test('watch gives what came before a fault, then the fault', async (t) => {
 test('watch counts silence from the last byte, not from the start', async (t) => {
   const line = eventLine('ADDED', {});
   const api = await startScriptedApi(t, async (_, response) => {
-    for (const part of line.match(/.{1,6}\n?/gs) ?? []) {
+    for (const part of line.match(/.{1,4}\n?/gs) ?? []) {
       response.write(part);
-      await sleep(80);
+      await sleep(200);
     }
     response.end();
   });
-  t.deepEqual(await watchAll(api.client(), { idleMs: 250 }), [{ type: 'ADDED', object: {} }]);
+  t.deepEqual(await watchAll(api.client(), { idleMs: 1000 }), [{ type: 'ADDED', object: {} }]);
 });
 
 test('a slow consumer of a watch slows the server', async (t) => {

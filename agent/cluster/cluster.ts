@@ -45,7 +45,10 @@ export class ClusterWatch {
   readonly #watches: readonly { readonly watch: ListWatch; readonly cache: ObjectCache<Node> | ObjectCache<Pod> }[];
   readonly #listeners = new Set<(changed: ClusterChange) => void>();
   readonly #log: Logger;
-  #snapshot: Cluster = Object.freeze({ synced: false, nodes: new Map(), pods: new Map() });
+  /** Absent after a change, until somebody asks. */
+  #snapshot: Cluster | undefined;
+  /** The listeners know that everything is synced. */
+  #syncedTold = false;
   #running: Promise<unknown> | undefined;
 
   constructor({ client, nodeName, log, timing = {} }: ClusterWatchOptions) {
@@ -88,6 +91,11 @@ export class ClusterWatch {
 
   /** The newest value; a new one after each change, with new maps only where something changed. */
   snapshot(): Cluster {
+    this.#snapshot ??= Object.freeze({
+      synced: this.#isSynced(),
+      nodes: this.#nodes.objects,
+      pods: this.#pods.objects,
+    });
     return this.#snapshot;
   }
 
@@ -103,7 +111,7 @@ export class ClusterWatch {
   status(): ClusterStatus {
     const resources = this.#watches.map(({ watch, cache }) => ({
       ...watch.status(),
-      objects: cache.objects.size,
+      objects: cache.size,
       problems: cache.problems(),
     }));
     return { resources };
@@ -111,7 +119,7 @@ export class ClusterWatch {
 
   #listed(): void {
     if (!this.#isSynced()) return;
-    if (!this.#snapshot.synced) this.#changed({ nodes: NONE, pods: NONE });
+    if (!this.#syncedTold) this.#changed({ nodes: NONE, pods: NONE });
     this.#synced.resolve();
   }
 
@@ -120,7 +128,8 @@ export class ClusterWatch {
   }
 
   #changed(changed: ClusterChange): void {
-    this.#snapshot = Object.freeze({ synced: this.#isSynced(), nodes: this.#nodes.objects, pods: this.#pods.objects });
+    this.#snapshot = undefined;
+    this.#syncedTold = this.#isSynced();
     for (const listener of this.#listeners) this.#tell(listener, changed);
   }
 

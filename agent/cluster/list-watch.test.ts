@@ -26,7 +26,8 @@ async function follow(
     lists,
     watches,
     timing = {},
-  }: { lists: readonly Answer[]; watches: readonly Answer[]; timing?: Partial<ListWatchTiming> },
+    answerMs = 20_000,
+  }: { lists: readonly Answer[]; watches: readonly Answer[]; timing?: Partial<ListWatchTiming>; answerMs?: number },
 ) {
   const seen = { lists: [] as ScriptedRequest[], watches: [] as ScriptedRequest[] };
   const api = await startScriptedApi(t, (request, response) => {
@@ -48,7 +49,7 @@ async function follow(
       ),
   });
   const watch = new ListWatch({
-    client: api.client({ limits: { answerMs: 300 } }),
+    client: api.client({ limits: { answerMs } }),
     resource: { name: 'nodes', path: '/api/v1/nodes', query: { labelSelector: 'a=b' } },
     sink: cache,
     log: pino({ level: 'debug' }, { write: (line: string) => void logged.push(JSON.parse(line)) }),
@@ -165,24 +166,41 @@ test('after a proper end the watch goes on from the last version, without a list
   t.is(watch.status().error, undefined);
 });
 
-test('a connection that is cut, refuses or is silent is resumed without a list and loses nothing', async (t) => {
+test('a connection that is cut or refuses is resumed without a list and loses nothing', async (t) => {
+  /** Cut when the client has taken in what came before. */
+  const cutAfter =
+    (version: string, text: string): Answer =>
+    async (_, response) => {
+      response.write(text);
+      await until(() => watch.status().resourceVersion === version, `version ${version}`);
+      response.destroy();
+    };
   const { seen, cache, logged, versions, watch } = await follow(t, {
     lists: [list('10', ['a', '10.0.1.0/24'])],
     watches: [
       cut,
-      (_, response) => response.write(modified('b', '11', '10.0.2.0/24'), () => response.destroy()),
-      (_, response) => response.write(`${modified('c', '12', '10.0.3.0/24')}{"type":"MOD`, () => response.destroy()),
+      cutAfter('11', modified('b', '11', '10.0.2.0/24')),
+      cutAfter('12', `${modified('c', '12', '10.0.3.0/24')}{"type":"MOD`),
       refuse(503),
-      () => {},
-      (_, response) => response.write(`${modified('d', '13', '10.0.4.0/24')}garbage\n`),
-      stream(),
+      stream(`${modified('d', '13', '10.0.4.0/24')}garbage\n`),
+      stream(modified('d', '13', '10.0.4.0/24')),
     ],
   });
-  await until(() => versions().length === 7 && watch.status().connected, 'the watch is open again');
-  t.deepEqual(versions(), ['10', '10', '11', '12', '12', '12', '12']);
-  t.is(seen.lists.length, 1, 'the garbage after d was one refusal of two');
-  t.deepEqual([...cache.objects.keys()], ['a', 'b', 'c']);
+  await until(() => cache.objects.has('d'), 'the last event');
+  t.deepEqual(versions(), ['10', '10', '11', '12', '12', '12']);
+  t.is(seen.lists.length, 1, 'the garbage was one refusal of two');
+  t.deepEqual([...cache.objects.keys()], ['a', 'b', 'c', 'd']);
   t.true(logged.some(({ msg }) => msg === 'watch interrupted') && logged.some(({ msg }) => msg === 'watch resumed'));
+});
+
+test('a server that accepts and says nothing is asked again', async (t) => {
+  const { seen, watch } = await follow(t, {
+    lists: [() => {}, list('10')],
+    watches: [() => {}, stream()],
+    answerMs: 1000,
+  });
+  await until(() => watch.status().connected, 'watching');
+  t.true(seen.lists.length >= 2 && seen.watches.length >= 2);
 });
 
 for (const [name, answer] of [
@@ -217,6 +235,17 @@ for (const [name, answer] of [
     t.is(watch.status().relists, 1);
   });
 }
+
+test('what came before an ERROR in the same breath is kept', async (t) => {
+  const error = eventLine('ERROR', statusBody(500, 'InternalError', 'no'));
+  const { changes, versions } = await follow(t, {
+    lists: [list('10')],
+    watches: [stream(modified('a', '11', '10.0.8.0/24') + error), stream()],
+  });
+  await until(() => versions().length === 2, 'resumed');
+  t.deepEqual(changes, ['a=10.0.8.0/24']);
+  t.deepEqual(versions(), ['10', '11']);
+});
 
 test('410 between two pages: the list begins again without a continue token', async (t) => {
   const { cache, seen, watch } = await follow(t, {
@@ -305,14 +334,16 @@ test('requests stay few while a server refuses, ends or expires everything at on
 test('a watch that was healthy is resumed at once, whatever came before', async (t) => {
   const endsLater: Answer = (_, response) => {
     response.flushHeaders();
-    setTimeout(() => response.end('\n'), 150);
+    setTimeout(() => response.end('\n'), 400);
   };
+  // Without a new start in the middle, the waits would add up to half a minute.
+  const cuts = new Array<Answer>(6).fill(cut);
   const { versions, watch } = await follow(t, {
     lists: [list('10')],
-    watches: [cut, cut, cut, endsLater, stream()],
+    watches: [...cuts, endsLater, ...cuts, stream()],
     timing: { backoffMinMs: 10, backoffMaxMs: 60_000, healthyMs: 100 },
   });
-  await until(() => versions().length === 5 && watch.status().connected, 'watching');
+  await until(() => versions().length === 14 && watch.status().connected, 'watching', 15_000);
   t.pass();
 });
 
@@ -320,7 +351,7 @@ test('Retry-After is kept to, up to the longest backoff', async (t) => {
   const { seen, watch } = await follow(t, {
     lists: [(_, response) => sendJson(response, {}, 429, { 'retry-after': '3600' }), list('10')],
     watches: [stream()],
-    timing: { backoffMinMs: 1, backoffMaxMs: 300 },
+    timing: { backoffMinMs: 1, backoffMaxMs: 2000 },
   });
   await until(() => seen.lists.length === 1, 'refused');
   await new Promise((resolve) => setTimeout(resolve, 150));
@@ -332,7 +363,7 @@ test('silence beyond the time of a watch ends it, and it is resumed', async (t) 
   const { versions, watch } = await follow(t, {
     lists: [list('10')],
     watches: [stream(bookmark('11')), stream()],
-    timing: { watchSeconds: [0, 0], graceMs: 150 },
+    timing: { watchSeconds: [0, 0], graceMs: 1000 },
   });
   await until(() => versions().length === 2, 'resumed');
   t.is(versions()[1], '11');

@@ -28,7 +28,9 @@ interface ObjectCacheOptions<T> {
  */
 export class ObjectCache<T> {
   readonly #options: ObjectCacheOptions<T>;
-  #objects: ReadonlyMap<string, T> = new Map();
+  #content: Map<string, T> = new Map();
+  /** A copy of the content, made when somebody asks: a burst of events costs one copy and not one each. */
+  #objects: ReadonlyMap<string, T> | undefined;
   /** By key, or by sentence where there is no key. */
   readonly #problems = new Map<string, readonly string[]>();
 
@@ -36,9 +38,14 @@ export class ObjectCache<T> {
     this.#options = options;
   }
 
-  /** Never altered: a change makes a new map. */
+  /** Never altered; the same map until something changes. */
   get objects(): ReadonlyMap<string, T> {
+    this.#objects ??= new Map(this.#content);
     return this.#objects;
+  }
+
+  get size(): number {
+    return this.#content.size;
   }
 
   /** What could not be used of the objects, with their names; at most `limit` sentences. */
@@ -49,22 +56,18 @@ export class ObjectCache<T> {
 
   /** Applies events in order, as one change. */
   apply(events: readonly ObjectEvent[]): void {
-    const next = new Map(this.#objects);
-    const touched = new Set<string>();
+    const before = new Map<string, T | undefined>();
     for (const { type, object } of events) {
       const key = this.#options.keyOf(object);
       if (key === undefined) {
         this.#noteNameless(object);
         continue;
       }
-      touched.add(key);
-      if (type === 'set') this.#take(next, key, object);
-      else {
-        next.delete(key);
-        this.#problems.delete(key);
-      }
+      if (!before.has(key)) before.set(key, this.#content.get(key));
+      if (type === 'set') this.#take(key, object, before.get(key));
+      else this.#drop(key);
     }
-    this.#show(next, touched);
+    this.#announce(before);
   }
 
   startReplacement(): Replacement {
@@ -75,24 +78,31 @@ export class ObjectCache<T> {
         for (const object of objects) {
           const { value, problems: found } = this.#options.narrow(object);
           const key = this.#options.keyOf(object);
-          if (key !== undefined && value !== undefined) next.set(key, this.#same(key, value));
+          if (key !== undefined && value !== undefined) next.set(key, keepIdentity(value, this.#content.get(key)));
           if (found.length > 0) problems.set(key ?? NAMELESS, found);
         }
       },
       commit: () => {
         this.#problems.clear();
         for (const [key, found] of problems) this.#problems.set(key, found);
-        this.#show(next, new Set([...this.#objects.keys(), ...next.keys()]));
+        const before = this.#content;
+        this.#content = next;
+        this.#announce(new Map([...[...next.keys()].map((key) => [key, undefined] as const), ...before]));
       },
     };
   }
 
-  #take(next: Map<string, T>, key: string, object: unknown): void {
+  #take(key: string, object: unknown, before: T | undefined): void {
     const { value, problems } = this.#options.narrow(object);
-    if (value === undefined) next.delete(key);
-    else next.set(key, this.#same(key, value));
+    if (value === undefined) this.#content.delete(key);
+    else this.#content.set(key, keepIdentity(value, before));
     if (problems.length > 0) this.#problems.set(key, problems);
     else this.#problems.delete(key);
+  }
+
+  #drop(key: string): void {
+    this.#content.delete(key);
+    this.#problems.delete(key);
   }
 
   /** Cannot be followed from event to event, so the last one stands for all until the next list. */
@@ -100,18 +110,17 @@ export class ObjectCache<T> {
     this.#problems.set(NAMELESS, this.#options.narrow(object).problems);
   }
 
-  #same(key: string, value: T): T {
-    const former = this.#objects.get(key);
-    return former !== undefined && isDeepStrictEqual(former, value) ? former : value;
-  }
-
-  #show(next: ReadonlyMap<string, T>, touched: Iterable<string>): void {
+  /** `before` has what every key stood for that may have changed. */
+  #announce(before: ReadonlyMap<string, T | undefined>): void {
     const changed = new Set<string>();
-    for (const key of touched) if (next.get(key) !== this.#objects.get(key)) changed.add(key);
+    for (const [key, value] of before) if (this.#content.get(key) !== value) changed.add(key);
     if (changed.size === 0) return;
-    this.#objects = next;
+    this.#objects = undefined;
     this.#options.changed(changed);
   }
 }
 
 const NAMELESS = '(no usable name)';
+
+const keepIdentity = <T>(value: T, former: T | undefined): T =>
+  former !== undefined && isDeepStrictEqual(former, value) ? former : value;
