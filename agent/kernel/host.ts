@@ -1,0 +1,125 @@
+/** Facts about this host that planning needs, read again when links or addresses change. */
+import { release } from 'node:os';
+import { isDeepStrictEqual } from 'node:util';
+import type { Host, HostLink } from '../model/host.ts';
+import { families, type IpAddress } from '../model/ip.ts';
+import { parseAttributes } from './netlink/attributes.ts';
+import { isOwnLink, type Links } from './netlink/links.ts';
+import type { MonitorListener, NetlinkMonitor } from './netlink/monitor.ts';
+import { addressHeader, IFA, ipOf, type LinkFacts, readLinkFacts, RTM } from './netlink/rtnetlink.ts';
+import type { NetlinkClient, NetlinkMessage } from './netlink/socket.ts';
+import type { SysctlFiles } from './sysctl/files.ts';
+
+export interface HostOptions {
+  readonly client: NetlinkClient;
+  readonly links: Links;
+  readonly monitor: NetlinkMonitor;
+  readonly sysctls: SysctlFiles;
+  readonly randomFully: boolean;
+  /** What a sysctl was before Tulle wrote it: the plan must not depend on what it has done. */
+  readonly formerSysctl: (path: string) => string | undefined;
+}
+
+/** The newest facts; an equal reading keeps its identity and tells nobody. */
+export class HostWatch {
+  readonly #options: HostOptions;
+  readonly #listeners: ((host: Host) => void)[] = [];
+  #current: Host | undefined;
+  #reading = false;
+  #outdated = false;
+
+  constructor(options: HostOptions) {
+    this.#options = options;
+  }
+
+  /** Reads for the first time and then follows the monitor until the signal aborts. Throws KernelError. */
+  async start(signal: AbortSignal): Promise<void> {
+    const listener: MonitorListener = {
+      message: (message, before) => concernsHost(message, before, this.#options.links) && this.#read(signal),
+      lost: () => this.#read(signal),
+    };
+    this.#options.monitor.subscribe(listener, signal);
+    this.#current = await readHost(this.#options);
+  }
+
+  get current(): Host {
+    if (!this.#current) throw new Error('the host has not been read yet');
+    return this.#current;
+  }
+
+  onChange(listener: (host: Host) => void): void {
+    this.#listeners.push(listener);
+  }
+
+  /** One reading at a time; what comes meanwhile causes one more. */
+  #read(signal: AbortSignal): void {
+    this.#outdated = true;
+    if (this.#reading) return;
+    this.#reading = true;
+    void this.#readWhileOutdated(signal).finally(() => {
+      this.#reading = false;
+    });
+  }
+
+  async #readWhileOutdated(signal: AbortSignal): Promise<void> {
+    while (this.#outdated && !signal.aborted) {
+      this.#outdated = false;
+      try {
+        const host = await readHost(this.#options);
+        if (isDeepStrictEqual(host, this.#current)) continue;
+        this.#current = host;
+        for (const listener of this.#listeners) listener(host);
+      } catch {
+        // The socket is closed, or the kernel was too busy: the next notice reads again.
+        return;
+      }
+    }
+  }
+}
+
+/** Own links come and go with pods and say nothing about the host. */
+function concernsHost(message: NetlinkMessage, before: LinkFacts | undefined, links: Links): boolean {
+  if (message.type === RTM.NEWADDR || message.type === RTM.DELADDR) {
+    const link = links.byIndex(message.payload.readUInt32LE(4));
+    return !link || !isOwnLink(link);
+  }
+  const facts = readLinkFacts(message);
+  if (!facts) return false;
+  return !isOwnLink(facts) || (before !== undefined && !isOwnLink(before));
+}
+
+async function readHost({ client, links, sysctls, randomFully, formerSysctl }: HostOptions): Promise<Host> {
+  const all = await links.refresh();
+  const ips = await readAddresses(client);
+  const before = (path: string) => formerSysctl(path) ?? sysctls.read(path);
+  const ipv6 = sysctls.read('net/ipv6/conf/all/disable_ipv6') === '0';
+  const hostLinks = all.filter((facts) => !isOwnLink(facts)).map((facts) => hostLink(facts, ips.get(facts.ifindex) ?? [], sysctls));
+  const [major = 0, minor = 0] = release().split('.').map((part) => Number.parseInt(part, 10));
+  return Object.freeze({
+    links: hostLinks,
+    ipv6,
+    ipv6Forwarding: before('net/ipv6/conf/all/forwarding') === '1',
+    randomFully,
+    kernel: { release: release(), major, minor },
+  });
+}
+
+function hostLink({ name, ifindex, mtuBytes, up }: LinkFacts, ips: readonly IpAddress[], sysctls: SysctlFiles): HostLink {
+  const acceptRa = /^[A-Za-z0-9_.:@-]+$/.test(name) ? sysctls.read(`net/ipv6/conf/${name}/accept_ra`) : undefined;
+  return { name, ifindex, mtuBytes, up, ips, ...(acceptRa !== undefined && { acceptRa }) };
+}
+
+async function readAddresses(client: NetlinkClient): Promise<ReadonlyMap<number, readonly IpAddress[]>> {
+  const byLink = new Map<number, IpAddress[]>();
+  for (const { addressFamily } of families) {
+    const dump = { type: RTM.GETADDR, payload: addressHeader(addressFamily), operation: 'list', object: 'addresses' };
+    for (const { payload } of await client.dump(dump)) {
+      const attributes = parseAttributes(payload, 8);
+      // IFA_ADDRESS is the far end of a point-to-point link, IFA_LOCAL then the own one.
+      const ip = ipOf(attributes.get(IFA.LOCAL)) ?? ipOf(attributes.get(IFA.ADDRESS));
+      const ifindex = payload.readUInt32LE(4);
+      if (ip) byLink.set(ifindex, [...(byLink.get(ifindex) ?? []), ip]);
+    }
+  }
+  return byLink;
+}

@@ -1,0 +1,74 @@
+/** The kernel of this node as the rest of the agent sees it: drivers, facts about the host, and what CNI verbs ask of it. */
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import type { Host } from '../model/host.ts';
+import type { Kind, PodLink } from '../model/items.ts';
+import type { AnyDriver } from '../reconcile/types.ts';
+import { run } from './command.ts';
+import { HostWatch } from './host.ts';
+import { createMemberDriver } from './ipset/member.ts';
+import { createSetDriver } from './ipset/set.ts';
+import { type BackendName, chooseBackend, describeBackend } from './iptables/backend.ts';
+import { createChainDriver } from './iptables/chain.ts';
+import { identifyNetns } from './netns/netns.ts';
+import { openNetlink } from './netlink/open.ts';
+import { NETLINK_PROTOCOL, NetlinkSocket } from './netlink/socket.ts';
+import { createSysctlDriver } from './sysctl/sysctl.ts';
+
+export interface KernelSettings {
+  readonly runDir: string;
+  readonly procSys: string;
+  readonly 'iptables.backend': 'auto' | BackendName;
+}
+
+export interface Kernel {
+  readonly drivers: readonly AnyDriver[];
+  readonly merge: Readonly<Record<Kind, 'one' | 'same'>>;
+  /** Which iptables is used, and why, for people. */
+  readonly iptables: string;
+  host(): Host;
+  onHostChange(listener: (host: Host) => void): void;
+  /** Identity of the network namespace at a path. Throws KernelError when it is none, or the host's own. */
+  identifyNetns(path: string): { readonly device: string; readonly inode: string };
+  /** What differs between a pod link and the kernel, in words. */
+  describePodLink(link: PodLink): Promise<readonly string[]>;
+  close(): Promise<void>;
+}
+
+/** Probes the host and opens what the drivers need. Throws KernelError: no root, a missing tool. */
+export async function openKernel({ config, log }: { config: KernelSettings; log: Logger }, signal: AbortSignal): Promise<Kernel> {
+  const backend = await iptablesBackend(config['iptables.backend'], signal);
+  log.info({ backend: backend.backend, version: backend.version, reason: backend.reason }, 'iptables');
+  const netlink = openNetlink({
+    sysctlRoot: config.procSys,
+    onReaperError: (err) => log.warn({ err }, 'links of deleted pods cannot be destroyed yet'),
+  });
+  const nfnetlink = new NetlinkSocket(NETLINK_PROTOCOL.NETFILTER);
+  const sysctl = createSysctlDriver({ files: netlink.sysctls, stateFile: join(config.runDir, 'sysctl.json') });
+  const byKind = {
+    ...netlink.drivers,
+    sysctl,
+    set: createSetDriver({ run, client: nfnetlink }),
+    member: createMemberDriver({ client: nfnetlink }),
+    'chain-part': createChainDriver({ run, backend }),
+  } satisfies { readonly [K in Kind]: { readonly kind: K } };
+  const host = new HostWatch({ ...netlink, randomFully: backend.randomFully, formerSysctl: (path) => sysctl.former(path) });
+  await host.start(signal);
+  const drivers = Object.values(byKind) as AnyDriver[];
+  return {
+    drivers,
+    merge: Object.fromEntries(drivers.map(({ kind, merge }) => [kind, merge])) as Kernel['merge'],
+    iptables: `${backend.backend} (${backend.reason})`,
+    host: () => host.current,
+    onHostChange: (listener) => host.onChange(listener),
+    identifyNetns: (path) => identifyNetns(path),
+    describePodLink: netlink.describePodLink,
+    async close() {
+      nfnetlink.close();
+      await netlink.close();
+    },
+  };
+}
+
+const iptablesBackend = (setting: KernelSettings['iptables.backend'], signal: AbortSignal) =>
+  setting === 'auto' ? chooseBackend(run, signal) : describeBackend(run, setting, 'the settings say so', signal);
