@@ -1,22 +1,23 @@
 /** The real executable against a scripted agent. What needs a deadline uses the build with short ones. */
 import { once } from 'node:events';
-import {
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  readlinkSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
-import { createServer, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
+import { readdirSync, readFileSync, renameSync, statSync } from 'node:fs';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 import { execa } from 'execa';
-import { waitFor } from '../test/support/netns.ts';
+import {
+  CONFIG,
+  call,
+  ENVIRONMENT,
+  EXECUTABLE,
+  IMPATIENT,
+  listen,
+  makeExecutables,
+  makeRunDir,
+  outcomeOf,
+  queued,
+  TIMEOUT_MS,
+} from '../test/support/cni-executable.ts';
 import {
   deleteQueueName,
   parseRequest,
@@ -26,89 +27,7 @@ import {
   supportedVersions,
 } from './protocol.ts';
 
-const EXECUTABLE = join(import.meta.dirname, 'build/tulle-cni');
-/** Deadlines of 0.4 s, 2 s for standard input. */
-const IMPATIENT = `${EXECUTABLE}-test`;
-/** Bound against hanging; longer than the longest deadline under test by far. */
-const TIMEOUT_MS = 20_000;
-
-test.before('make', async () => {
-  await execa('make', ['-s', '-C', import.meta.dirname, 'test']);
-});
-
-const CONFIG = JSON.stringify({ cniVersion: '0.4.0', name: 'tulle', type: 'tulle' });
-const ENVIRONMENT = {
-  CNI_CONTAINERID: 'c0ffee',
-  CNI_NETNS: '/proc/self/ns/net',
-  CNI_IFNAME: 'eth0',
-  CNI_ARGS: 'K8S_POD_NAME=web',
-  CNI_PATH: '/opt/cni/bin',
-};
-
-interface Call {
-  readonly env?: Readonly<Record<string, string>>;
-  readonly stdin?: string | Uint8Array;
-  readonly executable?: string;
-}
-
-interface Outcome {
-  readonly exitCode: number | undefined;
-  readonly stdout: string;
-  /** The error object, where there is one. */
-  readonly error: {
-    readonly cniVersion?: string;
-    readonly code?: number;
-    readonly msg?: string;
-    readonly details?: string;
-  };
-}
-
-const spawn = (runDir: string, verb: string, { env = {}, stdin = CONFIG, executable = EXECUTABLE }: Call) =>
-  execa(executable, {
-    env: { TULLE_RUN_DIR: runDir, ...ENVIRONMENT, CNI_COMMAND: verb, ...env },
-    extendEnv: false,
-    input: stdin,
-    reject: false,
-    stripFinalNewline: false,
-    timeout: TIMEOUT_MS,
-    killSignal: 'SIGKILL',
-  });
-
-async function call(runDir: string, verb: string, options: Call = {}): Promise<Outcome> {
-  return outcomeOf(await spawn(runDir, verb, options));
-}
-
-function outcomeOf({ exitCode, stdout }: { readonly exitCode?: number | undefined; readonly stdout: string }): Outcome {
-  return { exitCode, stdout, error: exitCode === 0 ? {} : JSON.parse(stdout) };
-}
-
-function makeRunDir(t: ExecutionContext): string {
-  const directory = mkdtempSync(join(tmpdir(), 'tulle-cni-'));
-  t.teardown(() => rmSync(directory, { recursive: true }));
-  return directory;
-}
-
-type Answer = (request: Buffer, socket: Socket) => void;
-
-/** An agent that reads each request to its end and then does what the test wants. */
-async function listen(t: ExecutionContext, runDir: string, answer: Answer): Promise<void> {
-  const sockets = new Set<Socket>();
-  const server = createServer({ allowHalfOpen: true }, (socket) => {
-    const chunks: Buffer[] = [];
-    sockets.add(socket);
-    socket.on('data', (chunk) => chunks.push(Buffer.from(chunk)));
-    socket.on('error', () => socket.destroy());
-    socket.on('end', () => answer(Buffer.concat(chunks), socket));
-  });
-  t.teardown(() => {
-    for (const socket of sockets) socket.destroy();
-    server.close();
-  });
-  server.listen(join(runDir, 'cni.sock'));
-  await once(server, 'listening');
-}
-
-const queued = (runDir: string) => readdirSync(join(runDir, 'delete-queue'));
+test.before('make', makeExecutables);
 
 test('an ADD reaches the agent as it was called, and its answer the runtime', async (t) => {
   const runDir = makeRunDir(t);
@@ -243,97 +162,6 @@ async function leaveSocketBehind(runDir: string): Promise<void> {
   renameSync(join(runDir, 'moved'), join(runDir, 'cni.sock'));
 }
 
-test('a queued DEL is the request itself, in a file for root alone; the same again replaces it', async (t) => {
-  const runDir = join(makeRunDir(t), 'run');
-  for (const stdin of ['first', CONFIG]) t.is((await call(runDir, 'DEL', { stdin })).exitCode, 0);
-  t.is((await call(runDir, 'DEL', { env: { CNI_IFNAME: 'eth1' } })).exitCode, 0);
-  t.deepEqual(queued(runDir).sort(), [deleteQueueName('c0ffee', 'eth0'), deleteQueueName('c0ffee', 'eth1')].sort());
-  const path = join(runDir, 'delete-queue', deleteQueueName('c0ffee', 'eth0'));
-  const request = parseRequest(readFileSync(path));
-  t.like(request, { verb: 'DEL', containerId: 'c0ffee', ifName: 'eth0', ignored: [] });
-  t.like(request.config, { name: 'tulle' });
-  const modes = [runDir, join(runDir, 'delete-queue'), path].map((each) => (statSync(each).mode & 0o777).toString(8));
-  t.deepEqual(modes, ['700', '700', '600']);
-});
-
-test('past the bound of the queue the runtime has to try again', async (t) => {
-  const runDir = makeRunDir(t);
-  const queue = join(runDir, 'delete-queue');
-  mkdirSync(queue);
-  for (let i = 0; i < 255; i++) writeFileSync(join(queue, `${i}`), '');
-  writeFileSync(join(queue, '.left-over'), '');
-  t.is((await call(runDir, 'DEL')).exitCode, 0, 'the 256th');
-  const one = await call(runDir, 'DEL', { env: { CNI_CONTAINERID: 'other' } });
-  t.like(one.error, {
-    code: 11,
-    msg: 'cannot DEL: the tulle agent is not answering, and 256 deletions wait for it already',
-  });
-  t.is((await call(runDir, 'DEL')).exitCode, 0, 'one that waits already');
-  t.is(queued(runDir).length, 257);
-});
-
-test('a queue that cannot be written: the runtime has to try again', async (t) => {
-  const runDir = makeRunDir(t);
-  writeFileSync(join(runDir, 'delete-queue'), 'a file');
-  t.like((await call(runDir, 'DEL')).error, {
-    code: 11,
-    msg: `cannot DEL: the tulle agent is not answering, and ${runDir}/delete-queue: Not a directory`,
-  });
-  t.like((await call(join(runDir, 'a/b'), 'DEL')).error, { code: 11 });
-});
-
-/** Holds the lock as a starting agent does, until the returned function is called. */
-async function lockQueue(t: ExecutionContext, runDir: string): Promise<() => Promise<void>> {
-  const holder = execa(
-    'flock',
-    ['--exclusive', join(runDir, 'delete-queue.lock'), 'sh', '-c', 'echo locked; read end'],
-    {
-      buffer: false,
-      reject: false,
-      timeout: TIMEOUT_MS,
-    },
-  );
-  t.teardown(async () => {
-    holder.stdin.end();
-    await holder;
-  });
-  await once(holder.stdout, 'data');
-  return async () => {
-    holder.stdin.end();
-    await holder;
-  };
-}
-
-const hasOpen = (pid: number, path: string) =>
-  readdirSync(`/proc/${pid}/fd`).some((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`) === path);
-
-test('a DEL that meets a starting agent waits for its lock and is then heard, not queued', async (t) => {
-  const runDir = makeRunDir(t);
-  const unlock = await lockQueue(t, runDir);
-  const running = spawn(runDir, 'DEL', {});
-  const { pid } = running;
-  await waitFor(() => pid !== undefined && hasOpen(pid, join(runDir, 'delete-queue.lock')), {
-    describe: 'waiting for the lock',
-  });
-  const heard: string[] = [];
-  await listen(t, runDir, (request, socket) => {
-    heard.push(parseRequest(request).verb);
-    socket.end(renderAnswer(0));
-  });
-  await unlock();
-  t.like(outcomeOf(await running), { exitCode: 0, stdout: '' });
-  t.deepEqual(heard, ['DEL']);
-  t.false(readdirSync(runDir).includes('delete-queue'));
-});
-
-test('a lock that is never released: the runtime has to try again', async (t) => {
-  const runDir = makeRunDir(t);
-  await lockQueue(t, runDir);
-  const { error } = await call(runDir, 'DEL', { executable: IMPATIENT });
-  t.like(error, { code: 11 });
-  t.regex(error.msg ?? '', /delete-queue\.lock: Operation timed out$/);
-});
-
 for (const [verb, expected] of [
   ['ADD', { code: 11, msg: /^cannot ADD: expected an answer of the tulle agent within/ }],
   ['CHECK', { code: 11, msg: /^cannot CHECK: expected an answer/ }],
@@ -348,13 +176,6 @@ for (const [verb, expected] of [
     t.regex(error.msg ?? '', expected.msg);
   });
 }
-
-test('DEL: an agent that never answers finds it in the queue later', async (t) => {
-  const runDir = makeRunDir(t);
-  await listen(t, runDir, () => undefined);
-  t.like(await call(runDir, 'DEL', { executable: IMPATIENT }), { exitCode: 0, stdout: '' });
-  t.deepEqual(queued(runDir), [deleteQueueName('c0ffee', 'eth0')]);
-});
 
 test('an agent that never reads', async (t) => {
   const runDir = makeRunDir(t);
@@ -396,16 +217,6 @@ test('50 calls at once each get their own answer', async (t) => {
     (await Promise.all(calls)).map(({ stdout }) => (JSON.parse(stdout) as { id: string }).id),
     ids,
   );
-});
-
-test('50 DELs at once without an agent are all queued, or refused', async (t) => {
-  const runDir = makeRunDir(t);
-  const ids = Array.from({ length: 50 }, (_, i) => `container-${i}`);
-  const codes = await Promise.all(
-    ids.map(async (CNI_CONTAINERID) => (await call(runDir, 'DEL', { env: { CNI_CONTAINERID } })).exitCode),
-  );
-  t.deepEqual(new Set(codes), new Set([0]));
-  t.deepEqual(queued(runDir).sort(), ids.map((id) => deleteQueueName(id, 'eth0')).sort());
 });
 
 test('a configuration of 1 MiB passes, one byte more does not, unless it is a DEL', async (t) => {
