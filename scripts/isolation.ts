@@ -2,7 +2,7 @@
  * Runs a command in network, mount, pid and cgroup namespaces of its own, so that whatever it leaves behind ends with
  * it, however it ends. What outlives namespaces, directories of cgroups, is looked for afterwards.
  */
-import { globSync, mkdirSync, readFileSync, rmdirSync } from 'node:fs';
+import { existsSync, globSync, mkdirSync, readFileSync, rmdirSync } from 'node:fs';
 import { join } from 'node:path';
 
 const INIT = join(import.meta.dirname, 'isolated-init.sh');
@@ -45,13 +45,16 @@ export function createOwnCgroup(): OwnCgroup {
   };
 }
 
-/** Cgroups that a killed run left, those with processes excepted: their run is not over. */
+/**
+ * Removes the cgroups of runs whose process is gone; they hold no process, since all of them died with it. Those of a
+ * lab are never touched, however empty: it may be starting, and `tulle lab down` finds what a crashed one left.
+ */
 export function sweepCgroups(): void {
   const root = cgroupRoot();
   if (root === undefined) return;
-  const left = globSync(`{${CGROUP_PREFIX},tulle-lab}*/`, { cwd: root }).map((name) => join(root, name));
-  for (const path of left) {
-    if (readFileSync(join(path, 'cgroup.events'), 'utf8').includes('populated 0')) removeCgroup(path);
+  for (const name of globSync(`${CGROUP_PREFIX}*`, { cwd: root })) {
+    const maker = name.slice(CGROUP_PREFIX.length);
+    if (/^\d+$/.test(maker) && !existsSync(`/proc/${maker}`)) removeCgroup(join(root, name));
   }
 }
 

@@ -12,6 +12,7 @@ import { differences, readRootState } from './root-state.ts';
 import { readTap, type TestResult } from './tap.ts';
 
 type Report = (result: TestResult) => void;
+type Tally = Record<'passed' | 'failed', number>;
 
 interface Group {
   readonly name: string;
@@ -59,24 +60,31 @@ async function main(names: readonly string[]): Promise<number> {
     console.error(`cannot run ${unknown}: expected ${GROUPS.map(({ name }) => name).join(', ')}, or nothing for all`);
     return 2;
   }
-  const tally = { passed: 0, failed: 0 };
+  const tally: Tally = { passed: 0, failed: 0 };
   const report: Report = (result) => {
     tally[result.outcome === 'passed' ? 'passed' : 'failed']++;
     print(result);
   };
   const groups = GROUPS.filter(({ name }) => names.length === 0 || names.includes(name));
-  for (const group of groups.filter(({ needsRoot }) => !needsRoot)) await timed(group, report, tally);
-  const rooted = groups.filter(({ needsRoot }) => needsRoot);
-  if (rooted.length > 0 && (await canRunAsRoot(report))) {
-    await leavingNoTrace(report, async () => {
-      for (const group of rooted) await timed(group, report, tally);
-    });
+  try {
+    await runGroups(groups, report, tally);
+  } catch (error) {
+    report({ title: 'the run broke off', outcome: 'failed', details: (error as Error).stack ?? String(error) });
   }
   console.log(`${tally.passed} passed, ${tally.failed} failed`);
   return tally.failed === 0 && tally.passed > 0 ? 0 : 1;
 }
 
-async function timed(group: Group, report: Report, tally: { passed: number; failed: number }): Promise<void> {
+async function runGroups(groups: readonly Group[], report: Report, tally: Tally): Promise<void> {
+  for (const group of groups.filter(({ needsRoot }) => !needsRoot)) await timed(group, report, tally);
+  const rooted = groups.filter(({ needsRoot }) => needsRoot);
+  if (rooted.length === 0 || !(await canRunAsRoot(report))) return;
+  await leavingNoTrace(report, async () => {
+    for (const group of rooted) await timed(group, report, tally);
+  });
+}
+
+async function timed(group: Group, report: Report, tally: Tally): Promise<void> {
   const before = { ...tally };
   const start = performance.now();
   console.log(`▸ ${group.name}: ${group.about}`);
