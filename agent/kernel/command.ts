@@ -1,6 +1,7 @@
 /** Starts the few tools that Tulle needs (iptables-restore, ipset): never a shell, always with an end. */
 import { accessSync, constants } from 'node:fs';
 import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ExecaError, execa } from 'execa';
 import type { Logger } from 'pino';
 import { KernelError } from './errors.ts';
@@ -83,6 +84,8 @@ async function eachLine(stream: AsyncIterable<Buffer>, onLine: (line: string) =>
     const lines = (rest + chunk.toString('latin1')).split('\n');
     rest = lines.pop() as string;
     for (const line of lines) onLine(line);
+    // Chunks that wait already would otherwise follow in the same turn, two megabytes of them.
+    await nextTurn();
   }
   if (rest !== '') onLine(rest);
 }

@@ -27,6 +27,7 @@ const SPOILS: Readonly<Record<string, (saved: readonly string[]) => string>> = {
   'a foreign rule at the end': () => '-A TULLE-FORWARD -m comment --comment "tulle:spoof 10-a" -j ACCEPT',
   'rules swapped within a part': (saved) => `-D TULLE-FORWARD 1\n-I TULLE-FORWARD 2 ${saved[0]}`,
   'rules moved between parts': (saved) => `-D TULLE-FORWARD 1\n-A TULLE-FORWARD ${saved[0]}`,
+  'parts swapped': (saved) => `-D TULLE-FORWARD 3\n-I TULLE-FORWARD 1 ${saved[2]}`,
   'a rule doubled': (saved) => `-A TULLE-FORWARD ${saved[2]}`,
   'a rule without its comment': () => '-D TULLE-FORWARD 1\n-I TULLE-FORWARD 1 -p tcp -j ACCEPT',
   'the chain flushed': () => '-F TULLE-FORWARD',
