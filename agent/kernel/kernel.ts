@@ -10,9 +10,9 @@ import { createMemberDriver } from './ipset/member.ts';
 import { createSetDriver } from './ipset/set.ts';
 import { type BackendName, chooseBackend, describeBackend } from './iptables/backend.ts';
 import { createChainDriver } from './iptables/chain.ts';
-import { identifyNetns } from './netns/netns.ts';
 import { openNetlink } from './netlink/open.ts';
 import { NETLINK_PROTOCOL, NetlinkSocket } from './netlink/socket.ts';
+import { identifyNetns } from './netns/netns.ts';
 import { createSysctlDriver } from './sysctl/sysctl.ts';
 
 export interface KernelSettings {
@@ -36,7 +36,10 @@ export interface Kernel {
 }
 
 /** Probes the host and opens what the drivers need. Throws KernelError: no root, a missing tool. */
-export async function openKernel({ config, log }: { config: KernelSettings; log: Logger }, signal: AbortSignal): Promise<Kernel> {
+export async function openKernel(
+  { config, log }: { config: KernelSettings; log: Logger },
+  signal: AbortSignal,
+): Promise<Kernel> {
   const backend = await iptablesBackend(config['iptables.backend'], signal);
   log.info({ backend: backend.backend, version: backend.version, reason: backend.reason }, 'iptables');
   const netlink = openNetlink({
@@ -52,7 +55,11 @@ export async function openKernel({ config, log }: { config: KernelSettings; log:
     member: createMemberDriver({ client: nfnetlink }),
     'chain-part': createChainDriver({ run, backend }),
   } satisfies { readonly [K in Kind]: { readonly kind: K } };
-  const host = new HostWatch({ ...netlink, randomFully: backend.randomFully, formerSysctl: (path) => sysctl.former(path) });
+  const host = new HostWatch({
+    ...netlink,
+    randomFully: backend.randomFully,
+    formerSysctl: (path) => sysctl.former(path),
+  });
   await host.start(signal);
   const drivers = Object.values(byKind) as AnyDriver[];
   return {
