@@ -6,7 +6,8 @@ import { families, type IpAddress } from '../model/ip.ts';
 import { parseAttributes } from './netlink/attributes.ts';
 import { isOwnLink, type Links } from './netlink/links.ts';
 import type { MonitorListener, NetlinkMonitor } from './netlink/monitor.ts';
-import { addressHeader, IFA, ipOf, type LinkFacts, readLinkFacts, RTM } from './netlink/rtnetlink.ts';
+import { readForwarding } from './netlink/netconf.ts';
+import { addressHeader, IFA, ipOf, type LinkFacts, RTM, readLinkFacts } from './netlink/rtnetlink.ts';
 import type { NetlinkClient, NetlinkMessage } from './netlink/socket.ts';
 import type { SysctlFiles } from './sysctl/files.ts';
 
@@ -83,6 +84,7 @@ function concernsHost(message: NetlinkMessage, before: LinkFacts | undefined, li
     const link = links.byIndex(message.payload.readUInt32LE(4));
     return !link || !isOwnLink(link);
   }
+  if (readForwarding(message).length > 0) return true;
   const facts = readLinkFacts(message);
   if (!facts) return false;
   return !isOwnLink(facts) || (before !== undefined && !isOwnLink(before));
@@ -93,8 +95,12 @@ async function readHost({ client, links, sysctls, randomFully, formerSysctl }: H
   const ips = await readAddresses(client);
   const before = (path: string) => formerSysctl(path) ?? sysctls.read(path);
   const ipv6 = sysctls.read('net/ipv6/conf/all/disable_ipv6') === '0';
-  const hostLinks = all.filter((facts) => !isOwnLink(facts)).map((facts) => hostLink(facts, ips.get(facts.ifindex) ?? [], sysctls));
-  const [major = 0, minor = 0] = release().split('.').map((part) => Number.parseInt(part, 10));
+  const hostLinks = all
+    .filter((facts) => !isOwnLink(facts))
+    .map((facts) => hostLink(facts, ips.get(facts.ifindex) ?? [], sysctls));
+  const [major = 0, minor = 0] = release()
+    .split('.')
+    .map((part) => Number.parseInt(part, 10));
   return Object.freeze({
     links: hostLinks,
     ipv6,
@@ -104,7 +110,11 @@ async function readHost({ client, links, sysctls, randomFully, formerSysctl }: H
   });
 }
 
-function hostLink({ name, ifindex, mtuBytes, up }: LinkFacts, ips: readonly IpAddress[], sysctls: SysctlFiles): HostLink {
+function hostLink(
+  { name, ifindex, mtuBytes, up }: LinkFacts,
+  ips: readonly IpAddress[],
+  sysctls: SysctlFiles,
+): HostLink {
   const acceptRa = /^[A-Za-z0-9_.:@-]+$/.test(name) ? sysctls.read(`net/ipv6/conf/${name}/accept_ra`) : undefined;
   return { name, ifindex, mtuBytes, up, ips, ...(acceptRa !== undefined && { acceptRa }) };
 }

@@ -6,7 +6,7 @@ import { attribute, parseAttributes, u32, u32Of } from './attributes.ts';
 import { isBackendLink, type Links } from './links.ts';
 import type { Found, IfindexOf, ObjectKind } from './object-driver.ts';
 import { addressHeader, IFA, IFA_F_NODAD, IFA_F_NOPREFIXROUTE, ipOf, type LinkFacts, RTM } from './rtnetlink.ts';
-import { NLM, type NetlinkMessage, type NetlinkRequest } from './socket.ts';
+import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
 /**
  * No duplicate address detection, which would hold the address back for two seconds and asks nobody who could answer, and
@@ -19,7 +19,8 @@ export const addressKind: ObjectKind<'address'> = {
   same: (a, b) => a.link === b.link && a.ip === b.ip && a.prefixLength === b.prefixLength,
   linksOf: ({ link }) => [link],
   render: renderAddress,
-  dumps: (links) => links.filter(isBackendLink).flatMap((link) => families.map(({ addressFamily }) => dumpOf(link, addressFamily))),
+  dumps: (links) =>
+    links.filter(isBackendLink).flatMap((link) => families.map(({ addressFamily }) => dumpOf(link, addressFamily))),
   readBack: readAddress,
   isGone: ({ type }) => type === RTM.DELADDR,
 };
@@ -38,7 +39,11 @@ function renderAddress(change: Change<'address'>, ifindexOf: IfindexOf): Netlink
 }
 
 /** Header and attributes of an address request; `flags` are IFA_F_*. */
-export function addressPayload({ ip, prefixLength }: Pick<Address, 'ip' | 'prefixLength'>, ifindex: number, flags: number): Buffer {
+export function addressPayload(
+  { ip, prefixLength }: Pick<Address, 'ip' | 'prefixLength'>,
+  ifindex: number,
+  flags: number,
+): Buffer {
   const bytes = bytesOf(ip);
   return Buffer.concat([
     addressHeader(factsOf(ip).addressFamily, { prefixLength, ifindex }),
@@ -73,4 +78,5 @@ function readAddress({ type, payload }: NetlinkMessage, links: Links): Found<'ad
 }
 
 /** IFA_F_* of an address message. */
-export const addressFlagsOf = (payload: Buffer): number => u32Of(parseAttributes(payload, 8).get(IFA.FLAGS)) ?? payload.readUInt8(2);
+export const addressFlagsOf = (payload: Buffer): number =>
+  u32Of(parseAttributes(payload, 8).get(IFA.FLAGS)) ?? payload.readUInt8(2);

@@ -15,7 +15,12 @@ export interface DeletionJob {
 export interface DeletionResult {
   readonly id: number;
   /** Fields of the KernelError, which does not survive the way between threads as one. */
-  readonly error?: { readonly code: string; readonly operation: string; readonly object: string; readonly detail: string | undefined };
+  readonly error?: {
+    readonly code: string;
+    readonly operation: string;
+    readonly object: string;
+    readonly detail: string | undefined;
+  };
 }
 
 const { netnsFd } = workerData as DeletionWorkerData;

@@ -1,7 +1,7 @@
 /** Transmit checksum offload of a link, by the ethtool ioctl: no netlink message shows or sets it before Linux 5.7. */
 import { closeSync } from 'node:fs';
-import { addressOf, ioctl, openIoctlSocket } from '../libc.ts';
 import { KernelError } from '../errors.ts';
+import { addressOf, ioctl, openIoctlSocket } from '../libc.ts';
 
 /** linux/sockios.h, linux/ethtool.h */
 const SIOCETHTOOL = 0x8946;

@@ -5,8 +5,19 @@ import type { Change } from '../../reconcile/types.ts';
 import { attribute, parseAttributes, u32 } from './attributes.ts';
 import { isBackendLink, type Links } from './links.ts';
 import type { Found, IfindexOf, ObjectKind } from './object-driver.ts';
-import { AF, ipOf, type LinkFacts, macOfBytes, NDA, neighbourHeader, NTF_SELF, NUD_NOARP, NUD_PERMANENT, RTM } from './rtnetlink.ts';
-import { NLM, type NetlinkMessage, type NetlinkRequest } from './socket.ts';
+import {
+  AF,
+  ipOf,
+  type LinkFacts,
+  macOfBytes,
+  NDA,
+  NTF_SELF,
+  NUD_NOARP,
+  NUD_PERMANENT,
+  neighbourHeader,
+  RTM,
+} from './rtnetlink.ts';
+import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
 export const fdbKind: ObjectKind<'fdb'> = {
   kind: 'fdb',
@@ -25,7 +36,11 @@ function renderFdb(change: Change<'fdb'>, ifindexOf: IfindexOf): NetlinkRequest 
   const isRemoval = change.action === 'remove';
   const value = isRemoval ? change.from : change.item.value;
   const payload = Buffer.concat([
-    neighbourHeader(AF.BRIDGE, { ifindex: ifindexOf(value.link), state: isRemoval ? 0 : NUD_PERMANENT, flags: NTF_SELF }),
+    neighbourHeader(AF.BRIDGE, {
+      ifindex: ifindexOf(value.link),
+      state: isRemoval ? 0 : NUD_PERMANENT,
+      flags: NTF_SELF,
+    }),
     attribute(NDA.LLADDR, macBytes(value.mac)),
     ...(isRemoval ? [] : [attribute(NDA.DST, bytesOf(value.destination))]),
   ]);
@@ -56,7 +71,12 @@ function readFdb({ type, payload }: NetlinkMessage, links: Links): Found<'fdb'> 
   const mac = macOfBytes(attributes.get(NDA.LLADDR));
   if (!mac) return undefined;
   const altered = alterationOf(payload.readUInt16LE(8), attributes);
-  return { link: link.name, mac, destination: ipOf(attributes.get(NDA.DST)) ?? NO_DESTINATION, ...(altered && { altered }) };
+  return {
+    link: link.name,
+    mac,
+    destination: ipOf(attributes.get(NDA.DST)) ?? NO_DESTINATION,
+    ...(altered && { altered }),
+  };
 }
 
 /** The kernel reports a permanent entry as permanent and not resolvable. */

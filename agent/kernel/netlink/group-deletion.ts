@@ -17,7 +17,11 @@ const GROUP_ATTEMPTS = 5;
 const randomGroupNumber = (): number => 1 + Math.floor(Math.random() * 0x7ffffffe);
 
 /** Resolves when those of the links that still exist are gone. Throws KernelError. `randomGroup` gives 1 to 2^31 - 1. */
-export async function deleteLinks(client: NetlinkClient, doomed: readonly DoomedLink[], randomGroup = randomGroupNumber): Promise<void> {
+export async function deleteLinks(
+  client: NetlinkClient,
+  doomed: readonly DoomedLink[],
+  randomGroup = randomGroupNumber,
+): Promise<void> {
   for (let attempt = 1; attempt <= GROUP_ATTEMPTS; attempt++) {
     const all = await dumpLinks(client);
     const victims = all.filter((link) => doomed.some((other) => isSameLink(link, other)));
@@ -30,14 +34,25 @@ export async function deleteLinks(client: NetlinkClient, doomed: readonly Doomed
   throw new KernelError({ code: 'EBUSY', operation: 'delete', object: `${doomed.length} links`, detail });
 }
 
-const isSameLink = (a: DoomedLink, b: DoomedLink): boolean => a.ifindex === b.ifindex && a.name === b.name && a.alias === b.alias;
+const isSameLink = (a: DoomedLink, b: DoomedLink): boolean =>
+  a.ifindex === b.ifindex && a.name === b.name && a.alias === b.alias;
 
 const deleteOne = async (client: NetlinkClient, { ifindex, name }: LinkFacts): Promise<void> => {
-  await client.request({ type: RTM.DELLINK, payload: linkHeader({ ifindex }), operation: 'delete', object: `link ${name}` });
+  await client.request({
+    type: RTM.DELLINK,
+    payload: linkHeader({ ifindex }),
+    operation: 'delete',
+    object: `link ${name}`,
+  });
 };
 
 /** False when somebody else's device has that group. */
-async function deleteAsGroup(client: NetlinkClient, before: readonly LinkFacts[], victims: readonly LinkFacts[], group: number): Promise<boolean> {
+async function deleteAsGroup(
+  client: NetlinkClient,
+  before: readonly LinkFacts[],
+  victims: readonly LinkFacts[],
+  group: number,
+): Promise<boolean> {
   if (before.some((link) => link.group === group)) return false;
   const marks = victims.map(({ ifindex, name }) => ({
     type: RTM.SETLINK,
@@ -50,7 +65,9 @@ async function deleteAsGroup(client: NetlinkClient, before: readonly LinkFacts[]
   const members = (await dumpLinks(client)).filter((link) => link.group === group);
   if (!members.every((member) => victims.some((victim) => isSameLink(member, victim)))) return false;
   const payload = Buffer.concat([linkHeader(), u32(IFLA.GROUP, group)]);
-  await ignoreGone(client.request({ type: RTM.DELLINK, payload, operation: 'delete', object: `${members.length} links` }));
+  await ignoreGone(
+    client.request({ type: RTM.DELLINK, payload, operation: 'delete', object: `${members.length} links` }),
+  );
   return true;
 }
 

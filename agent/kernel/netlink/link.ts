@@ -4,34 +4,16 @@ import { keyOf } from '../../model/items.ts';
 import { macBytes } from '../../model/mac.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { isExists, KernelError } from '../errors.ts';
-import { attribute, nested, text, u32, u8 } from './attributes.ts';
+import { attribute, nested, text, u8, u32 } from './attributes.ts';
 import type { Ethtool } from './ethtool.ts';
+import type { LinkType } from './link-type.ts';
 import { dumpLinks, isBackendLink, type Links, readLink } from './links.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { type Altered, isAltered } from './object-driver.ts';
 import type { LinkReaper } from './reaper.ts';
-import { ADDR_GEN_MODE_NONE, AF, IFF_UP, IFLA, type LinkFacts, linkHeader, readLinkFacts, RTM } from './rtnetlink.ts';
-import { NLM, type NetlinkClient, type NetlinkMessage, type NetlinkRequest } from './socket.ts';
+import { ADDR_GEN_MODE_NONE, AF, IFF_UP, IFLA, type LinkFacts, linkHeader, RTM, readLinkFacts } from './rtnetlink.ts';
+import { type NetlinkClient, type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 import { vxlanType } from './vxlan.ts';
-
-/** What is particular to one type of link. */
-export interface LinkType<L extends Link> {
-  /** IFLA_INFO_KIND. */
-  readonly type: L['type'];
-  /** IFLA_INFO_DATA of a new device. */
-  data(link: L): readonly Buffer[];
-  /** IFLA_INFO_DATA that turns `found` into `wanted` in place; undefined when only another device will do. */
-  change(wanted: L, found: L): readonly Buffer[] | undefined;
-  /** The device of a dump; altered when only another one will do. Undefined for what it cannot express. */
-  readBack(facts: LinkFacts, ethtool: Ethtool): (L & Altered) | undefined;
-  /** Whether the fields of this type alone are the same. */
-  same(a: L, b: L): boolean;
-  /** What netlink cannot set. */
-  configure(wanted: L, ethtool: Ethtool): void;
-  /** Whether another device keeps the kernel from making this one, and what to do about it. */
-  isRival(wanted: L, facts: LinkFacts): boolean;
-  rivalAdvice(wanted: L, name: string): string;
-}
 
 const LINK_TYPES: { readonly [T in Link['type']]: LinkType<Extract<Link, { type: T }>> } = { vxlan: vxlanType };
 
@@ -55,7 +37,9 @@ export function linkDriver(options: LinkDriverOptions): Driver<'link'> {
       return new Map(own.map((link) => [keyOf('link', link), link]));
     },
     apply: (batch, signal) => applyLinks(batch, options, signal),
-    ...(monitor && { watch: (notice: Notice<'link'>, signal: AbortSignal) => monitor.subscribe(listener(notice, ethtool), signal) }),
+    ...(monitor && {
+      watch: (notice: Notice<'link'>, signal: AbortSignal) => monitor.subscribe(listener(notice, ethtool), signal),
+    }),
   };
 }
 
@@ -93,7 +77,11 @@ function listener(notice: Notice<'link'>, ethtool: Ethtool) {
   };
 }
 
-async function applyLinks(batch: readonly Change<'link'>[], options: LinkDriverOptions, signal: AbortSignal): Promise<ReadonlyMap<Key<'link'>, Error>> {
+async function applyLinks(
+  batch: readonly Change<'link'>[],
+  options: LinkDriverOptions,
+  signal: AbortSignal,
+): Promise<ReadonlyMap<Key<'link'>, Error>> {
   const failures = new Map<Key<'link'>, Error>();
   for (const change of batch) {
     signal.throwIfAborted();
@@ -119,14 +107,16 @@ async function ensureLink(wanted: Link, options: LinkDriverOptions): Promise<voi
   const facts = await readLink(client, wanted.name);
   if (facts && !isBackendLink(facts) && !isHalfMade(wanted, facts)) throw foreignLink(wanted, facts);
   const found = facts && foundLink(facts, ethtool);
-  const data = found && (!isAltered(found) || found.altered === DOWN) ? LINK_TYPES[wanted.type].change(wanted, found) : undefined;
+  const data =
+    found && (!isAltered(found) || found.altered === DOWN) ? LINK_TYPES[wanted.type].change(wanted, found) : undefined;
   if (facts && data) return configure(wanted, facts, data, options);
   if (facts) await reaper.destroy([facts]);
   await createLink(wanted, options);
 }
 
 /** A device that an earlier process made and could not mark any more: nobody else gives it this name and address. */
-const isHalfMade = (wanted: Link, { alias, kind, mac }: LinkFacts): boolean => alias === '' && kind === wanted.type && mac === wanted.mac;
+const isHalfMade = (wanted: Link, { alias, kind, mac }: LinkFacts): boolean =>
+  alias === '' && kind === wanted.type && mac === wanted.mac;
 
 const foreignLink = ({ name }: Link, { alias }: LinkFacts): KernelError =>
   new KernelError({
@@ -144,7 +134,13 @@ async function createLink(wanted: Link, options: LinkDriverOptions): Promise<voi
     throw isExists(error) ? await explainRival(wanted, error as KernelError, client) : error;
   }
   const facts = await readLink(client, wanted.name);
-  if (!facts) throw new KernelError({ code: 'ENODEV', operation: 'create', object: `link ${wanted.name}`, detail: 'it vanished at once' });
+  if (!facts)
+    throw new KernelError({
+      code: 'ENODEV',
+      operation: 'create',
+      object: `link ${wanted.name}`,
+      detail: 'it vanished at once',
+    });
   try {
     await configure(wanted, facts, [], options);
   } catch (error) {
@@ -162,7 +158,13 @@ function renderCreation(wanted: Link): NetlinkRequest {
     u32(IFLA.MTU, wanted.mtuBytes),
     nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, type), nested(IFLA.INFO_DATA, ...data(wanted))),
   ]);
-  return { type: RTM.NEWLINK, flags: NLM.CREATE | NLM.EXCL, payload, operation: 'create', object: `link ${wanted.name}` };
+  return {
+    type: RTM.NEWLINK,
+    flags: NLM.CREATE | NLM.EXCL,
+    payload,
+    operation: 'create',
+    object: `link ${wanted.name}`,
+  };
 }
 
 async function explainRival(wanted: Link, error: KernelError, client: NetlinkClient): Promise<KernelError> {
@@ -174,7 +176,12 @@ async function explainRival(wanted: Link, error: KernelError, client: NetlinkCli
 }
 
 /** Everything that can be set on an existing device; the mark and the missing link-local address before it comes up. */
-async function configure(wanted: Link, { ifindex }: LinkFacts, data: readonly Buffer[], { client, ethtool }: LinkDriverOptions): Promise<void> {
+async function configure(
+  wanted: Link,
+  { ifindex }: LinkFacts,
+  data: readonly Buffer[],
+  { client, ethtool }: LinkDriverOptions,
+): Promise<void> {
   const object = `link ${wanted.name}`;
   const kind = LINK_TYPES[wanted.type];
   const request = (type: number, header: Buffer, ...attributes: readonly Buffer[]): NetlinkRequest => ({
@@ -184,7 +191,13 @@ async function configure(wanted: Link, { ifindex }: LinkFacts, data: readonly Bu
     object,
   });
   await client.request(
-    request(RTM.SETLINK, linkHeader({ ifindex }), text(IFLA.IFALIAS, wanted.alias), u32(IFLA.MTU, wanted.mtuBytes), attribute(IFLA.ADDRESS, macBytes(wanted.mac))),
+    request(
+      RTM.SETLINK,
+      linkHeader({ ifindex }),
+      text(IFLA.IFALIAS, wanted.alias),
+      u32(IFLA.MTU, wanted.mtuBytes),
+      attribute(IFLA.ADDRESS, macBytes(wanted.mac)),
+    ),
   );
   if (data.length > 0) {
     const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, kind.type), nested(IFLA.INFO_DATA, ...data));
@@ -199,8 +212,14 @@ async function configure(wanted: Link, { ifindex }: LinkFacts, data: readonly Bu
 export async function setAddrGenModeNone(client: NetlinkClient, ifindex: number, object: string): Promise<void> {
   const spec = nested(IFLA.AF_SPEC, nested(AF.INET6, u8(IFLA.INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE)));
   try {
-    await client.request({ type: RTM.SETLINK, payload: Buffer.concat([linkHeader({ ifindex }), spec]), operation: 'configure', object });
+    await client.request({
+      type: RTM.SETLINK,
+      payload: Buffer.concat([linkHeader({ ifindex }), spec]),
+      operation: 'configure',
+      object,
+    });
   } catch (error) {
-    if (!(error instanceof KernelError) || !['EAFNOSUPPORT', 'EINVAL', 'EOPNOTSUPP', 'ENOTSUP'].includes(error.code)) throw error;
+    if (!(error instanceof KernelError) || !['EAFNOSUPPORT', 'EINVAL', 'EOPNOTSUPP', 'ENOTSUP'].includes(error.code))
+      throw error;
   }
 }

@@ -2,7 +2,7 @@
 import { ALIAS_PREFIX, POD_LINK_NAME } from '../../model/kernel-names.ts';
 import { KernelError } from '../errors.ts';
 import { text, u32 } from './attributes.ts';
-import { IFLA, type LinkFacts, linkHeader, readLinkFacts, RTEXT_FILTER_SKIP_STATS, RTM } from './rtnetlink.ts';
+import { IFLA, type LinkFacts, linkHeader, RTEXT_FILTER_SKIP_STATS, RTM, readLinkFacts } from './rtnetlink.ts';
 import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './socket.ts';
 
 /** IFLA_IFALIAS of every host side of a pod link starts with this. */
@@ -15,7 +15,8 @@ export const isBackendLink = ({ name, alias }: LinkFacts): boolean =>
   BACKEND_LINK_NAME.test(name) && alias.startsWith(ALIAS_PREFIX) && !alias.startsWith(POD_ALIAS_PREFIX);
 
 /** Whether a link carries both marks of the host side of a pod link. */
-export const isPodLink = ({ name, alias }: LinkFacts): boolean => POD_LINK_NAME.test(name) && alias.startsWith(POD_ALIAS_PREFIX);
+export const isPodLink = ({ name, alias }: LinkFacts): boolean =>
+  POD_LINK_NAME.test(name) && alias.startsWith(POD_ALIAS_PREFIX);
 
 export const isOwnLink = (facts: LinkFacts): boolean => isBackendLink(facts) || isPodLink(facts);
 

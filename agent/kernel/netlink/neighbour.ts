@@ -5,8 +5,8 @@ import type { Change } from '../../reconcile/types.ts';
 import { attribute, parseAttributes } from './attributes.ts';
 import { isOwnLink, type Links } from './links.ts';
 import type { Found, IfindexOf, ObjectKind } from './object-driver.ts';
-import { AF, familyOfAf, ipOf, macOfBytes, NDA, neighbourHeader, NTF_PROXY, NUD_PERMANENT, RTM } from './rtnetlink.ts';
-import { NLM, type NetlinkMessage, type NetlinkRequest } from './socket.ts';
+import { AF, familyOfAf, ipOf, macOfBytes, NDA, NTF_PROXY, NUD_PERMANENT, neighbourHeader, RTM } from './rtnetlink.ts';
+import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
 export const neighbourKind: ObjectKind<'neighbour'> = {
   kind: 'neighbour',
@@ -29,7 +29,10 @@ function renderNeighbour(change: Change<'neighbour'>, ifindexOf: IfindexOf): Net
     type: isRemoval ? RTM.DELNEIGH : RTM.NEWNEIGH,
     flags: isRemoval ? 0 : NLM.CREATE | NLM.REPLACE,
     payload: isRemoval
-      ? Buffer.concat([neighbourHeader(factsOf(value.ip).addressFamily, { ifindex }), attribute(NDA.DST, bytesOf(value.ip))])
+      ? Buffer.concat([
+          neighbourHeader(factsOf(value.ip).addressFamily, { ifindex }),
+          attribute(NDA.DST, bytesOf(value.ip)),
+        ])
       : neighbourPayload(value.ip, value.mac, ifindex),
     operation: change.action,
     object: `neighbour ${value.ip} on ${value.link}`,
@@ -53,7 +56,8 @@ const dumpOf = (addressFamily: number): NetlinkRequest => ({
 
 function readNeighbour(message: NetlinkMessage, links: Links): Found<'neighbour'> | undefined {
   const { type, payload } = message;
-  if ((type !== RTM.NEWNEIGH && type !== RTM.DELNEIGH) || payload[0] === AF.BRIDGE || !familyOfAf(payload[0] ?? 0)) return undefined;
+  if ((type !== RTM.NEWNEIGH && type !== RTM.DELNEIGH) || payload[0] === AF.BRIDGE || !familyOfAf(payload[0] ?? 0))
+    return undefined;
   const link = links.byIndex(payload.readInt32LE(4));
   if (!link || !isOwnLink(link) || (payload.readUInt8(10) & NTF_PROXY) !== 0) return undefined;
   const attributes = parseAttributes(payload, 12);

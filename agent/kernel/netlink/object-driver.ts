@@ -2,9 +2,9 @@
 import { type Key, type Kind, keyOf, type Objects } from '../../model/items.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { isNotFound, KernelError } from '../errors.ts';
-import type { LinkFacts } from './rtnetlink.ts';
 import type { Links } from './links.ts';
 import type { NetlinkMonitor } from './monitor.ts';
+import type { LinkFacts } from './rtnetlink.ts';
 import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './socket.ts';
 
 /**
@@ -43,7 +43,10 @@ export interface ObjectDriverOptions {
 export const isAltered = (value: object): boolean => 'altered' in value;
 
 /** A driver over one kind's pure halves. */
-export function objectDriver<K extends Kind>(kind: ObjectKind<K>, { client, links, monitor }: ObjectDriverOptions): Driver<K> {
+export function objectDriver<K extends Kind>(
+  kind: ObjectKind<K>,
+  { client, links, monitor }: ObjectDriverOptions,
+): Driver<K> {
   return {
     kind: kind.kind,
     lane: 'netlink',
@@ -51,11 +54,17 @@ export function objectDriver<K extends Kind>(kind: ObjectKind<K>, { client, link
     equal: (wanted, found) => !isAltered(wanted) && !isAltered(found) && kind.same(wanted, found),
     list: () => listObjects(kind, client, links),
     apply: (batch, signal) => applyObjects(kind, { client, links }, batch, signal),
-    ...(monitor && { watch: (notice: Notice<K>, signal: AbortSignal) => watchObjects(kind, monitor, links, notice, signal) }),
+    ...(monitor && {
+      watch: (notice: Notice<K>, signal: AbortSignal) => watchObjects(kind, monitor, links, notice, signal),
+    }),
   };
 }
 
-async function listObjects<K extends Kind>(kind: ObjectKind<K>, client: NetlinkClient, links: Links): Promise<ReadonlyMap<Key<K>, Found<K>>> {
+async function listObjects<K extends Kind>(
+  kind: ObjectKind<K>,
+  client: NetlinkClient,
+  links: Links,
+): Promise<ReadonlyMap<Key<K>, Found<K>>> {
   const found = new Map<Key<K>, Found<K>>();
   for (const dump of kind.dumps(await links.refresh())) {
     for (const message of await client.dump(dump)) {
@@ -66,7 +75,13 @@ async function listObjects<K extends Kind>(kind: ObjectKind<K>, client: NetlinkC
   return found;
 }
 
-function watchObjects<K extends Kind>(kind: ObjectKind<K>, monitor: NetlinkMonitor, links: Links, notice: Notice<K>, signal: AbortSignal): void {
+function watchObjects<K extends Kind>(
+  kind: ObjectKind<K>,
+  monitor: NetlinkMonitor,
+  links: Links,
+  notice: Notice<K>,
+  signal: AbortSignal,
+): void {
   const listener = {
     message(message: NetlinkMessage) {
       const value = kind.readBack(message, links);
@@ -88,16 +103,19 @@ async function applyObjects<K extends Kind>(
   signal: AbortSignal,
 ): Promise<ReadonlyMap<Key<K>, Error>> {
   signal.throwIfAborted();
-  await links.ensure(batch.flatMap((change) => kind.linksOf(valueOf(change))));
+  await links.ensure(batch.flatMap((change) => kind.linksOf(subjectOf(change))));
   const failures = await attempt(kind, client, links, batch);
-  const outdated = batch.filter(({ key }) => (failures.get(key as Key<K>) as KernelError | undefined)?.code === 'ENODEV');
+  const outdated = batch.filter(
+    ({ key }) => (failures.get(key as Key<K>) as KernelError | undefined)?.code === 'ENODEV',
+  );
   if (outdated.length > 0) {
     await links.refresh();
     for (const { key } of outdated) failures.delete(key as Key<K>);
     for (const [key, error] of await attempt(kind, client, links, outdated)) failures.set(key, error);
   }
   for (const change of batch) {
-    if (change.action === 'remove' && isNotFound(failures.get(change.key as Key<K>))) failures.delete(change.key as Key<K>);
+    if (change.action === 'remove' && isNotFound(failures.get(change.key as Key<K>)))
+      failures.delete(change.key as Key<K>);
   }
   return failures;
 }
@@ -114,7 +132,12 @@ async function attempt<K extends Kind>(
     const ifindexOf = (link: string): number => {
       const facts = links.byName(link);
       if (facts) return facts.ifindex;
-      throw new KernelError({ code: 'ENODEV', operation: change.action, object: change.key, detail: `link ${link} does not exist` });
+      throw new KernelError({
+        code: 'ENODEV',
+        operation: change.action,
+        object: change.key,
+        detail: `link ${link} does not exist`,
+      });
     };
     try {
       sent.push({ key: change.key as Key<K>, request: kind.render(change, ifindexOf) });
@@ -128,5 +151,5 @@ async function attempt<K extends Kind>(
   return failures;
 }
 
-const valueOf = <K extends Kind>(change: Change<K>): Objects[K] =>
+const subjectOf = <K extends Kind>(change: Change<K>): Objects[K] =>
   (change.action === 'remove' ? change.from : change.item.value) as Objects[K];

@@ -1,7 +1,7 @@
 /** Everything that rtnetlink needs in one network namespace, opened and closed together. */
 import type { PodLink } from '../../model/items.ts';
 import { fileIdentity } from '../libc.ts';
-import { openPodNetns, type OpenPodNetns } from '../netns/netns.ts';
+import { type OpenPodNetns, openPodNetns } from '../netns/netns.ts';
 import { openSysctls, type SysctlFiles } from '../sysctl/files.ts';
 import { createNetlinkDrivers } from './drivers.ts';
 import { type Ethtool, openEthtool } from './ethtool.ts';
@@ -45,7 +45,8 @@ export function openNetlink({ netnsFd, sysctlRoot, onReaperError }: OpenNetlinkO
   const ethtool = openEthtool(netnsFd);
   const reaper = new ThreadReaper({ ...place, ...(onReaperError && { onError: onReaperError }) });
   const host = netnsFd === undefined ? undefined : fileIdentity(netnsFd);
-  const openPod: OpenPodNetns = (netns) => openPodNetns(netns, { host, ...(sysctlRoot !== undefined && { sysctlRoot }) });
+  const openPod: OpenPodNetns = (netns) =>
+    openPodNetns(netns, { host, ...(sysctlRoot !== undefined && { sysctlRoot }) });
   const parts = { client, links, monitor, sysctls, ethtool, reaper, openPodNetns: openPod };
   return {
     ...parts,

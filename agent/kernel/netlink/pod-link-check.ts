@@ -1,5 +1,216 @@
-import type { PodLink } from '../../model/items.ts';
-import type { PodLinkDriverOptions } from './pod-link.ts';
-export async function describePodLink(value: PodLink, options: Pick<PodLinkDriverOptions, 'client' | 'sysctls' | 'openPodNetns'>): Promise<readonly string[]> {
-  return [String(value.name), String(Object.keys(options).length)];
+/**
+ * Compares a pod link with both ends in the kernel, for CHECK: every single object that its creation wrote is looked at, and
+ * nothing else. What a pod adds of its own (addresses, routes, links) is no difference.
+ */
+import { factsOf, families, familyOf, hostCidr, type IpAddress } from '../../model/ip.ts';
+import type { PodLink, Sysctl } from '../../model/items.ts';
+import { POD_GATEWAY } from '../../model/kernel-names.ts';
+import { KernelError } from '../errors.ts';
+import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
+import type { SysctlFiles } from '../sysctl/files.ts';
+import { parseAttributes, u32, u32Of } from './attributes.ts';
+import { dumpLinks, isPodLink, readLink } from './links.ts';
+import {
+  aliasOf,
+  familiesOf,
+  hasIpv6,
+  hostAlteration,
+  hostSysctls,
+  LOOPBACK_IFINDEX,
+  type PodRoute,
+  podRoutes,
+  podSysctls,
+  RTN_UNICAST,
+} from './pod-link-requests.ts';
+import {
+  addressHeader,
+  IFA,
+  ipOf,
+  type LinkFacts,
+  macOfBytes,
+  NDA,
+  NUD_PERMANENT,
+  neighbourHeader,
+  parseRouteHeader,
+  RT_TABLE_MAIN,
+  RTA,
+  RTM,
+  routeHeader,
+} from './rtnetlink.ts';
+import type { NetlinkClient } from './socket.ts';
+
+export interface PodLinkCheckOptions {
+  readonly client: NetlinkClient;
+  /** Of the host's namespace. */
+  readonly sysctls: SysctlFiles;
+  readonly openPodNetns: OpenPodNetns;
 }
+
+/** One sentence a difference; none when everything is as it was made. Throws KernelError when the kernel cannot be asked. */
+export async function describePodLink(value: PodLink, options: PodLinkCheckOptions): Promise<readonly string[]> {
+  const host = await describeHostSide(value, options);
+  const pod = await describePodSide(value, options.openPodNetns);
+  return [...host.map((text) => `host: ${text}`), ...pod.map((text) => `pod: ${text}`)];
+}
+
+async function describeHostSide(value: PodLink, { client, sysctls }: PodLinkCheckOptions): Promise<readonly string[]> {
+  const facts = await readLink(client, value.name);
+  if (!facts) return [`interface ${value.name} is missing`];
+  if (!isPodLink(facts))
+    return [
+      `interface ${value.name} is not Tulle's: its alias is ${quoted(facts.alias)}, not ${quoted(aliasOf(value))}`,
+    ];
+  const differences = [...linkDifferences(facts, { name: value.name, mac: value.hostMac, mtuBytes: value.mtuBytes })];
+  if (facts.alias !== aliasOf(value))
+    differences.push(`the alias of ${value.name} is ${quoted(facts.alias)}, not ${quoted(aliasOf(value))}`);
+  const altered = facts.up ? hostAlteration(facts) : undefined;
+  if (altered) differences.push(`interface ${value.name} ${altered}`);
+  if (hasIpv6(value) && !(await readIps(client, facts)).has(hostLinkLocal))
+    differences.push(`address ${hostLinkLocal} is missing on ${value.name}`);
+  return [...differences, ...sysctlDifferences(sysctls, hostSysctls(value), value)];
+}
+
+const hostLinkLocal = `${POD_GATEWAY.ipv6}/64`;
+
+async function describePodSide(value: PodLink, openPodNetns: OpenPodNetns): Promise<readonly string[]> {
+  let netns: OpenNetns;
+  try {
+    netns = openPodNetns(value.netns);
+  } catch (error) {
+    if (error instanceof KernelError) return [error.message];
+    throw error;
+  }
+  try {
+    const links = await dumpLinks(netns.client);
+    const loopback = links.find(({ ifindex }) => ifindex === LOOPBACK_IFINDEX);
+    const facts = links.find(({ name }) => name === value.ifName);
+    const differences = loopback?.up ? [] : ['interface lo is down'];
+    if (!facts) return [...differences, `interface ${value.ifName} is missing`];
+    return [...differences, ...(await describePodInterface(value, facts, netns))];
+  } finally {
+    netns.close();
+  }
+}
+
+async function describePodInterface(
+  value: PodLink,
+  facts: LinkFacts,
+  { client, sysctls }: OpenNetns,
+): Promise<readonly string[]> {
+  const { ifName, podMac, hostMac, mtuBytes } = value;
+  const differences = [...linkDifferences(facts, { name: ifName, mac: podMac, mtuBytes })];
+  const ips = await readIps(client, facts);
+  for (const ip of value.ips)
+    if (!ips.has(hostCidr(ip))) differences.push(`address ${hostCidr(ip)} is missing on ${ifName}`);
+  for (const { family } of familiesOf(value)) {
+    const gateway = POD_GATEWAY[family];
+    const neighbour = (await readPermanentNeighbours(client, facts)).get(gateway);
+    if (neighbour !== hostMac)
+      differences.push(
+        neighbour
+          ? `the neighbour ${gateway} has the address ${neighbour}, not ${hostMac}`
+          : `the permanent neighbour ${gateway} is missing`,
+      );
+    const routes = await readRoutes(client, facts, gateway);
+    for (const route of podRoutes(family))
+      if (!routes.has(routeName(route))) differences.push(`${routeName(route)} is missing`);
+  }
+  return [...differences, ...sysctlDifferences(sysctls, podSysctls(value), value)];
+}
+
+function* linkDifferences(facts: LinkFacts, wanted: Pick<LinkFacts, 'name' | 'mac' | 'mtuBytes'>): Generator<string> {
+  const { name, mac, mtuBytes } = wanted;
+  if (facts.mac !== mac) yield `the hardware address of ${name} is ${facts.mac ?? 'missing'}, not ${mac}`;
+  if (facts.mtuBytes !== mtuBytes) yield `the MTU of ${name} is ${facts.mtuBytes} bytes, not ${mtuBytes}`;
+  if (!facts.up) yield `interface ${name} is down`;
+}
+
+/** Without IPv6 in the kernel there are no such settings. */
+function* sysctlDifferences(sysctls: SysctlFiles, wanted: readonly Sysctl[], value: PodLink): Generator<string> {
+  for (const { path, value: text } of wanted) {
+    const found = sysctls.read(path);
+    if (found === undefined && !hasIpv6(value)) continue;
+    if (found !== text) yield `sysctl ${path} is ${found ?? 'missing'}, not ${text}`;
+  }
+}
+
+/** Addresses of a link with their prefix lengths. */
+async function readIps(client: NetlinkClient, { ifindex, name }: LinkFacts): Promise<ReadonlySet<string>> {
+  const found = new Set<string>();
+  for (const { addressFamily } of families) {
+    const payload = addressHeader(addressFamily, { ifindex });
+    for (const message of await client.dump({
+      type: RTM.GETADDR,
+      payload,
+      operation: 'list',
+      object: `addresses on ${name}`,
+    })) {
+      const attributes = parseAttributes(message.payload, 8);
+      const ip = ipOf(attributes.get(IFA.LOCAL) ?? attributes.get(IFA.ADDRESS));
+      if (ip && message.payload.readUInt32LE(4) === ifindex) found.add(`${ip}/${message.payload.readUInt8(1)}`);
+    }
+  }
+  return found;
+}
+
+async function readPermanentNeighbours(
+  client: NetlinkClient,
+  { ifindex, name }: LinkFacts,
+): Promise<ReadonlyMap<IpAddress, string>> {
+  const found = new Map<IpAddress, string>();
+  for (const { addressFamily } of families) {
+    const request = {
+      type: RTM.GETNEIGH,
+      payload: neighbourHeader(addressFamily),
+      operation: 'list',
+      object: `neighbours on ${name}`,
+    };
+    for (const { payload } of await client.dump(request)) {
+      const attributes = parseAttributes(payload, 12);
+      const ip = ipOf(attributes.get(NDA.DST));
+      const mac = macOfBytes(attributes.get(NDA.LLADDR));
+      if (ip && mac && payload.readInt32LE(4) === ifindex && payload.readUInt16LE(8) === NUD_PERMANENT)
+        found.set(ip, mac);
+    }
+  }
+  return found;
+}
+
+/** Names of the unicast routes over a link, those of podRoutes among them. */
+async function readRoutes(
+  client: NetlinkClient,
+  { ifindex, name }: LinkFacts,
+  gateway: IpAddress,
+): Promise<ReadonlySet<string>> {
+  const { addressFamily } = factsOf(gateway);
+  const payload = Buffer.concat([
+    routeHeader({ family: addressFamily }),
+    u32(RTA.TABLE, RT_TABLE_MAIN),
+    u32(RTA.OIF, ifindex),
+  ]);
+  const found = new Set<string>();
+  for (const message of await dumpRoutes(client, payload, name)) {
+    const header = parseRouteHeader(message.payload);
+    const attributes = parseAttributes(message.payload, 12);
+    if (header.type !== RTN_UNICAST || u32Of(attributes.get(RTA.OIF)) !== ifindex) continue;
+    const destination = ipOf(attributes.get(RTA.DST));
+    if (destination && header.prefixLength !== factsOf(destination).bits) continue;
+    found.add(routeName({ family: familyOf(gateway), destination, gateway: ipOf(attributes.get(RTA.GATEWAY)) }));
+  }
+  return found;
+}
+
+async function dumpRoutes(client: NetlinkClient, payload: Buffer, name: string) {
+  try {
+    return await client.dump({ type: RTM.GETROUTE, payload, operation: 'list', object: `routes over ${name}` });
+  } catch (error) {
+    // Without any route ever, the table does not exist.
+    if (error instanceof KernelError && error.code === 'ENOENT') return [];
+    throw error;
+  }
+}
+
+const routeName = ({ destination, gateway, family }: PodRoute): string =>
+  `${destination ? `route to ${destination}` : `default route of ${family}`}${gateway ? ` via ${gateway}` : ''}`;
+
+const quoted = (text: string): string => (text ? JSON.stringify(text) : 'empty');

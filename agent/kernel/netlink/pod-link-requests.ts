@@ -1,11 +1,22 @@
 /** Pure half of pod links: what is asked of the kernel on either side, and what is read back of the host side. */
-import { factsOf, type Family, type FamilyFacts, families, familyOf, hostCidr, networkOf, type IpAddress, bytesOf } from '../../model/ip.ts';
+import {
+  bytesOf,
+  type Family,
+  type FamilyFacts,
+  factsOf,
+  families,
+  familyOf,
+  hostCidr,
+  type IpAddress,
+  networkOf,
+} from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
 import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import { macBytes } from '../../model/mac.ts';
 import { addressPayload } from './address.ts';
-import { attribute, nested, parseAttributes, text, u32, u32Of, u8 } from './attributes.ts';
+import { attribute, nested, text, u8, u32 } from './attributes.ts';
 import { neighbourPayload } from './neighbour.ts';
+import { NETCONFA, type Netconf } from './netconf.ts';
 import {
   ADDR_GEN_MODE_NONE,
   AF,
@@ -20,7 +31,7 @@ import {
   RTNH_F_ONLINK,
   routeHeader,
 } from './rtnetlink.ts';
-import { NLM, type NetlinkMessage, type NetlinkRequest } from './socket.ts';
+import { type NetlinkRequest, NLM } from './socket.ts';
 
 /** The index of `lo` in every network namespace (LOOPBACK_IFINDEX, net/flow.h). */
 export const LOOPBACK_IFINDEX = 1;
@@ -30,20 +41,21 @@ const ALIAS_MAX = 255;
 /** The alias as the kernel holds it. Names of pods may be longer than it takes. */
 export const aliasOf = ({ alias }: PodLink): string => alias.slice(0, ALIAS_MAX);
 
-/** IPV4_DEVCONF_* (linux/ip.h) and NETCONFA_* (linux/netconf.h) of the same setting, with the value the host side has. */
+/** IPV4_DEVCONF_* (linux/ip.h) and NETCONFA_* of the same setting, with the value the host side has. */
 const HOST_IPV4_CONF = [
-  { name: 'forwarding', conf: 1, netconf: 2, value: 1 },
+  { name: 'forwarding', conf: 1, netconf: NETCONFA.FORWARDING, value: 1 },
   { name: 'accept_redirects', conf: 4, netconf: undefined, value: 0 },
   { name: 'send_redirects', conf: 6, netconf: undefined, value: 0 },
   // Strict reverse path: a pod cannot send with an address that is not routed to it.
-  { name: 'rp_filter', conf: 8, netconf: 3, value: 1 },
+  { name: 'rp_filter', conf: 8, netconf: NETCONFA.RP_FILTER, value: 1 },
 ] as const;
 
 /** fe80::1 is on every host side: the pods' next hop, and the source of what the host itself sends them about neighbours. */
 const HOST_LINK_LOCAL = { ip: POD_GATEWAY.ipv6, prefixLength: 64 } as const;
 
 /** The families of a pod's addresses. */
-export const familiesOf = ({ ips }: PodLink): readonly FamilyFacts[] => families.filter(({ family }) => hasFamily(ips, family));
+export const familiesOf = ({ ips }: PodLink): readonly FamilyFacts[] =>
+  families.filter(({ family }) => hasFamily(ips, family));
 const hasFamily = (ips: readonly IpAddress[], family: Family): boolean => ips.some((ip) => familyOf(ip) === family);
 export const hasIpv6 = ({ ips }: PodLink): boolean => hasFamily(ips, 'ipv6');
 
@@ -71,7 +83,10 @@ export function renderPair(value: PodLink, netnsFd: number): NetlinkRequest {
  * AF_SPEC with the creation. IPv4 settings go this way because /proc/sys may be read-only; IPv6 knows only the address mode.
  */
 export function renderHostMarks(value: PodLink, ifindex: number, { ipv6 }: { ipv6: boolean }): NetlinkRequest {
-  const conf = nested(AF.INET, nested(IFLA.INET_CONF, ...HOST_IPV4_CONF.map((setting) => u32(setting.conf, setting.value))));
+  const conf = nested(
+    AF.INET,
+    nested(IFLA.INET_CONF, ...HOST_IPV4_CONF.map((setting) => u32(setting.conf, setting.value))),
+  );
   const inet6 = ipv6 ? [nested(AF.INET6, u8(IFLA.INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE))] : [];
   return setLink(value, linkHeader({ ifindex }), [
     text(IFLA.IFALIAS, aliasOf(value)),
@@ -85,7 +100,13 @@ export function renderHostMarks(value: PodLink, ifindex: number, { ipv6 }: { ipv
 export function renderHostUp(value: PodLink, ifindex: number): readonly NetlinkRequest[] {
   const up = setLink(value, linkHeader({ ifindex, flags: IFF_UP, change: IFF_UP }));
   if (!hasIpv6(value)) return [up];
-  return [up, { ...addRequest(RTM.NEWADDR, addressPayload(HOST_LINK_LOCAL, ifindex, IFA_F_NODAD), value), flags: NLM.CREATE | NLM.REPLACE }];
+  return [
+    up,
+    {
+      ...addRequest(RTM.NEWADDR, addressPayload(HOST_LINK_LOCAL, ifindex, IFA_F_NODAD), value),
+      flags: NLM.CREATE | NLM.REPLACE,
+    },
+  ];
 }
 
 export const renderLinkDown = (value: Pick<PodLink, 'name'>, ifindex: number): NetlinkRequest =>
@@ -100,7 +121,9 @@ export function renderPodSetup(value: PodLink, ifindex: number): readonly Netlin
   const add = (type: number, payload: Buffer) => addRequest(type, payload, value);
   return [
     up(LOOPBACK_IFINDEX),
-    ...value.ips.map((ip) => add(RTM.NEWADDR, addressPayload({ ip, prefixLength: factsOf(ip).bits }, ifindex, IFA_F_NODAD))),
+    ...value.ips.map((ip) =>
+      add(RTM.NEWADDR, addressPayload({ ip, prefixLength: factsOf(ip).bits }, ifindex, IFA_F_NODAD)),
+    ),
     up(ifindex),
     ...familiesOf(value).flatMap(({ family }) => [
       add(RTM.NEWNEIGH, neighbourPayload(POD_GATEWAY[family], value.hostMac, ifindex)),
@@ -154,7 +177,9 @@ export const hostSysctls = (value: PodLink): readonly Sysctl[] => [
 
 /** IPv6 of the pod's side. A namespace may start with IPv6 switched off. */
 export const podSysctls = (value: PodLink): readonly Sysctl[] =>
-  hasIpv6(value) ? [...closedSysctls(value.ifName), { path: `net/ipv6/conf/${value.ifName}/disable_ipv6`, value: '0' }] : [];
+  hasIpv6(value)
+    ? [...closedSysctls(value.ifName), { path: `net/ipv6/conf/${value.ifName}/disable_ipv6`, value: '0' }]
+    : [];
 
 const closedSysctls = (link: string): readonly Sysctl[] => [
   { path: `net/ipv6/conf/${link}/accept_ra`, value: '0' },
@@ -173,19 +198,14 @@ export function hostAlteration({ up, kind, mac, ipv4Conf }: LinkFacts): string |
   return undefined;
 }
 
-/** Of an RTM_NEWNETCONF: the link, and how its new settings differ from what Tulle gave a host side. */
-export function readNetconf({ type, payload }: NetlinkMessage): { readonly ifindex: number; readonly altered: string } | undefined {
-  if (type !== RTM.NEWNETCONF || payload[0] !== AF.INET) return undefined;
-  const attributes = parseAttributes(payload, 4);
-  const ifindex = u32Of(attributes.get(NETCONFA_IFINDEX));
+/** How a setting that the kernel announces differs from what Tulle gave a host side. */
+export function confAlteration({ settings }: Netconf): string | undefined {
   for (const { name, netconf, value } of HOST_IPV4_CONF) {
-    const found = netconf && u32Of(attributes.get(netconf));
-    if (ifindex !== undefined && found !== undefined && found !== value) return { ifindex, altered: `has ${name} ${found}` };
+    const found = netconf && settings.get(netconf);
+    if (found !== undefined && found !== value) return `has ${name} ${found}`;
   }
   return undefined;
 }
-/** linux/netconf.h */
-const NETCONFA_IFINDEX = 1;
 
 const nameOf = ({ name }: Pick<PodLink, 'name'>): string => `pod link ${name}`;
 

@@ -7,15 +7,16 @@ import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { isPodLink, type Links, readLink } from './links.ts';
 import type { NetlinkMonitor } from './monitor.ts';
+import { readNetconf } from './netconf.ts';
 import { type Altered, isAltered } from './object-driver.ts';
 import { describePodLink } from './pod-link-check.ts';
 import {
   aliasOf,
-  hostAlteration,
+  confAlteration,
   hasIpv6,
+  hostAlteration,
   hostSysctls,
   podSysctls,
-  readNetconf,
   renderHostMarks,
   renderHostUp,
   renderLinkDown,
@@ -24,7 +25,7 @@ import {
   renderPodSetup,
 } from './pod-link-requests.ts';
 import type { LinkReaper } from './reaper.ts';
-import { type LinkFacts, readLinkFacts, RTM } from './rtnetlink.ts';
+import { type LinkFacts, RTM, readLinkFacts } from './rtnetlink.ts';
 import type { NetlinkClient, NetlinkMessage } from './socket.ts';
 
 export interface PodLinkDriverOptions {
@@ -45,13 +46,18 @@ export function podLinkDriver(options: PodLinkDriverOptions): Driver<'pod-link'>
     kind: 'pod-link',
     lane: 'netlink',
     merge: 'one',
-    equal: (wanted, found) => !isAltered(wanted) && !isAltered(found) && sameHostSide(wanted, found) && samePodSide(wanted, found),
+    equal: (wanted, found) =>
+      !isAltered(wanted) && !isAltered(found) && sameHostSide(wanted, found) && samePodSide(wanted, found),
     async list() {
-      const own = (await links.refresh()).filter((facts) => isPodLink(facts) && !reaper.isDoomed(facts.ifindex)).map(foundPodLink);
+      const own = (await links.refresh())
+        .filter((facts) => isPodLink(facts) && !reaper.isDoomed(facts.ifindex))
+        .map(foundPodLink);
       return new Map(own.map((link) => [keyOf('pod-link', link), link]));
     },
     apply: (batch, signal) => applyPodLinks(batch, options, signal),
-    ...(monitor && { watch: (notice: Notice<'pod-link'>, signal: AbortSignal) => monitor.subscribe(listener(notice, options), signal) }),
+    ...(monitor && {
+      watch: (notice: Notice<'pod-link'>, signal: AbortSignal) => monitor.subscribe(listener(notice, options), signal),
+    }),
   };
 }
 
@@ -61,7 +67,13 @@ const sameHostSide = (a: PodLink, b: PodLink): boolean =>
 /** What only the pod's namespace shows is compared when both sides know it: a value that was listed does not. */
 function samePodSide(a: PodLink, b: PodLink): boolean {
   if (a.ifName === '' || b.ifName === '') return true;
-  return a.ifName === b.ifName && a.podMac === b.podMac && isDeepStrictEqual(a.ips, b.ips) && a.netns.device === b.netns.device && a.netns.inode === b.netns.inode;
+  return (
+    a.ifName === b.ifName &&
+    a.podMac === b.podMac &&
+    isDeepStrictEqual(a.ips, b.ips) &&
+    a.netns.device === b.netns.device &&
+    a.netns.inode === b.netns.inode
+  );
 }
 
 /** The host side of a pair. The fields of the pod's side are empty: they are the pod's own, and looked at by CHECK only. */
@@ -90,11 +102,13 @@ function listener(notice: Notice<'pod-link'>, { links, reaper }: PodLinkDriverOp
     message(message: NetlinkMessage, before: LinkFacts | undefined) {
       const facts = readLinkFacts(message);
       const isThere = facts && message.type === RTM.NEWLINK && isPodLink(facts);
-      if (facts && before && isPodLink(before) && (!isThere || before.name !== facts.name)) notice.found(`pod-link ${before.name}`, undefined);
+      if (facts && before && isPodLink(before) && (!isThere || before.name !== facts.name))
+        notice.found(`pod-link ${before.name}`, undefined);
       if (isThere) tell(facts);
       const conf = readNetconf(message);
-      const changed = conf && links.byIndex(conf.ifindex);
-      if (changed && isPodLink(changed)) tell(changed, conf.altered);
+      const changed = conf?.family === 'ipv4' ? links.byIndex(conf.ifindex) : undefined;
+      const altered = conf && confAlteration(conf);
+      if (changed && altered && isPodLink(changed)) tell(changed, altered);
     },
     lost: (reason: string) => notice.stale(reason),
   };
@@ -146,7 +160,8 @@ async function isThereAlready(value: PodLink, options: PodLinkDriverOptions): Pr
   if (!facts) throw nameTaken(value);
   const isHalfMade = facts.alias === '' && facts.kind === 'veth' && facts.mac === value.hostMac;
   if (!isPodLink(facts) && !isHalfMade) throw foreignLink(value, facts);
-  const isComplete = !isHalfMade && !reaper.isDoomed(facts.ifindex) && (await describePodLink(value, options)).length === 0;
+  const isComplete =
+    !isHalfMade && !reaper.isDoomed(facts.ifindex) && (await describePodLink(value, options)).length === 0;
   if (!isComplete) await reaper.destroy([facts]);
   return isComplete;
 }
@@ -154,7 +169,13 @@ async function isThereAlready(value: PodLink, options: PodLinkDriverOptions): Pr
 async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptions): Promise<void> {
   const { client, sysctls, reaper } = options;
   const facts = await readLink(client, value.name);
-  if (!facts) throw new KernelError({ code: 'ENODEV', operation: 'create', object: `pod link ${value.name}`, detail: 'it vanished at once' });
+  if (!facts)
+    throw new KernelError({
+      code: 'ENODEV',
+      operation: 'create',
+      object: `pod link ${value.name}`,
+      detail: 'it vanished at once',
+    });
   try {
     await client.request(renderHostMarks(value, facts.ifindex, { ipv6: hasIpv6Stack(sysctls) }));
     writeAll(sysctls, hostSysctls(value), value);
@@ -174,7 +195,7 @@ async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriv
   const { client, sysctls, reaper } = options;
   const facts = await readLink(client, value.name);
   if (facts && !isPodLink(facts)) throw foreignLink(value, facts);
-  if (!facts || facts.kind !== 'veth' || !samePodSide(value, from)) {
+  if (facts?.kind !== 'veth' || !samePodSide(value, from)) {
     if (facts) await reaper.destroy([facts]);
     return createPodLink(value, options);
   }

@@ -2,8 +2,7 @@
 import { Worker } from 'node:worker_threads';
 import { KernelError } from '../errors.ts';
 import type { DeletionJob, DeletionResult, DeletionWorkerData } from './deletion-worker.ts';
-import { type DoomedLink, deleteLinks } from './group-deletion.ts';
-import type { NetlinkClient } from './socket.ts';
+import type { DoomedLink } from './group-deletion.ts';
 
 export interface LinkReaper {
   /** Resolves when those of the links that still exist are gone. Rejects with KernelError. */
@@ -45,13 +44,19 @@ export class ThreadReaper implements LinkReaper {
   }
 
   destroy(links: readonly DoomedLink[]): Promise<void> {
-    if (this.#closed) return Promise.reject(new KernelError({ code: 'ECANCELED', operation: 'delete', object: `${links.length} links` }));
+    if (this.#closed)
+      return Promise.reject(
+        new KernelError({ code: 'ECANCELED', operation: 'delete', object: `${links.length} links` }),
+      );
     const worker = this.#start();
     const id = this.#nextId++;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.#waiting.set(id, { resolve, reject });
     worker.ref();
-    worker.postMessage({ id, links: links.map(({ ifindex, name, alias }) => ({ ifindex, name, alias })) } satisfies DeletionJob);
+    worker.postMessage({
+      id,
+      links: links.map(({ ifindex, name, alias }) => ({ ifindex, name, alias })),
+    } satisfies DeletionJob);
     return promise;
   }
 
@@ -110,21 +115,10 @@ export class ThreadReaper implements LinkReaper {
     if (this.#worker !== worker) return;
     this.#worker = undefined;
     for (const { reject } of this.#waiting.values()) {
-      reject(new KernelError({ code: 'ECANCELED', operation: 'delete', object: 'links', detail: 'the thread ended', cause }));
+      reject(
+        new KernelError({ code: 'ECANCELED', operation: 'delete', object: 'links', detail: 'the thread ended', cause }),
+      );
     }
     this.#waiting.clear();
   }
-}
-
-/** A reaper without a thread, over a client of any kind. */
-export function inlineReaper(client: NetlinkClient): LinkReaper {
-  const doomed = new Set<number>();
-  return {
-    destroy: (links) => deleteLinks(client, links),
-    later(link) {
-      doomed.add(link.ifindex);
-      deleteLinks(client, [link]).finally(() => doomed.delete(link.ifindex));
-    },
-    isDoomed: (ifindex) => doomed.has(ifindex),
-  };
 }

@@ -1,28 +1,46 @@
 /** Routes of the main table that carry Tulle's protocol number. */
-import { bytesOf, type Cidr, cidrOf, factsOf, families, type IpAddress, networkOf, parseIp, prefixLengthOf } from '../../model/ip.ts';
+import {
+  bytesOf,
+  type Cidr,
+  cidrOf,
+  factsOf,
+  families,
+  type IpAddress,
+  networkOf,
+  parseIp,
+  prefixLengthOf,
+} from '../../model/ip.ts';
 import type { Key, Route } from '../../model/items.ts';
 import { ROUTE_PROTOCOL } from '../../model/kernel-names.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
 import { isExists, KernelError } from '../errors.ts';
 import { attribute, parseAttributes, u32, u32Of } from './attributes.ts';
 import type { Links } from './links.ts';
-import { type Altered, type Found, type IfindexOf, isAltered, objectDriver, type ObjectDriverOptions, type ObjectKind } from './object-driver.ts';
+import {
+  type Altered,
+  type Found,
+  type IfindexOf,
+  isAltered,
+  type ObjectDriverOptions,
+  type ObjectKind,
+  objectDriver,
+} from './object-driver.ts';
 import {
   familyOfAf,
   IFA,
   ipOf,
   parseRouteHeader,
-  readLinkFacts,
+  type RouteHeader,
   RT_SCOPE,
   RT_TABLE_MAIN,
   RTA,
   RTM,
   RTM_F_CLONED,
   RTNH_F_ONLINK,
+  readLinkFacts,
   routeHeader,
-  type RouteHeader,
 } from './rtnetlink.ts';
-import { NLM, type NetlinkMessage, type NetlinkRequest } from './socket.ts';
+import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
 /** RTN_* (linux/rtnetlink.h). */
 const ROUTE_TYPES = { unicast: 1, blackhole: 6, unreachable: 7 } as const satisfies Record<Route['type'], number>;
@@ -82,7 +100,12 @@ export function routePayload(route: Route & Altered, ifindexOf: IfindexOf): Buff
         ...(source ? [attribute(RTA.PREFSRC, bytesOf(source))] : []),
       ]
     : [];
-  return Buffer.concat([header, attribute(RTA.DST, bytesOf(networkOf(destination))), u32(RTA.PRIORITY, metric), ...nexthop]);
+  return Buffer.concat([
+    header,
+    attribute(RTA.DST, bytesOf(networkOf(destination))),
+    u32(RTA.PRIORITY, metric),
+    ...nexthop,
+  ]);
 }
 
 /** RT_SCOPE_NOWHERE: in a deletion, any scope. */
@@ -104,7 +127,8 @@ function readRoute({ type, payload }: NetlinkMessage, links: Links): Found<'rout
   if (type !== RTM.NEWROUTE && type !== RTM.DELROUTE) return undefined;
   const header = parseRouteHeader(payload);
   const family = familyOfAf(header.family);
-  if (!family || header.protocol !== ROUTE_PROTOCOL || header.tos !== 0 || (header.flags & RTM_F_CLONED) !== 0) return undefined;
+  if (!family || header.protocol !== ROUTE_PROTOCOL || header.tos !== 0 || (header.flags & RTM_F_CLONED) !== 0)
+    return undefined;
   const attributes = parseAttributes(payload, 12);
   if ((u32Of(attributes.get(RTA.TABLE)) ?? header.table) !== RT_TABLE_MAIN) return undefined;
   const destination = destinationOf(header, attributes.get(RTA.DST));
@@ -162,7 +186,8 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
     async apply(batch, signal) {
       const failures = new Map(await base.apply(batch, signal));
       await replaceOwn(base, batch, failures, signal);
-      for (const change of batch) if (!failures.has(change.key)) remember(change.key, change.action === 'remove' ? undefined : change.item.value);
+      for (const change of batch)
+        if (!failures.has(change.key)) remember(change.key, change.action === 'remove' ? undefined : change.item.value);
       return failures;
     },
     watch(notice, signal) {
@@ -218,7 +243,8 @@ const foreignRoute = (key: Key<'route'>): KernelError =>
     code: 'EEXIST',
     operation: 'create',
     object: key,
-    detail: 'a route to the same destination with the same metric exists and is not Tulle\'s: remove it, or give it another metric',
+    detail:
+      "a route to the same destination with the same metric exists and is not Tulle's: remove it, or give it another metric",
   });
 
 /**
@@ -232,12 +258,17 @@ function routesOnLostLink(
 ): readonly Key<'route'>[] {
   const facts = readLinkFacts(message);
   if (!facts || !before?.up || (message.type === RTM.NEWLINK && facts.up)) return [];
-  const lost = [...known].filter(([, route]) => route.link === before.name && factsOf(route.destination).family === 'ipv4');
+  const lost = [...known].filter(
+    ([, route]) => route.link === before.name && factsOf(route.destination).family === 'ipv4',
+  );
   return lost.map(([key]) => key);
 }
 
 /** Routes with an address as their source go with it (IPv4), or lose their source (IPv6), without a word. */
-function removedAddress({ type, payload }: NetlinkMessage, known: ReadonlyMap<Key<'route'>, Route>): string | undefined {
+function removedAddress(
+  { type, payload }: NetlinkMessage,
+  known: ReadonlyMap<Key<'route'>, Route>,
+): string | undefined {
   if (type !== RTM.DELADDR) return undefined;
   const attributes = parseAttributes(payload, 8);
   const ip = ipOf(attributes.get(IFA.LOCAL) ?? attributes.get(IFA.ADDRESS));

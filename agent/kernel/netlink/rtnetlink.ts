@@ -1,5 +1,5 @@
 /** Message types, headers and attribute numbers of rtnetlink(7) that Tulle uses, each with the kernel header it comes from. */
-import { type Family, FAMILIES, type IpAddress, ipFromBytes } from '../../model/ip.ts';
+import { FAMILIES, type Family, type IpAddress, ipFromBytes } from '../../model/ip.ts';
 import { type MacAddress, macFromBytes } from '../../model/mac.ts';
 import { parseAttributes, textOf, u32Of } from './attributes.ts';
 import type { NetlinkMessage } from './socket.ts';
@@ -78,7 +78,19 @@ export const NTF_SELF = 0x02;
 export const NTF_PROXY = 0x08;
 
 /** linux/rtnetlink.h */
-export const RTA = { DST: 1, OIF: 4, GATEWAY: 5, PRIORITY: 6, PREFSRC: 7, METRICS: 8, MULTIPATH: 9, TABLE: 15, VIA: 18, ENCAP: 22, NH_ID: 30 } as const;
+export const RTA = {
+  DST: 1,
+  OIF: 4,
+  GATEWAY: 5,
+  PRIORITY: 6,
+  PREFSRC: 7,
+  METRICS: 8,
+  MULTIPATH: 9,
+  TABLE: 15,
+  VIA: 18,
+  ENCAP: 22,
+  NH_ID: 30,
+} as const;
 export const RT_TABLE_MAIN = 254;
 export const RT_SCOPE = { UNIVERSE: 0, LINK: 253 } as const;
 export const RTNH_F_ONLINK = 4;
@@ -124,7 +136,16 @@ export interface RouteHeader {
 
 /** struct rtmsg. */
 export function routeHeader(fields: Partial<RouteHeader> & Pick<RouteHeader, 'family'>): Buffer {
-  const { family, prefixLength = 0, tos = 0, table = RT_TABLE_MAIN, protocol = 0, scope = 0, type = 0, flags = 0 } = fields;
+  const {
+    family,
+    prefixLength = 0,
+    tos = 0,
+    table = RT_TABLE_MAIN,
+    protocol = 0,
+    scope = 0,
+    type = 0,
+    flags = 0,
+  } = fields;
   const header = padded([family, prefixLength, 0, tos, table, protocol, scope, type, 0, 0, 0, 0]);
   header.writeUInt32LE(flags, 8);
   return header;
@@ -180,7 +201,8 @@ export interface LinkFacts {
 
 /** Facts of an RTM_NEWLINK or RTM_DELLINK; undefined for other messages, a bridge port's message (AF_BRIDGE) included. */
 export function readLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | 'payload'>): LinkFacts | undefined {
-  if ((type !== RTM.NEWLINK && type !== RTM.DELLINK) || payload.length < 16 || payload[0] !== AF.UNSPEC) return undefined;
+  if ((type !== RTM.NEWLINK && type !== RTM.DELLINK) || payload.length < 16 || payload[0] !== AF.UNSPEC)
+    return undefined;
   const attributes = parseAttributes(payload, 16);
   const info = attributes.get(IFLA.LINKINFO);
   const infoAttributes = info && parseAttributes(info);

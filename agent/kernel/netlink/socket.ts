@@ -139,7 +139,11 @@ export class NetlinkSocket implements NetlinkClient {
         const messages = unwrap((await this.#exchange([asDump]))[0] as Answer);
         if (messages !== INTERRUPTED) return messages;
       }
-      throw new KernelError({ code: 'EINTR', ...nameOf(request), detail: `changed during each of ${DUMP_ATTEMPTS} dumps` });
+      throw new KernelError({
+        code: 'EINTR',
+        ...nameOf(request),
+        detail: `changed during each of ${DUMP_ATTEMPTS} dumps`,
+      });
     });
   }
 
@@ -270,7 +274,10 @@ export function* splitDatagram(datagram: Buffer): Generator<{ sequence: number; 
 /** A raw socket of the package with the options that keep the process alive, and its inode for the drop counter. */
 export function openRawNetlink(
   protocol: number,
-  { netnsFd, receiveBufferBytes = RECEIVE_BUFFER_BYTES }: { netnsFd?: number | undefined; receiveBufferBytes?: number | undefined } = {},
+  {
+    netnsFd,
+    receiveBufferBytes = RECEIVE_BUFFER_BYTES,
+  }: { netnsFd?: number | undefined; receiveBufferBytes?: number | undefined } = {},
 ): { socket: RawNetlinkSocket; inode: string } {
   const open = () => {
     const likelyFd = lowestFreeFd();

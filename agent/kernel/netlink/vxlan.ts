@@ -1,11 +1,21 @@
 /** The link type `vxlan` (RFC 7348; attribute numbers from linux/if_link.h, IFLA_VXLAN_*). */
 import { bytesOf, familyOf } from '../../model/ip.ts';
 import type { VxlanLink } from '../../model/items.ts';
-import { attribute, u16Be, u32, u32Of, u8 } from './attributes.ts';
-import type { LinkType } from './link.ts';
+import { attribute, u8, u16Be, u32, u32Of } from './attributes.ts';
+import type { LinkType } from './link-type.ts';
 import { ipOf, type LinkFacts } from './rtnetlink.ts';
 
-const VXLAN = { ID: 1, GROUP: 2, LOCAL: 4, LEARNING: 7, PORT: 15, GROUP6: 16, LOCAL6: 17, COLLECT_METADATA: 25, GPE: 27 } as const;
+const VXLAN = {
+  ID: 1,
+  GROUP: 2,
+  LOCAL: 4,
+  LEARNING: 7,
+  PORT: 15,
+  GROUP6: 16,
+  LOCAL6: 17,
+  COLLECT_METADATA: 25,
+  GPE: 27,
+} as const;
 
 /**
  * No IFLA_VXLAN_LINK: outer packets follow the host's routing table, and the device survives the deletion of the underlay's
@@ -16,7 +26,8 @@ export const vxlanType: LinkType<VxlanLink> = {
   type: 'vxlan',
   data: (link) => [u32(VXLAN.ID, link.vni), u16Be(VXLAN.PORT, link.port), u8(VXLAN.LEARNING, 0), localOf(link)],
   change(wanted, found) {
-    const sameTunnel = wanted.vni === found.vni && wanted.port === found.port && familyOf(wanted.local) === familyOf(found.local);
+    const sameTunnel =
+      wanted.vni === found.vni && wanted.port === found.port && familyOf(wanted.local) === familyOf(found.local);
     if (!sameTunnel) return undefined;
     // A request that carries the VNI or the port is refused even when they are what they were.
     return wanted.local === found.local ? [] : [localOf(wanted)];
@@ -39,15 +50,19 @@ export const vxlanType: LinkType<VxlanLink> = {
       ...(defect && { altered: defect }),
     };
   },
-  same: (a, b) => a.vni === b.vni && a.port === b.port && a.local === b.local && a.txChecksumOffload === b.txChecksumOffload,
+  same: (a, b) =>
+    a.vni === b.vni && a.port === b.port && a.local === b.local && a.txChecksumOffload === b.txChecksumOffload,
   configure(wanted, ethtool) {
-    if (ethtool.readTxChecksum(wanted.name) !== wanted.txChecksumOffload) ethtool.writeTxChecksum(wanted.name, wanted.txChecksumOffload);
+    if (ethtool.readTxChecksum(wanted.name) !== wanted.txChecksumOffload)
+      ethtool.writeTxChecksum(wanted.name, wanted.txChecksumOffload);
   },
   isRival: (wanted, facts) => facts.kind === 'vxlan' && vniOf(facts) === wanted.vni && portOf(facts) === wanted.port,
-  rivalAdvice: ({ vni, port }, name) => `the VXLAN device ${name} has VNI ${vni} and port ${port} already: remove it, or set another VNI or port`,
+  rivalAdvice: ({ vni, port }, name) =>
+    `the VXLAN device ${name} has VNI ${vni} and port ${port} already: remove it, or set another VNI or port`,
 };
 
-const localOf = ({ local }: VxlanLink): Buffer => attribute(familyOf(local) === 'ipv4' ? VXLAN.LOCAL : VXLAN.LOCAL6, bytesOf(local));
+const localOf = ({ local }: VxlanLink): Buffer =>
+  attribute(familyOf(local) === 'ipv4' ? VXLAN.LOCAL : VXLAN.LOCAL6, bytesOf(local));
 
 const vniOf = ({ data }: LinkFacts): number | undefined => u32Of(data.get(VXLAN.ID));
 

@@ -52,7 +52,10 @@ export function openPodNetns({ path, device, inode }: PodLink['netns'], options:
       const detail = `expected the namespace ${device}:${inode}, got ${found.device}:${found.inode}: another namespace has taken its place`;
       throw netnsError('ESTALE', path, detail);
     }
-    const client = new NetlinkSocket(NETLINK_PROTOCOL.ROUTE, { netnsFd: fd, ...(timeoutMs !== undefined && { timeoutMs }) });
+    const client = new NetlinkSocket(NETLINK_PROTOCOL.ROUTE, {
+      netnsFd: fd,
+      ...(timeoutMs !== undefined && { timeoutMs }),
+    });
     return {
       fd,
       client,
@@ -88,7 +91,9 @@ function openNetnsFile(path: string): number {
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code ?? 'EIO';
     const detail =
-      code === 'ENOENT' ? 'no such file: the pod is gone, or the directory of namespaces is not mounted where the agent runs' : undefined;
+      code === 'ENOENT'
+        ? 'no such file: the pod is gone, or the directory of namespaces is not mounted where the agent runs'
+        : undefined;
     throw netnsError(code, path, detail, error);
   }
 }

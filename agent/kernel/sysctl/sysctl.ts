@@ -4,22 +4,29 @@
  */
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { type Key, keyOf, type Sysctl } from '../../model/items.ts';
-import type { Change, Driver } from '../../reconcile/types.ts';
+import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { isNotFound, KernelError } from '../errors.ts';
+import type { NetlinkMonitor } from '../netlink/monitor.ts';
+import { readForwarding } from '../netlink/netconf.ts';
+import type { NetlinkMessage } from '../netlink/socket.ts';
 import { isSysctlPath, type SysctlFiles } from './files.ts';
 
 export interface SysctlDriver extends Driver<'sysctl'> {
   /** The value before Tulle wrote the file; undefined when it never did. */
   former(path: string): string | undefined;
+  /** Writes every former value back. Throws KernelError at the first that cannot be written. */
+  restore(): void;
 }
 
 export interface SysctlDriverOptions {
   readonly files: SysctlFiles;
   /** JSON object of former values by path, below the run directory: a reboot forgets both alike. */
   readonly stateFile: string;
+  /** Tells of forwarding that somebody else switches; of other sysctls the kernel says nothing. */
+  readonly monitor?: NetlinkMonitor;
 }
 
-export function createSysctlDriver({ files, stateFile }: SysctlDriverOptions): SysctlDriver {
+export function createSysctlDriver({ files, stateFile, monitor }: SysctlDriverOptions): SysctlDriver {
   const former = readState(stateFile);
 
   /** Before the first write: a crash in between must not take Tulle's value for the former one. */
@@ -43,10 +50,12 @@ export function createSysctlDriver({ files, stateFile }: SysctlDriverOptions): S
   };
 
   const applyOne = (change: Change<'sysctl'>): void => {
-    if (change.action === 'remove') return restore(change.from.path);
-    const { path, value } = change.item.value;
-    remember(path);
-    files.write(path, value);
+    if (change.action === 'remove') restore(change.from.path);
+    else {
+      const { path, value } = change.item.value;
+      remember(path);
+      files.write(path, value);
+    }
   };
 
   return {
@@ -55,6 +64,9 @@ export function createSysctlDriver({ files, stateFile }: SysctlDriverOptions): S
     merge: 'same',
     equal: (wanted, found) => wanted.value === found.value,
     former: (path) => former.get(path),
+    restore() {
+      for (const path of [...former.keys()]) restore(path);
+    },
     async list() {
       const found = new Map<Key<'sysctl'>, Sysctl>();
       for (const path of former.keys()) {
@@ -74,6 +86,17 @@ export function createSysctlDriver({ files, stateFile }: SysctlDriverOptions): S
       }
       return failures;
     },
+    ...(monitor && {
+      watch: (notice: Notice<'sysctl'>, signal: AbortSignal) => {
+        const message = (seen: NetlinkMessage) => {
+          for (const { path, value } of readForwarding(seen)) {
+            // The kernel tells of many settings that were never Tulle's business.
+            if (former.has(path)) notice.found(`sysctl ${path}`, { path, value });
+          }
+        };
+        monitor.subscribe({ message, lost: (reason) => notice.stale(reason) }, signal);
+      },
+    }),
   };
 }
 
@@ -81,7 +104,9 @@ export function createSysctlDriver({ files, stateFile }: SysctlDriverOptions): S
 function readState(file: string): Map<string, string> {
   try {
     const entries = Object.entries(JSON.parse(readFileSync(file, 'utf8')) as Record<string, unknown>);
-    return new Map(entries.filter((entry): entry is [string, string] => isSysctlPath(entry[0]) && typeof entry[1] === 'string'));
+    return new Map(
+      entries.filter((entry): entry is [string, string] => isSysctlPath(entry[0]) && typeof entry[1] === 'string'),
+    );
   } catch {
     return new Map();
   }
@@ -92,6 +117,11 @@ function writeState(file: string, former: ReadonlyMap<string, string>): void {
     writeFileSync(`${file}.new`, JSON.stringify(Object.fromEntries(former)), { mode: 0o600 });
     renameSync(`${file}.new`, file);
   } catch (cause) {
-    throw new KernelError({ code: (cause as NodeJS.ErrnoException).code ?? 'EIO', operation: 'save', object: `former sysctl values in ${file}`, cause });
+    throw new KernelError({
+      code: (cause as NodeJS.ErrnoException).code ?? 'EIO',
+      operation: 'save',
+      object: `former sysctl values in ${file}`,
+      cause,
+    });
   }
 }
