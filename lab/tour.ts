@@ -130,7 +130,7 @@ function showWaysOn({ nodes, pods }: LabStatus): void {
     ['./tulle lab status', 'nodes, agents, pods'],
     [`./tulle lab pod run web --node ${node} -- sleep 3600`, 'another pod'],
     [`./tulle lab exec ${pod} -- ip address`, 'look around in a pod'],
-    [`./tulle lab kill-agent ${node}; ./tulle lab ping`, 'traffic does not need the agent'],
+    [`./tulle lab kill-agent ${node}; sudo ./tulle lab ping`, 'traffic does not need the agent'],
     [`./tulle lab logs ${node} -f`, 'what the agent does'],
     ['./tulle lab down', 'end it; nothing is left'],
   ];
