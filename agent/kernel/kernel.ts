@@ -47,7 +47,11 @@ export async function openKernel(
     onReaperError: (err) => log.warn({ err }, 'links of deleted pods cannot be destroyed yet'),
   });
   const nfnetlink = new NetlinkSocket(NETLINK_PROTOCOL.NETFILTER);
-  const sysctl = createSysctlDriver({ files: netlink.sysctls, stateFile: join(config.runDir, 'sysctl.json') });
+  const sysctl = createSysctlDriver({
+    files: netlink.sysctls,
+    stateFile: join(config.runDir, 'sysctl.json'),
+    monitor: netlink.monitor,
+  });
   const byKind = {
     ...netlink.drivers,
     sysctl,

@@ -1,5 +1,5 @@
 /** The only file that calls C directly. Everything here is synchronous and thread-safe. */
-import { constants, closeSync, fstatSync, openSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { getSystemErrorName } from 'node:util';
 import koffi from 'koffi';
 import { KernelError } from './errors.ts';
@@ -68,7 +68,12 @@ export function withFd<T>(path: string, action: (fd: number) => T): T {
 }
 
 /** ioctl(2) with a buffer that the kernel may write to. */
-export function ioctl(fd: number, request: number, argument: Uint8Array, what: { operation: string; object: string }): void {
+export function ioctl(
+  fd: number,
+  request: number,
+  argument: Uint8Array,
+  what: { operation: string; object: string },
+): void {
   if (ioctlCall(fd, request, argument) < 0) throw new KernelError({ code: lastErrno(), ...what });
 }
 
