@@ -102,7 +102,7 @@ class Agent {
       log: cniLog,
     });
     this.#queue = new DeleteQueue({ runDir: config.runDir, attachments: this.#attachments, log: cniLog });
-    this.#server = new CniServer({ runDir: config.runDir, attachments: this.#attachments, readiness, log: cniLog });
+    this.#server = new CniServer({ runDir: config.runDir, attachments: this.#attachments, queue: this.#queue, readiness, log: cniLog });
   }
 
   async run(signal: AbortSignal): Promise<void> {

@@ -1,4 +1,5 @@
 /** `tulle diff`: what the next cycle would change in the kernel. Exit code 0: nothing, 3: changes. */
+import type { ChainPart } from '../model/items.ts';
 import type { Change } from '../reconcile/types.ts';
 import { askAgent } from './ask-agent.ts';
 
@@ -11,14 +12,16 @@ export async function diff({ runDir, json }: { runDir: string; json: boolean }):
   return changes.length === 0 ? 0 : CHANGES_FOUND;
 }
 
-/** `+ route 10.84.1.0/24 …` with the value, `~` for both values, `-` for what would go. */
+/** `+ route 10.84.1.0/24 …` and the value, `~` with both values, `-` for what would go. */
 export function describeChange(change: Change): string {
-  switch (change.action) {
-    case 'create':
-      return `+ ${change.key}\n    ${JSON.stringify(change.item.value)}\n`;
-    case 'update':
-      return `~ ${change.key}\n  - ${JSON.stringify(change.from)}\n  + ${JSON.stringify(change.item.value)}\n`;
-    case 'remove':
-      return `- ${change.key}\n    ${JSON.stringify(change.from)}\n`;
-  }
+  const sign = { create: '+', update: '~', remove: '-' }[change.action];
+  const from = change.action === 'create' ? [] : describeValue(change.from).map((line) => `    - ${line}`);
+  const to = change.action === 'remove' ? [] : describeValue(change.item.value).map((line) => `    + ${line}`);
+  return [`${sign} ${change.key}`, ...from, ...to, ''].join('\n');
+}
+
+/** One line; of a part of a chain, one a rule. */
+function describeValue(value: object): readonly string[] {
+  if ('rules' in value) return (value as ChainPart).rules.map(({ args, comment }) => `${args.join(' ')}  # ${comment}`);
+  return [Object.entries(value).map(([field, content]) => `${field}=${typeof content === 'string' ? content : JSON.stringify(content)}`).join(' ')];
 }

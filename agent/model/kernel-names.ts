@@ -35,6 +35,15 @@ export const POD_LINK_PATTERN = 'tl+';
 export const podLinkName = (containerId: string, ifName: string): string =>
   limited(`tl${hash(`${containerId}/${ifName}`, 12)}`, LINK_NAME_MAX);
 
+/** IFALIASZ - 1 (linux/if.h). A pod's namespace and name may have 63 + 253 characters. */
+const ALIAS_MAX = 255;
+
+/** IFLA_IFALIAS of a pod link: `tulle:pod:<namespace>/<name>`, the end of a longer one replaced by its hash. */
+export function podLinkAlias(attachmentName: string): string {
+  const alias = `${ALIAS_PREFIX}pod:${attachmentName}`;
+  return alias.length <= ALIAS_MAX ? alias : `${alias.slice(0, ALIAS_MAX - 17)}~${hash(alias, 16)}`;
+}
+
 /** MAC of the VTEP of a node, computed alike by the node itself and by its peers. */
 export const vtepMac = (nodeName: string): MacAddress => macOf(`vtep/${nodeName}`);
 export const podLinkMac = (containerId: string, ifName: string, end: 'host' | 'pod'): MacAddress =>

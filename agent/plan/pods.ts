@@ -3,7 +3,7 @@ import { type Attachment, attachmentName, podFragmentId } from '../model/attachm
 import type { Fragment } from '../model/fragment.ts';
 import { factsOf, familyOf, hostCidr, type IpAddress } from '../model/ip.ts';
 import { type AnyItem, defaultMetric, item, memberOf, type PodLink } from '../model/items.ts';
-import { ALIAS_PREFIX, podLinkMac, podLinkName, setName } from '../model/kernel-names.ts';
+import { podLinkAlias, podLinkMac, podLinkName, setName } from '../model/kernel-names.ts';
 import { gateKeys } from './node-network.ts';
 
 export function planPod(attachment: Attachment, mtuBytes: number): Fragment {
@@ -24,7 +24,7 @@ function podLink(attachment: Attachment, mtuBytes: number): PodLink {
   const { containerId, ifName, netns, ips } = attachment;
   return {
     name: podLinkName(containerId, ifName),
-    alias: `${ALIAS_PREFIX}pod:${attachmentName(attachment)}`,
+    alias: podLinkAlias(attachmentName(attachment)),
     hostMac: podLinkMac(containerId, ifName, 'host'),
     podMac: podLinkMac(containerId, ifName, 'pod'),
     mtuBytes,

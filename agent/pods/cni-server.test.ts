@@ -21,6 +21,8 @@ const RESULT = {
   routes: [],
 };
 
+const queue = { carryOutBefore: async () => undefined };
+
 /** Stands for the verbs: what the server does with sockets is what is tested here. */
 interface Stand {
   readonly runDir: string;

@@ -16,6 +16,7 @@ import {
 } from '../../cni/protocol.ts';
 import type { Attachments, Readiness } from './attachments.ts';
 import { toCniError } from './cni-errors.ts';
+import type { DeleteQueue } from './delete-queue.ts';
 
 const REQUEST_TIMEOUT_MS = 5_000;
 /** Below the executable's own deadline, so that the runtime gets the reason. */
@@ -31,6 +32,7 @@ export interface CniCall {
 export interface CniServerOptions {
   readonly runDir: string;
   readonly attachments: Attachments;
+  readonly queue: Pick<DeleteQueue, 'carryOutBefore'>;
   readonly readiness: () => Readiness;
   readonly log: Logger;
   readonly onCall?: (call: CniCall) => void;
@@ -108,10 +110,11 @@ export class CniServer {
 
   /** The answer's object, or undefined where the SPEC wants no output. */
   async #perform(request: CniRequest): Promise<object | undefined> {
-    const { attachments, readiness } = this.#options;
+    const { attachments, queue, readiness } = this.#options;
     const signal = AbortSignal.any([this.#stopped.signal, AbortSignal.timeout(VERB_TIMEOUT_MS)]);
     switch (request.verb) {
       case 'ADD':
+        await queue.carryOutBefore(request);
         return renderResult(request.config.cniVersion, await attachments.add(request, signal));
       case 'DEL':
         await attachments.del(request);

@@ -54,6 +54,16 @@ test('a DEL that fails stays queued for the next time and does not stop the othe
   t.deepEqual([done, left()], [['good', 'bad'], 0]);
 });
 
+test('the queued DEL of an attachment is carried out before its next ADD, others wait', async (t) => {
+  const done: string[] = [];
+  const { queue, enqueue, left } = createQueue(t, async (id) => void done.push(id));
+  enqueue('again');
+  enqueue('other');
+  await queue.carryOutBefore({ containerId: 'again', ifName: 'eth0' });
+  await queue.carryOutBefore({ containerId: 'fresh', ifName: 'eth0' });
+  t.deepEqual([done, left()], [['again'], 1]);
+});
+
 test('a file that is no request is set aside and foreign files stay', async (t) => {
   const { runDir, queue, left } = createQueue(t, async () => undefined);
   writeFileSync(join(runDir, 'delete-queue', '0123456789abcdef'), 'nonsense');

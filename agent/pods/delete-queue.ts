@@ -2,11 +2,11 @@
  * DELs that came while no agent listened: files that the executable left, each one whole request. See cni/tulle-cni.c for
  * the other half of the lock.
  */
-import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
-import { CNI_CODES, CniError, parseRequest } from '../../cni/protocol.ts';
+import { type AttachmentId, CNI_CODES, CniError, deleteQueueName, parseRequest } from '../../cni/protocol.ts';
 import { tryLockExclusive } from '../kernel/libc.ts';
 import type { Attachments } from './attachments.ts';
 
@@ -40,6 +40,15 @@ export class DeleteQueue {
     } finally {
       closeSync(lock);
     }
+  }
+
+  /**
+   * Carries out the queued DEL of one attachment, before its next ADD: runtimes may use a container id again, and a DEL that
+   * was queued while the agent did not answer must not take the new attachment away.
+   */
+  async carryOutBefore({ containerId, ifName }: AttachmentId): Promise<void> {
+    const path = join(this.#directory, deleteQueueName(containerId, ifName));
+    if (existsSync(path)) await this.#carryOut(path);
   }
 
   /** Carries out what is queued; what fails stays for the next time. */
