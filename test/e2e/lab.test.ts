@@ -135,6 +135,15 @@ test.serial('lab exec passes the exit code on, and a pod that is removed is gone
   t.is((await lab('pod', 'run', 'node-1-b', '--node', 'node-1')).exitCode, 0, 'the name is free again');
 });
 
+test.serial('lab tour shows a packet in the tunnel, a repaired route and a settled node', async (t) => {
+  const { exitCode, stdout, stderr } = await lab('tour');
+  t.is(exitCode, 0, stderr);
+  t.regex(stdout, /VXLAN.* vni 84\nIP 10\.84\.\d+\.\d+ > 10\.84\.\d+\.\d+: ICMP echo/);
+  t.regex(stdout, /Deleted 10\.84\.1\.0\/24 .*\n.*10\.84\.1\.0\/24 .*\nrepaired after \d+\.\d ms/);
+  t.regex(stdout, /tulle diff.*\n\(nothing: the kernel is as it should be\)/);
+  t.regex(stdout, /tulle lab down/);
+});
+
 test.serial('an agent that is killed comes back while traffic goes on', async (t) => {
   const killed = Number(/process (\d+)/.exec((await lab('kill-agent', 'node-2')).stdout)?.[1]);
   const ping = await lab('ping');
