@@ -11,9 +11,11 @@ export function toCniError(cause: unknown, action: string, code?: CniCode): CniE
   return new CniError(code ?? codeOf(reason), `cannot ${action}: ${details}`, { cause });
 }
 
+/** What may pass by itself: a busy lock, a tool or an answer that took too long. */
+const PASSING: ReadonlySet<string> = new Set(['EAGAIN', 'EBUSY', 'EINTR', 'ETIMEDOUT']);
+
 function codeOf(reason: unknown): CniCode {
   if (isExists(reason)) return CNI_CODES.invalidEnvironment;
-  if (reason instanceof KernelError)
-    return reason.code === 'ETIMEDOUT' || reason.code === 'EBUSY' ? CNI_CODES.tryAgainLater : CNI_CODES.ioFailure;
+  if (reason instanceof KernelError) return PASSING.has(reason.code) ? CNI_CODES.tryAgainLater : CNI_CODES.ioFailure;
   return reason instanceof Error && reason.name === 'TimeoutError' ? CNI_CODES.tryAgainLater : CNI_CODES.ioFailure;
 }

@@ -44,6 +44,7 @@ async function startServer(t: ExecutionContext): Promise<Stand> {
   } as unknown as Attachments;
   const server = new CniServer({
     runDir,
+    queue,
     attachments,
     readiness: () => stand.ready,
     log: pino({ level: 'silent' }),
@@ -170,6 +171,7 @@ test("only root reaches the socket, and a dead process's socket is replaced", as
   t.is(statSync(join(runDir, 'cni.sock')).mode & 0o777, 0o600);
   const second = new CniServer({
     runDir,
+    queue,
     attachments: {} as Attachments,
     readiness: () => ({ ready: false, reason: '' }),
     log: pino({ level: 'silent' }),
