@@ -5,6 +5,7 @@ import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { execa } from 'execa';
 import { table } from '../agent/commands/table.ts';
+import { SETTINGS } from '../agent/config.ts';
 import { ROUTE_PROTOCOL } from '../agent/model/kernel-names.ts';
 import type { LabControl, LabNodeStatus, LabStatus } from './control.ts';
 import { bridgeName } from './fabric.ts';
@@ -18,8 +19,8 @@ import { TULLE } from './up.ts';
 const PODS_PER_NODE = ['a', 'b'];
 /** For each thing that the tour waits for. */
 const DEADLINE_MS = 15_000;
-/** agent/config.ts: the UDP port of the tunnel, unless the lab was started with another. */
-const VXLAN_PORT = 8472;
+/** Unless the lab was started with another. */
+const VXLAN_PORT = SETTINGS['vxlan.port'].default;
 
 /** The lab must be up. Throws LabError when something that it shows does not happen. */
 export async function tour(control: LabControl): Promise<void> {
