@@ -26,6 +26,7 @@ const READY_DEADLINE_MS = 30_000;
 /** An agent that ends this often before it was ready will not become so. */
 const HOPELESS_RESTARTS = 3;
 const LOG_TAIL_LINES = 5;
+const HOLD_DEADLINE_MS = 10_000;
 
 export class AgentProcess {
   readonly #node: NodeRef;
@@ -36,6 +37,8 @@ export class AgentProcess {
   #restarts = 0;
   #lastEnd: string | undefined;
   #stopped = false;
+  /** Pending while the agent is held back. */
+  #held: PromiseWithResolvers<void> | undefined;
 
   constructor(options: { node: NodeRef; argv: readonly string[]; logFile: string; log: Logger }) {
     this.#node = options.node;
@@ -47,7 +50,10 @@ export class AgentProcess {
   /** Runs the agent again and again until the signal; resolves then. Never rejects. */
   async run(signal: AbortSignal): Promise<void> {
     let failures = 0;
+    signal.addEventListener('abort', () => this.release(), { once: true });
     while (!signal.aborted) {
+      await this.#held?.promise;
+      if (signal.aborted) break;
       const startMs = performance.now();
       this.#lastEnd = await this.#runOnce().catch(messageOf);
       if (signal.aborted) break;
@@ -63,7 +69,7 @@ export class AgentProcess {
   async status(): Promise<AgentStatus> {
     const pid = await this.#pid();
     return {
-      state: this.#stopped ? 'stopped' : pid === undefined ? 'restarting' : 'running',
+      state: this.#stopped || this.#held ? 'stopped' : pid === undefined ? 'restarting' : 'running',
       ...(pid !== undefined && { pid }),
       restarts: this.#restarts,
       ready: await this.#hasConflist(),
@@ -83,6 +89,26 @@ export class AgentProcess {
       expected: 'a running agent',
       received: this.#lastEnd ?? 'none',
     });
+  }
+
+  /** SIGKILL, and no new one until release(). Resolves when none runs. */
+  async hold(signal: AbortSignal): Promise<void> {
+    this.#held ??= Promise.withResolvers();
+    const wait = { describe: 'the agent to end', deadlineMs: HOLD_DEADLINE_MS, signal };
+    // A new one may be about to start: then its process has no number yet.
+    await until(async () => this.#child === undefined || (await this.#killChild()), wait);
+  }
+
+  /** Lets the agent run again. */
+  release(): void {
+    this.#held?.resolve();
+    this.#held = undefined;
+  }
+
+  async #killChild(): Promise<false> {
+    const pid = await this.#pid();
+    if (pid !== undefined) killIfAlive(pid);
+    return false;
   }
 
   /** Resolves when the conflist is there. Throws LabError, with the end of the log, when that does not happen. */
@@ -137,5 +163,13 @@ export class AgentProcess {
     // Nothing can be read of a node that ended.
     const files = await readdir(pathOnHost(this.#node, CONF_DIR)).catch(() => []);
     return files.some((name) => name.endsWith('.conflist'));
+  }
+}
+
+function killIfAlive(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
   }
 }

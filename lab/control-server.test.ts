@@ -28,6 +28,9 @@ function fakeLab(calls: unknown[]): Lab {
       calls.push(node);
       return 42;
     },
+    stopAgent: async (node: string) => void calls.push(['stop', node]),
+    startAgent: (node: string) => void calls.push(['start', node]),
+    setApiFault: (fault: string) => void calls.push(['fault', fault]),
   } as unknown as Lab;
 }
 
@@ -51,11 +54,17 @@ test('labControl and the supervisor agree on every call', async (t) => {
   await control.checkPod('a b', 'c/d');
   await control.removePod('default', 'web');
   t.deepEqual(await control.killAgent('node-1'), { pid: 42 });
+  await control.stopAgent('node-1');
+  await control.startAgent('node-1');
+  await control.setApiFault('stalled');
   t.deepEqual(calls, [
     pod,
     ['check', { namespace: 'a b', name: 'c/d' }],
     ['remove', { namespace: 'default', name: 'web' }],
     'node-1',
+    ['stop', 'node-1'],
+    ['start', 'node-1'],
+    ['fault', 'stalled'],
   ]);
 
   const error = await t.throwsAsync(control.runPod({ ...pod, node: 'absent' }), { instanceOf: SupervisorError });

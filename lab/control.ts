@@ -48,6 +48,9 @@ export type Progress =
 /** Longer than an ADD may take. */
 const TIMEOUT_MS = 100_000;
 
+/** What the API server does to everybody: reset every connection, accept and say nothing, or work. */
+export type ApiFault = 'unavailable' | 'stalled' | 'none';
+
 export interface LabControl {
   status(): Promise<LabStatus>;
   runPod(pod: LabPodRequest): Promise<PodStatus>;
@@ -55,11 +58,16 @@ export interface LabControl {
   removePod(namespace: string, name: string): Promise<void>;
   /** The process that was killed. */
   killAgent(node: string): Promise<{ readonly pid: number }>;
+  /** Ends the agent and keeps it away until startAgent. */
+  stopAgent(node: string): Promise<void>;
+  startAgent(node: string): Promise<void>;
+  setApiFault(fault: ApiFault): Promise<void>;
 }
 
 /** Each call throws LabError: with what the supervisor objects to, or when no lab is up. */
 export function labControl({ controlSocket }: Pick<LabLayout, 'controlSocket'>, signal?: AbortSignal): LabControl {
   const ask = (method: string, path: string, body?: unknown) => call({ controlSocket, method, path, body, signal });
+  const nodePath = (node: string, call: string) => `/nodes/${encodeURIComponent(node)}/${call}`;
   const podPath = (namespace: string, name: string) =>
     `/pods/${encodeURIComponent(namespace)}/${encodeURIComponent(name)}`;
   return {
@@ -67,7 +75,10 @@ export function labControl({ controlSocket }: Pick<LabLayout, 'controlSocket'>, 
     runPod: async (pod) => (await ask('POST', '/pods', pod)) as PodStatus,
     checkPod: async (namespace, name) => void (await ask('POST', `${podPath(namespace, name)}/check`)),
     removePod: async (namespace, name) => void (await ask('DELETE', podPath(namespace, name))),
-    killAgent: async (node) => (await ask('POST', `/nodes/${encodeURIComponent(node)}/kill-agent`)) as { pid: number },
+    killAgent: async (node) => (await ask('POST', nodePath(node, 'kill-agent'))) as { pid: number },
+    stopAgent: async (node) => void (await ask('POST', nodePath(node, 'stop-agent'))),
+    startAgent: async (node) => void (await ask('POST', nodePath(node, 'start-agent'))),
+    setApiFault: async (fault) => void (await ask('POST', '/api-fault', { fault })),
   };
 }
 

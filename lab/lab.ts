@@ -7,7 +7,7 @@ import { AgentProcess } from './agent-process.ts';
 import { type ApiServer, startApiServer } from './api-server/server.ts';
 import { ApiWriter } from './api-writer.ts';
 import { BIN_DIR, CONF_DIR } from './cni-client.ts';
-import type { LabNodeStatus, LabOptions, LabStatus } from './control.ts';
+import type { ApiFault, LabNodeStatus, LabOptions, LabStatus } from './control.ts';
 import { type Attachment, attachNode, buildFabric, planAttachment, routerAddress, segmentCidr } from './fabric.ts';
 import { LabError } from './lab-error.ts';
 import { DIR_IN_NODE, type LabLayout, type NodeLayout, nodeLayout } from './layout.ts';
@@ -98,12 +98,32 @@ export class Lab {
 
   /** The process that was killed; it is started again at once. Throws LabError. */
   async killAgent(name: string): Promise<number> {
+    return this.#node(name).agent.kill();
+  }
+
+  /** Ends the agent of a node and keeps it away until startAgent. Throws LabError. */
+  async stopAgent(name: string, signal: AbortSignal): Promise<void> {
+    await this.#node(name).agent.hold(signal);
+  }
+
+  /** Throws LabError. */
+  startAgent(name: string): void {
+    this.#node(name).agent.release();
+  }
+
+  /** A fault of the API server, or the end of it. */
+  setApiFault(fault: ApiFault): void {
+    const { server } = this.#api;
+    server.setUnavailable(fault === 'unavailable');
+    server.stall(fault === 'stalled');
+  }
+
+  #node(name: string): LabNode {
     const entry = this.#nodes.get(name);
-    if (entry) return entry.agent.kill();
-    const names = [...this.#nodes.keys()].join(', ');
+    if (entry) return entry;
     throw new LabError({
-      operation: `kill the agent of ${JSON.stringify(name)}`,
-      expected: `one of ${names}`,
+      operation: `find node ${JSON.stringify(name)}`,
+      expected: `one of ${[...this.#nodes.keys()].join(', ')}`,
       received: 'no such node',
     });
   }
