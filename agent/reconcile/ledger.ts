@@ -148,8 +148,8 @@ export class Ledger {
       if (batch.length >= limit) break;
       if (only && !only.has(key)) continue;
       const change = this.#changeFor(key);
+      // Wanted again since it was put aside: collect() is about to make it pending.
       if (change?.action === 'remove') batch.push(this.#begin(change));
-      else if (change) this.dirty.touch(key);
     }
     return batch;
   }

@@ -99,6 +99,15 @@ test('needs: blocked until the need is in the kernel, in another lane too, then 
   t.deepEqual(rig.reconciler.status().blocked, []);
 });
 
+test('needs: what is no longer wanted is no longer blocked', async (t) => {
+  const rig = await startRig(t, { fragments: [fragment('a', [route(1, 'a', [sysctl(1).key])])] });
+  await quiet(rig.reconciler);
+  rig.drop('a');
+  await until(() => rig.reconciler.status().blocked.length === 0, 'nothing blocked');
+  await quiet(rig.reconciler);
+  t.is(rig.reconciler.status().kinds.route?.dirty, 0);
+});
+
 test('needs: a need with another value than wanted, or a failing one, blocks', async (t) => {
   const rig = await startRig(t, { sysctls: { store: new Map([[sysctl(1).key, sysctl(1, 'old').value]]) } });
   rig.sysctls.failNext({ key: sysctl(1).key }, Infinity);
@@ -151,6 +160,33 @@ test('backoff: attempts are spaced out, and start over when something else is wa
   t.is(rig.routes.store.get(route(1).key)?.link, 'b');
 });
 
+test('backoff: neither notices nor other work cut it short', async (t) => {
+  const rig = await startRig(t, { options: { backoff: { minMs: 60_000, maxMs: 60_000 } } });
+  rig.routes.failNext({ key: route(1).key }, 1);
+  rig.put(fragment('a', [route(1)]));
+  await until(() => rig.reconciler.status().failing.length === 1, 'a failure');
+  rig.routes.tell(route(1).key, route(1, 'foreign').value);
+  rig.put(fragment('b', [route(2)]));
+  await rig.reconciler.settle([route(2).key], signal());
+  await sleep(5);
+  t.is(rig.reconciler.status().failing[0]?.attempts, 1);
+  rig.routes.tell(route(1).key, route(1).value);
+  t.deepEqual(rig.reconciler.status().failing, [], 'but it ends when somebody else has put it right');
+});
+
+test('backoff: does not apply to what was changed while the failing attempt ran', async (t) => {
+  const rig = await startRig(t, { options: { backoff: { minMs: 60_000, maxMs: 60_000 } } });
+  const { reached, release } = rig.routes.hold();
+  rig.routes.failNext({ key: route(1).key }, 1);
+  rig.put(fragment('a', [route(1)]));
+  await reached;
+  rig.put(fragment('a', [route(1, 'b')]));
+  t.is(rig.reconciler.status().kinds.route?.dirty, 2, 'in flight, and pending again');
+  release();
+  await quiet(rig.reconciler);
+  t.is(rig.routes.store.get(route(1).key)?.link, 'b');
+});
+
 for (const thrown of [new Error('lost'), 'a string', undefined]) {
   test(`apply() that throws ${String(thrown)} fails the batch and ends nothing`, async (t) => {
     const rig = await startRig(t);
@@ -164,11 +200,11 @@ for (const thrown of [new Error('lost'), 'a string', undefined]) {
 
 test('apply() that never returns is given up, and the lane goes on', async (t) => {
   for (const manner of ['obedient', 'deaf'] as const) {
-    const rig = await startRig(t, { options: { deadlineMs: 20 } });
+    const rig = await startRig(t, { options: { deadlineMs: 200 } });
     rig.routes.hangNext(manner);
     rig.put(fragment('a', [route(1)]));
     const error = await t.throwsAsync(rig.reconciler.settle([route(1).key], signal()), { name: 'SettleError' });
-    t.like(error?.cause, { name: 'DeadlineError', operation: 'apply 1 changes of route', deadlineMs: 20 });
+    t.like(error?.cause, { name: 'DeadlineError', operation: 'apply 1 changes of route', deadlineMs: 200 });
     await quiet(rig.reconciler);
     t.true(rig.routes.store.has(route(1).key));
     rig.routes.violations.length = 0; // the deaf one still counts as busy
@@ -189,13 +225,27 @@ test('a kind that cannot be listed is not written; others are', async (t) => {
 });
 
 test('a list that hangs is given up and tried again', async (t) => {
-  const rig = makeRig({ options: { deadlineMs: 20 }, fragments: [fragment('a', [route(1)])] });
+  const rig = makeRig({ options: { deadlineMs: 200 }, fragments: [fragment('a', [route(1)])] });
   t.teardown(() => rig.controller.abort());
   rig.routes.hangNextList();
   rig.reconciler.start(rig.controller.signal);
   await rig.reconciler.listed;
-  await rig.reconciler.settle([route(1).key], signal());
-  t.is(rig.routes.lists, 2);
+  await quiet(rig.reconciler);
+  t.true(rig.routes.store.has(route(1).key));
+});
+
+test('what waited for a list is written after it, also when that list comes in the middle of a cycle', async (t) => {
+  const rig = makeRig({ fragments: [fragment('a', [route(1), sysctl(1)])] });
+  t.teardown(() => rig.controller.abort());
+  rig.sysctls.failLists(1);
+  const { reached, release } = rig.routes.hold();
+  rig.reconciler.start(rig.controller.signal);
+  await reached;
+  await sleep(10); // past the backoff of the failed list
+  release();
+  await rig.reconciler.listed;
+  await until(() => rig.sysctls.store.has(sysctl(1).key), 'the write');
+  t.pass();
 });
 
 test('settle: resolves once all keys are as wanted, present or absent', async (t) => {
@@ -447,6 +497,35 @@ test('a notice during a list wins over the list, which is done again', async (t)
   await until(() => rig.routes.lists >= 3, 'another list');
   await quiet(rig.reconciler);
   t.true(rig.routes.store.has(route(1).key));
+});
+
+test('a notice during a list is acted on before the next list', async (t) => {
+  const rig = await startRig(t, {
+    fragments: [fragment('a', [route(1)])],
+    options: { backoff: { minMs: 60_000, maxMs: 60_000 } },
+  });
+  await quiet(rig.reconciler);
+  const { reached, release } = rig.routes.hold('list');
+  rig.reconciler.resync('route');
+  await reached;
+  rig.routes.tamper(route(1).key, undefined, { notice: true });
+  release();
+  await until(() => rig.routes.store.has(route(1).key), 'the repair');
+  t.is(rig.routes.lists, 2);
+});
+
+test('what is wanted back while something else is being written is not settled yet', async (t) => {
+  const rig = await startRig(t, { fragments: [fragment('a', [route(1, 'a')])] });
+  await quiet(rig.reconciler);
+  const { reached, release } = rig.routes.hold();
+  rig.put(fragment('a', [route(1, 'b')]));
+  await reached;
+  rig.put(fragment('a', [route(1, 'a')]));
+  const settled = rig.reconciler.settle([route(1).key], signal()).then(() => rig.routes.store.get(route(1).key)?.link);
+  await nextTurn();
+  release();
+  t.is(await settled, 'a');
+  t.deepEqual(text(rig.routes.written), [`create ${r(1)}`, `update ${r(1)}`, `update ${r(1)}`]);
 });
 
 test('what changes while it is being written is written again', async (t) => {
