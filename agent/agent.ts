@@ -1,11 +1,13 @@
 /** Puts the rooms together: watch → plan → state → reconciler → drivers, and the CNI server beside them. */
 import { mkdirSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { renderConflist } from '../cni/conflist.ts';
 import { ApiClient } from './cluster/api-client.ts';
 import { type ClusterStatus, ClusterWatch } from './cluster/cluster.ts';
 import type { CredentialsSource } from './cluster/credentials.ts';
 import type { Config } from './config.ts';
+import { requireCapabilities } from './kernel/capabilities.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
 import { type Plan, Planner } from './plan/planner.ts';
@@ -24,6 +26,7 @@ import { serveControl } from './telemetry/control-server.ts';
 
 /** How often attachments whose pods vanished without a DEL are looked for. */
 const COLLECT_INTERVAL_MS = 30_000;
+const INSTALL_RETRY_MS = 2_000;
 
 export interface AgentOptions {
   readonly config: Config;
@@ -37,6 +40,7 @@ export interface AgentOptions {
 /** Runs until the signal aborts. Rejects when the agent cannot start; stopping changes nothing in the kernel. */
 export async function runAgent(options: AgentOptions, signal: AbortSignal): Promise<void> {
   const { config, log } = options;
+  requireCapabilities();
   await holdNetworkNamespace(signal);
   mkdirSync(config.runDir, { recursive: true, mode: 0o700 });
   const kernel = await openKernel({ config, log: log.child({ component: 'kernel' }) }, signal);
@@ -71,6 +75,7 @@ class Agent {
   #planScheduled = false;
   /** The node's own network has been in the kernel once; from then on the conflist stands. */
   #installed = false;
+  #installing: Promise<void> | undefined;
 
   constructor({ config, credentials, log, ...rest }: AgentOptions, kernel: Kernel) {
     this.#options = { config, credentials, log, ...rest };
@@ -102,7 +107,13 @@ class Agent {
       log: cniLog,
     });
     this.#queue = new DeleteQueue({ runDir: config.runDir, attachments: this.#attachments, log: cniLog });
-    this.#server = new CniServer({ runDir: config.runDir, attachments: this.#attachments, queue: this.#queue, readiness, log: cniLog });
+    this.#server = new CniServer({
+      runDir: config.runDir,
+      attachments: this.#attachments,
+      queue: this.#queue,
+      readiness,
+      log: cniLog,
+    });
   }
 
   async run(signal: AbortSignal): Promise<void> {
@@ -203,28 +214,45 @@ class Agent {
     for (const id of before.keys()) if (!plan.fragments.has(id)) this.#state.replace(id, undefined);
     if (plan.underlay.podNetworks.length > 0) this.#attachments.follow(plan.underlay.mtuBytes);
     if (first) this.#reconciler.enableSweep();
-    if (!this.#installed && plan.underlay.podNetworks.length > 0) void this.#install(signal);
+    if (plan.underlay.podNetworks.length > 0)
+      this.#installing ??= this.#install(signal).catch((err: unknown) => this.#installFailed(err, signal));
   }
 
   /** The conflist is what tells the runtime that pods can start: written last, when the node's own network stands. */
   async #install(signal: AbortSignal): Promise<void> {
     const { config, log } = this.#options;
-    const own = [...(this.#plan?.fragments.values() ?? [])].filter(({ rank }) => rank === '');
-    try {
-      await this.#reconciler.settle(
-        own.flatMap(({ items }) => items.map(({ key }) => key)),
-        signal,
-      );
-      if (this.#installed) return;
-      this.#installed = true;
-      installConflist(renderConflist(), config.cniConfDir);
-      log.info(this.readiness(), 'ready for pods');
-    } catch (err) {
-      this.#installed = false;
-      if (signal.aborted) return;
-      log.error({ err }, "not ready for pods: the node's own network cannot be set up");
-      setTimeout(() => !signal.aborted && !this.#installed && void this.#install(signal), 1000).unref();
+    await this.#settleOwnNetwork(signal);
+    installConflist(renderConflist(), config.cniConfDir);
+    this.#installed = true;
+    log.info(this.readiness(), 'ready for pods');
+    await this.#kernel.sweepOtherBackend(signal);
+  }
+
+  /** Until it succeeds: what keeps the node from being ready is logged once, and shown by status. */
+  async #settleOwnNetwork(signal: AbortSignal): Promise<void> {
+    for (let told = ''; ; ) {
+      const own = [...(this.#plan?.fragments.values() ?? [])].filter(({ rank }) => rank === '');
+      try {
+        return await this.#reconciler.settle(
+          own.flatMap(({ items }) => items.map(({ key }) => key)),
+          signal,
+        );
+      } catch (err) {
+        signal.throwIfAborted();
+        const reason = String(err);
+        if (reason !== told)
+          this.#options.log.error({ err }, "not ready for pods: the node's own network cannot be set up");
+        told = reason;
+        // A settle would try again at once; the reconciler has its own backoff.
+        await delay(INSTALL_RETRY_MS, undefined, { signal });
+      }
     }
+  }
+
+  #installFailed(err: unknown, signal: AbortSignal): void {
+    if (!signal.aborted)
+      this.#options.log.error({ err }, 'the network configuration cannot be installed; tried again at the next change');
+    this.#installing = undefined;
   }
 
   #whyNotSynced(): string {

@@ -23,5 +23,9 @@ export function describeChange(change: Change): string {
 /** One line; of a part of a chain, one a rule. */
 function describeValue(value: object): readonly string[] {
   if ('rules' in value) return (value as ChainPart).rules.map(({ args, comment }) => `${args.join(' ')}  # ${comment}`);
-  return [Object.entries(value).map(([field, content]) => `${field}=${typeof content === 'string' ? content : JSON.stringify(content)}`).join(' ')];
+  return [
+    Object.entries(value)
+      .map(([field, content]) => `${field}=${typeof content === 'string' ? content : JSON.stringify(content)}`)
+      .join(' '),
+  ];
 }

@@ -8,7 +8,7 @@ import { run } from './command.ts';
 import { HostWatch } from './host.ts';
 import { createMemberDriver } from './ipset/member.ts';
 import { createSetDriver } from './ipset/set.ts';
-import { type BackendName, chooseBackend, describeBackend } from './iptables/backend.ts';
+import { type Backend, type BackendName, backendCommands, chooseBackend, describeBackend } from './iptables/backend.ts';
 import { createChainDriver } from './iptables/chain.ts';
 import { openNetlink } from './netlink/open.ts';
 import { NETLINK_PROTOCOL, NetlinkSocket } from './netlink/socket.ts';
@@ -32,6 +32,8 @@ export interface Kernel {
   identifyNetns(path: string): { readonly device: string; readonly inode: string };
   /** What differs between a pod link and the kernel, in words. */
   describePodLink(link: PodLink): Promise<readonly string[]>;
+  /** Removes Tulle's chains from the iptables that is not used: an earlier agent may have used it. Logs what fails. */
+  sweepOtherBackend(signal: AbortSignal): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -74,6 +76,7 @@ export async function openKernel(
     onHostChange: (listener) => host.onChange(listener),
     identifyNetns: (path) => identifyNetns(path),
     describePodLink: netlink.describePodLink,
+    sweepOtherBackend: (signal) => sweepOtherBackend(backend, log, signal),
     async close() {
       nfnetlink.close();
       await netlink.close();
@@ -83,3 +86,20 @@ export async function openKernel(
 
 const iptablesBackend = (setting: KernelSettings['iptables.backend'], signal: AbortSignal) =>
   setting === 'auto' ? chooseBackend(run, signal) : describeBackend(run, setting, 'the settings say so', signal);
+
+async function sweepOtherBackend({ backend }: Backend, log: Logger, signal: AbortSignal): Promise<void> {
+  const other = backend === 'nft' ? 'legacy' : 'nft';
+  try {
+    const driver = createChainDriver({ run, backend: { commands: backendCommands(other) } });
+    const found = await driver.list(signal);
+    if (found.size === 0) return;
+    const removals = [...found].map(([key, from]) => ({ action: 'remove', kind: 'chain-part', key, from }) as const);
+    const failures = await driver.apply(removals, signal);
+    log.info(
+      { backend: other, parts: removals.length, failures: [...failures.values()].map(String) },
+      'own chains of an earlier agent removed',
+    );
+  } catch (err) {
+    log.warn({ err, backend: other }, 'the iptables that is not used cannot be looked at');
+  }
+}

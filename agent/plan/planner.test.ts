@@ -5,6 +5,7 @@ import type { Cluster, Node } from '../model/cluster.ts';
 import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type AnyItem, keyOf } from '../model/items.ts';
+import { vtepMac } from '../model/kernel-names.ts';
 import { findOverlaps } from './overlaps.ts';
 import { Planner } from './planner.ts';
 import type { PlanSettings } from './underlay.ts';
@@ -45,10 +46,7 @@ test('a peer is one forwarding entry, and a neighbour and a route a family', (t)
       'route {"destination":"fd84:0:0:1::/64","metric":1024,"type":"unicast","link":"tulle.84","gateway":"fd84:0:0:1::1","onlink":true,"source":"fd84::1"}',
     ]
       .join('\n')
-      .replaceAll(
-        'MAC',
-        (fragments.get('node b')?.items.find(({ kind }) => kind === 'fdb')?.value as { mac: string }).mac,
-      ),
+      .replaceAll('MAC', vtepMac('b')),
   );
 });
 

@@ -27,12 +27,12 @@ export class OwnTable {
   readonly family: Family;
   readonly #table: Table;
   readonly #run: Run;
-  readonly #backend: Backend;
+  readonly #backend: Pick<Backend, 'commands'>;
   #chains: Chains = new Map();
   /** Own chains whose jump is as it should be, as far as known. */
   #jumped = new Set<string>();
 
-  constructor(run: Run, backend: Backend, family: Family, table: Table) {
+  constructor(run: Run, backend: Pick<Backend, 'commands'>, family: Family, table: Table) {
     this.#run = run;
     this.#backend = backend;
     this.family = family;
@@ -125,7 +125,7 @@ export class OwnTable {
 /** Own chains of one family, of all tables or of one. A family that the host lacks has none. */
 export async function readFamily(
   run: Run,
-  backend: Backend,
+  backend: Pick<Backend, 'commands'>,
   family: Family,
   signal: AbortSignal,
   table?: Table,

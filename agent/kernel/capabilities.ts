@@ -1,0 +1,24 @@
+/** What the agent must be allowed to do, asked before anything fails half-way with a bare EPERM. */
+import { readFileSync } from 'node:fs';
+import { KernelError } from './errors.ts';
+
+/** Bits of CapEff (linux/capability.h) and what they are needed for. */
+const NEEDED: readonly { readonly name: string; readonly bit: bigint; readonly purpose: string }[] = [
+  { name: 'CAP_NET_ADMIN', bit: 12n, purpose: 'links, routes, rules and sets' },
+  { name: 'CAP_NET_RAW', bit: 13n, purpose: 'iptables and ipset' },
+  { name: 'CAP_SYS_ADMIN', bit: 21n, purpose: "entering pods' network namespaces" },
+];
+
+/** Throws KernelError EPERM that names what is missing. `status` is the text of /proc/self/status. */
+export function requireCapabilities(status = readFileSync('/proc/self/status', 'latin1')): void {
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0'}`);
+  const missing = NEEDED.filter(({ bit }) => ((effective >> bit) & 1n) === 0n);
+  if (missing.length === 0) return;
+  const list = missing.map(({ name, purpose }) => `${name} (${purpose})`).join(', ');
+  throw new KernelError({
+    code: 'EPERM',
+    operation: 'run',
+    object: 'the agent',
+    detail: `it lacks ${list}: run it as root, or add these capabilities to its container`,
+  });
+}
