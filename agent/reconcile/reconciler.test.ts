@@ -235,15 +235,20 @@ test('a list that hangs is given up and tried again', async (t) => {
 });
 
 test('what waited for a list is written after it, also when that list comes in the middle of a cycle', async (t) => {
-  const rig = makeRig({ fragments: [fragment('a', [route(1), sysctl(1)])] });
+  const rig = makeRig({
+    fragments: [fragment('a', [route(1), sysctl(1)])],
+    options: { backoff: { minMs: 50, maxMs: 50 } },
+  });
   t.teardown(() => rig.controller.abort());
   rig.sysctls.failLists(1);
-  const { reached, release } = rig.routes.hold();
   rig.reconciler.start(rig.controller.signal);
+  await rig.reconciler.settle([route(1).key], signal());
+  await sleep(5); // the lane is idle: the notice alone wakes it
+  const { reached, release } = rig.routes.hold();
+  rig.routes.tamper(route(1).key, undefined, { notice: true });
   await reached;
-  await sleep(10); // past the backoff of the failed list
+  await sleep(60); // past the backoff of the failed list
   release();
-  await rig.reconciler.listed;
   await until(() => rig.sysctls.store.has(sysctl(1).key), 'the write');
   t.pass();
 });
