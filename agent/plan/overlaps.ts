@@ -1,7 +1,7 @@
 /** Overlapping podCIDRs: the older Node keeps its own, on every node alike. */
 import type { Node } from '../model/cluster.ts';
 import { rankOf } from '../model/fragment.ts';
-import { type Cidr, familyOf, rangeOf } from '../model/ip.ts';
+import { type Cidr, containsIp, familyOf, type IpAddress, prefixLengthOf, rangeOf } from '../model/ip.ts';
 
 export interface Overlap {
   readonly cidr: Cidr;
@@ -12,6 +12,20 @@ export interface Overlap {
 /** For people: who lost what to whom, and the remedy. */
 export const overlapProblem = (nodeName: string, { cidr, winner, winnerCidr }: Overlap): string =>
   `podCIDR ${cidr} of Node ${nodeName} overlaps ${winnerCidr} of the older Node ${winner.name}, which keeps it: give ${nodeName} another podCIDR (re-create the Node)`;
+
+/** Wider than this is no node's share of a cluster: a route for it would take the host's other traffic away. */
+const WIDEST_PREFIX = { ipv4: 8, ipv6: 16 } as const;
+
+/** Why a pod CIDR must not be routed, or undefined. `nodeIps` are addresses that the underlay has to reach. */
+export function cidrRefusal(nodeName: string, cidr: Cidr, nodeIps: readonly IpAddress[]): string | undefined {
+  const widest = WIDEST_PREFIX[familyOf(cidr)];
+  if (prefixLengthOf(cidr) < widest) {
+    return `podCIDR ${cidr} of Node ${nodeName} is refused: expected a prefix of /${widest} or longer, for one node's pods`;
+  }
+  const covered = nodeIps.find((ip) => containsIp(cidr, ip));
+  if (covered === undefined) return undefined;
+  return `podCIDR ${cidr} of Node ${nodeName} is refused: it covers the node address ${covered}, which could then not be reached; pods and nodes need separate ranges`;
+}
 
 interface Claim {
   readonly node: Node;
@@ -45,11 +59,17 @@ export function findOverlaps(nodes: Iterable<Node>): ReadonlyMap<string, readonl
   return losers;
 }
 
+/** A CIDR that is refused takes nothing away from others. */
 function claimsOf(nodes: Iterable<Node>): Claim[] {
   return [...nodes].flatMap((node) =>
-    node.podCidrs.map((cidr) => ({ node, cidr, ...rangeOf(cidr), rank: rankOf(node.creationMs, node.uid) })),
+    node.podCidrs
+      .filter((cidr) => cidrRefusal(node.name, cidr, addressesOf(node)) === undefined)
+      .map((cidr) => ({ node, cidr, ...rangeOf(cidr), rank: rankOf(node.creationMs, node.uid) })),
   );
 }
+
+/** What the underlay has to reach of a node. */
+export const addressesOf = (node: Node): readonly IpAddress[] => [...node.internalIps, ...node.underlayIps];
 
 /** Claims in groups that touch each other, directly or through others; almost always one claim each. */
 function* clustersOf(claims: Claim[]): Generator<Claim[]> {

@@ -151,6 +151,21 @@ test('overlapping podCIDRs: the older Node keeps its own on every node alike, al
   t.regex(lines(seenByThird.fragments.get('node older'), 'route'), /10.84.0.0\/20/);
 });
 
+test("a podCIDR that would take the host's own traffic away is refused, of a peer as of this node", (t) => {
+  const wide = node('b', { ips: '172.30.0.12', cidrs: '0.0.0.0/0', creationMs: 1 });
+  const covering = node('c', { ips: '172.30.0.13', cidrs: '172.16.0.0/12', creationMs: 2 });
+  const { fragments } = plan(cluster(a, wide, covering));
+  t.is(lines(fragments.get('node b'), 'route') + lines(fragments.get('node c'), 'route'), '');
+  t.regex(
+    fragments.get('node b')?.problems.join() ?? '',
+    /0\.0\.0\.0\/0 of Node b is refused: expected a prefix of \/8/,
+  );
+  t.regex(fragments.get('node c')?.problems.join() ?? '', /covers the node address 172\.30\.0\.13/);
+  const own = plan(cluster(node('a', { ips: '172.30.0.11', cidrs: '172.30.0.0/24' })));
+  t.deepEqual(own.underlay.podNetworks, []);
+  t.regex(own.underlay.problems.join(), /covers the node address 172\.30\.0\.11/);
+});
+
 test('one Node that changes is planned alone: every other fragment keeps its identity', (t) => {
   const planner = new Planner();
   const peers = Array.from({ length: 50 }, (_, i) =>

@@ -11,7 +11,7 @@ import { type AnyItem, item, keyOf, memberOf } from '../model/items.ts';
 import { setName } from '../model/kernel-names.ts';
 import type { Backend } from './backend.ts';
 import { NODE_NETWORK, nodesSet, planNodeNetwork } from './node-network.ts';
-import { findOverlaps, type Overlap, overlapProblem } from './overlaps.ts';
+import { addressesOf, cidrRefusal, findOverlaps, type Overlap, overlapProblem } from './overlaps.ts';
 import { type PlanSettings, planUnderlay, type Underlay, underlayIpOf } from './underlay.ts';
 
 export interface PlanInput {
@@ -37,7 +37,7 @@ export class Planner {
   plan(input: PlanInput): Plan {
     const last = this.#last;
     const overlaps =
-      last && samePodCidrs(last.input.cluster, input.cluster)
+      last && sameClaims(last.input.cluster, input.cluster)
         ? last.overlaps
         : findOverlaps(input.cluster.nodes.values());
     const computed = computeUnderlay(input, overlaps);
@@ -67,17 +67,19 @@ export class Planner {
 const computeUnderlay = (input: PlanInput, overlaps: ReadonlyMap<string, readonly Overlap[]>): Underlay =>
   planUnderlay(input, overlaps.get(input.nodeName) ?? []);
 
-/** Whether no Node's claim on pod addresses changed: then neither did the overlaps. */
-function samePodCidrs(before: Cluster, after: Cluster): boolean {
+/** Whether nothing that findOverlaps looks at has changed. */
+function sameClaims(before: Cluster, after: Cluster): boolean {
   if (before.nodes === after.nodes) return true;
   if (before.nodes.size !== after.nodes.size) return false;
   for (const [name, node] of after.nodes) {
     const old = before.nodes.get(name);
     if (old === node) continue;
-    if (!old || old.uid !== node.uid || old.podCidrs.join() !== node.podCidrs.join()) return false;
+    if (!old || claimOf(old) !== claimOf(node)) return false;
   }
   return true;
 }
+
+const claimOf = (node: Node): string => [node.uid, node.podCidrs, addressesOf(node)].join(' ');
 
 function nodeFragments({ host, settings, backend }: PlanInput, underlay: Underlay): readonly Fragment[] {
   const device: Fragment = {
@@ -92,8 +94,14 @@ function nodeFragments({ host, settings, backend }: PlanInput, underlay: Underla
 }
 
 function planPeer(node: Node, underlay: Underlay, lost: readonly Overlap[], input: PlanInput): Fragment {
-  const podCidrs = node.podCidrs.filter((cidr) => !lost.some((overlap) => overlap.cidr === cidr));
   const problems = [...node.problems, ...lost.map((overlap) => overlapProblem(node.name, overlap))];
+  const nodeIps = [...addressesOf(node), ...(underlay.tunnel ? [underlay.tunnel.local] : [])];
+  const podCidrs = node.podCidrs.filter((cidr) => {
+    if (lost.some((overlap) => overlap.cidr === cidr)) return false;
+    const refusal = cidrRefusal(node.name, cidr, nodeIps);
+    if (refusal !== undefined) problems.push(refusal);
+    return refusal === undefined;
+  });
   const end = underlay.tunnel && underlayIpOf(node, underlay.tunnel.family);
   if (underlay.tunnel && !end) {
     problems.push(

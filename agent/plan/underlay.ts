@@ -12,7 +12,7 @@ import {
   prefixLengthOf,
   sizeOf,
 } from '../model/ip.ts';
-import { type Overlap, overlapProblem } from './overlaps.ts';
+import { addressesOf, cidrRefusal, type Overlap, overlapProblem } from './overlaps.ts';
 
 /** The settings that planning reads. */
 export interface PlanSettings {
@@ -89,6 +89,11 @@ function podNetworksOf(self: Node, cidrs: readonly Cidr[], host: Host, problems:
   }
   return cidrs.flatMap((cidr) => {
     const family = familyOf(cidr);
+    const refusal = cidrRefusal(self.name, cidr, addressesOf(self));
+    if (refusal !== undefined) {
+      problems.push(refusal);
+      return [];
+    }
     if (family === 'ipv6' && !host.ipv6) {
       problems.push(
         `Node ${self.name} has the IPv6 podCIDR ${cidr} but IPv6 is off on this host: set net.ipv6.conf.all.disable_ipv6 to 0`,
