@@ -39,9 +39,8 @@ export class Planner {
     const overlaps =
       last && sameClaims(last.input.cluster, input.cluster)
         ? last.overlaps
-        : findOverlaps(input.cluster.nodes.values());
-    const computed = computeUnderlay(input, overlaps);
-    const underlay = last && isDeepStrictEqual(last.plan.underlay, computed) ? last.plan.underlay : computed;
+        : kept(last?.overlaps, findOverlaps(input.cluster.nodes.values()));
+    const underlay = kept(last?.plan.underlay, computeUnderlay(input, overlaps));
     const sameContext =
       last !== undefined &&
       last.plan.underlay === underlay &&
@@ -63,6 +62,10 @@ export class Planner {
     return plan;
   }
 }
+
+/** The former value when the new one is equal: identity is what memoised plans hang on. */
+const kept = <T>(former: T | undefined, computed: T): T =>
+  former !== undefined && isDeepStrictEqual(former, computed) ? former : computed;
 
 const computeUnderlay = (input: PlanInput, overlaps: ReadonlyMap<string, readonly Overlap[]>): Underlay =>
   planUnderlay(input, overlaps.get(input.nodeName) ?? []);
