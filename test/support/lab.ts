@@ -5,7 +5,7 @@ import { execa } from 'execa';
 import { type LabControl, type LabNodeStatus, type LabOptions, labControl } from '../../lab/control.ts';
 import { removeLab } from '../../lab/down.ts';
 import { labLayout } from '../../lab/layout.ts';
-import { inNode, inPod, type NodeRef } from '../../lab/node.ts';
+import { inNode, type NodeRef } from '../../lab/node.ts';
 import type { PodStatus } from '../../lab/pods.ts';
 import { until } from '../../lab/until.ts';
 import { DEFAULT_OPTIONS, startLabProcess, TULLE } from '../../lab/up.ts';
@@ -71,12 +71,13 @@ export async function output(argv: readonly string[]): Promise<string> {
 
 /** A shell line in a node. */
 export const shIn = (node: NodeRef, line: string): readonly string[] => inNode(node, ['sh', '-c', line]);
-/** A shell line in a named network namespace of a node. */
-export const shInPod = (node: NodeRef, netns: string, line: string): readonly string[] =>
-  inPod(node, netns, ['sh', '-c', line]);
+/** A shell line in a named network namespace of a node; `/sys` is that namespace's. */
+export const shInNetns = (node: NodeRef, netns: string, line: string): readonly string[] =>
+  inNode(node, ['ip', 'netns', 'exec', netns, 'sh', '-c', line]);
 
 /** `tulle ...` in a node. */
-export const tulle = (node: NodeRef, ...args: readonly string[]): Promise<Output> => run(inNode(node, [TULLE, ...args]));
+export const tulle = (node: NodeRef, ...args: readonly string[]): Promise<Output> =>
+  run(inNode(node, [TULLE, ...args]));
 
 /** Waits until the agent would change nothing, and says what it would change if that does not happen. */
 export async function untilSettled(node: NodeRef): Promise<void> {
