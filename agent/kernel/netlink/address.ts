@@ -1,10 +1,16 @@
 /** Addresses on the devices of backends. Those of pod links belong to the pod link. */
 import { bytesOf, factsOf, families } from '../../model/ip.ts';
 import type { Address } from '../../model/items.ts';
-import type { Change } from '../../reconcile/types.ts';
-import { attribute, parseAttributes, u32, u32Of } from './attributes.ts';
+import type { Change, Driver } from '../../reconcile/types.ts';
+import { attribute, parseAttributes, u32 } from './attributes.ts';
 import { isBackendLink, type Links } from './links.ts';
-import type { Found, IfindexOf, ObjectKind } from './object-driver.ts';
+import {
+  type Found,
+  type IfindexOf,
+  type ObjectDriverOptions,
+  type ObjectKind,
+  objectDriver,
+} from './object-driver.ts';
 import { addressHeader, IFA, IFA_F_NODAD, IFA_F_NOPREFIXROUTE, ipOf, type LinkFacts, RTM } from './rtnetlink.ts';
 import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
@@ -25,14 +31,14 @@ export const addressKind: ObjectKind<'address'> = {
   isGone: ({ type }) => type === RTM.DELADDR,
 };
 
-/** Another prefix length makes another address of the same text: the old one has to go first, see addressDriver. */
 function renderAddress(change: Change<'address'>, ifindexOf: IfindexOf): NetlinkRequest {
   const isRemoval = change.action === 'remove';
-  const value = isRemoval ? change.from : change.item.value;
+  const value: Found<'address'> = isRemoval ? change.from : change.item.value;
+  const ifindex = ifindexOf(value.link);
   return {
     type: isRemoval ? RTM.DELADDR : RTM.NEWADDR,
     flags: isRemoval ? 0 : NLM.CREATE | NLM.REPLACE,
-    payload: addressPayload(value, ifindexOf(value.link), isRemoval ? 0 : FLAGS),
+    payload: isRemoval ? removalPayload(value, ifindex) : addressPayload(value, ifindex, FLAGS),
     operation: change.action,
     object: `address ${value.ip}/${value.prefixLength} on ${value.link}`,
   };
@@ -49,8 +55,41 @@ export function addressPayload(
     addressHeader(factsOf(ip).addressFamily, { prefixLength, ifindex }),
     attribute(IFA.LOCAL, bytes),
     attribute(IFA.ADDRESS, bytes),
-    ...(flags ? [u32(IFA.FLAGS, flags)] : []),
+    u32(IFA.FLAGS, flags),
   ]);
+}
+
+/** An altered address may have a peer, which IFA_ADDRESS would have to name. */
+function removalPayload({ ip, prefixLength, altered }: Found<'address'>, ifindex: number): Buffer {
+  const bytes = bytesOf(ip);
+  return Buffer.concat([
+    addressHeader(factsOf(ip).addressFamily, { prefixLength, ifindex }),
+    attribute(IFA.LOCAL, bytes),
+    ...(altered === undefined ? [attribute(IFA.ADDRESS, bytes)] : []),
+  ]);
+}
+
+/**
+ * Driver of addresses. The kernel changes neither prefix length nor peer of an address: IPv4 takes the changed one for a
+ * second address, IPv6 ignores the change. So an update removes what is there first.
+ */
+export function addressDriver(options: ObjectDriverOptions): Driver<'address'> {
+  const base = objectDriver(addressKind, options);
+  return {
+    ...base,
+    async apply(batch, signal) {
+      const removals = batch.flatMap((change): Change<'address'>[] =>
+        change.action === 'update' ? [{ action: 'remove', kind: 'address', key: change.key, from: change.from }] : [],
+      );
+      if (removals.length === 0) return base.apply(batch, signal);
+      const stuck = await base.apply(removals, signal);
+      const failures = await base.apply(
+        batch.filter(({ key }) => !stuck.has(key)),
+        signal,
+      );
+      return new Map([...stuck, ...failures]);
+    },
+  };
 }
 
 const dumpOf = ({ ifindex, name }: LinkFacts, addressFamily: number): NetlinkRequest => ({
@@ -76,7 +115,3 @@ function readAddress({ type, payload }: NetlinkMessage, links: Links): Found<'ad
     ...(peer !== ip && { altered: `has the peer ${peer}` }),
   };
 }
-
-/** IFA_F_* of an address message. */
-export const addressFlagsOf = (payload: Buffer): number =>
-  u32Of(parseAttributes(payload, 8).get(IFA.FLAGS)) ?? payload.readUInt8(2);

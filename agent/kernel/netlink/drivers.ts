@@ -2,7 +2,7 @@
 import type { Driver } from '../../reconcile/types.ts';
 import type { OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
-import { addressKind } from './address.ts';
+import { addressDriver } from './address.ts';
 import type { Ethtool } from './ethtool.ts';
 import { fdbKind } from './fdb.ts';
 import { linkDriver } from './link.ts';
@@ -33,7 +33,7 @@ export function createNetlinkDrivers(options: NetlinkDriversOptions): { readonly
   return {
     link: linkDriver(options),
     'pod-link': podLinkDriver(options),
-    address: objectDriver(addressKind, options),
+    address: addressDriver(options),
     neighbour: objectDriver(neighbourKind, options),
     fdb: objectDriver(fdbKind, options),
     route: routeDriver(options),

@@ -67,12 +67,24 @@ async function listObjects<K extends Kind>(
 ): Promise<ReadonlyMap<Key<K>, Found<K>>> {
   const found = new Map<Key<K>, Found<K>>();
   for (const dump of kind.dumps(await links.refresh())) {
-    for (const message of await client.dump(dump)) {
+    for (const message of await dumpOrNone(client, dump)) {
       const value = kind.readBack(message, links);
-      if (value && !kind.isGone(message)) found.set(keyOf<K>(kind.kind, value), value);
+      if (!value || kind.isGone(message)) continue;
+      const key = keyOf<K>(kind.kind, value);
+      found.set(key, found.has(key) ? { ...value, altered: 'is there more than once' } : value);
     }
   }
   return found;
+}
+
+/** Before the first route of IPv4 ever, its main table does not exist. */
+async function dumpOrNone(client: NetlinkClient, request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {
+  try {
+    return await client.dump(request);
+  } catch (error) {
+    if (error instanceof KernelError && error.code === 'ENOENT') return [];
+    throw error;
+  }
 }
 
 function watchObjects<K extends Kind>(

@@ -178,7 +178,7 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
   return {
     ...base,
     async list(signal) {
-      const found = await base.list(signal).catch(ignoreMissingTable);
+      const found = await base.list(signal);
       known.clear();
       for (const [key, value] of found) known.set(key, value);
       return found;
@@ -209,12 +209,6 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
   };
 }
 
-/** Before the first route ever, the main table of IPv4 does not exist. */
-function ignoreMissingTable(error: unknown): ReadonlyMap<Key<'route'>, Found<'route'>> {
-  if (error instanceof KernelError && error.code === 'ENOENT') return new Map();
-  throw error;
-}
-
 /**
  * A creation that met a route of the same destination and metric: if it is Tulle's own it is replaced, so that creating is
  * idempotent; if not, it stays and the error says so.
@@ -227,7 +221,7 @@ async function replaceOwn(
 ): Promise<void> {
   const taken = batch.filter((change) => change.action === 'create' && isExists(failures.get(change.key)));
   if (taken.length === 0) return;
-  const own = await driver.list(signal).catch(ignoreMissingTable);
+  const own = await driver.list(signal);
   const updates: Change<'route'>[] = [];
   for (const change of taken) {
     const from = own.get(change.key);
