@@ -90,6 +90,9 @@ set {"name":"tulle-nodes-4","type":"hash:ip","family":"ipv4","maxElements":65536
 set {"name":"tulle-ready-4","type":"hash:ip","family":"ipv4","maxElements":65536}
 chain-part ipv4 filter TULLE-INPUT 10-tunnel
   -p udp --dport 8472 -m set --match-set tulle-nodes-4 src -j ACCEPT
+chain-part ipv4 mangle TULLE-INPUT 10-tunnel
+  -p udp --dport 8472 -i tl+ -j DROP
+  -p udp --dport 8472 -m set ! --match-set tulle-nodes-4 src -j DROP
 chain-part ipv4 raw TULLE-OUTPUT 10-tunnel
   -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -j CT --notrack
 chain-part ipv4 raw TULLE-PREROUTING 10-tunnel

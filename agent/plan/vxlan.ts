@@ -88,7 +88,8 @@ const TUNNEL_CHAIN = `${CHAIN_PREFIX}TUNNEL`;
 /**
  * The tunnel port is for nodes only. Without this any unprivileged pod can send one UDP datagram that masquerade turns
  * into a node's and that the peer decapsulates, with an inner source of the sender's choice. What is accepted is not
- * tracked: each inner connection would cost an outer conntrack entry.
+ * tracked: each inner connection would cost an outer conntrack entry. The raw table stops most of it early; what cannot
+ * be recognised there as meant for this node (groups, broadcasts, IPv6 anycast, a DNAT to the port) is stopped on INPUT.
  */
 function portParts({ family }: Tunnel, port: number): readonly ChainPart[] {
   const toPort = ['-p', 'udp', '--dport', String(port)];
@@ -121,6 +122,12 @@ function portParts({ family }: Tunnel, port: number): readonly ChainPart[] {
       args: [...toPort, ...to, '-j', 'CT', '--notrack'],
       comment: 'tunnel packets are not tracked',
     }),
+    part(
+      'mangle',
+      baseChain('INPUT'),
+      drop('a pod is no tunnel end', ...toPort, ...fromPod),
+      drop('tunnel packet from a stranger', ...toPort, ...notFrom),
+    ),
     part('filter', baseChain('INPUT'), {
       args: [...toPort, ...from, '-j', 'ACCEPT'],
       comment: 'tunnel packets of nodes',
@@ -128,8 +135,12 @@ function portParts({ family }: Tunnel, port: number): readonly ChainPart[] {
   ];
 }
 
+const GUARDS = [
+  ['raw', TUNNEL_CHAIN],
+  ['raw', baseChain('PREROUTING')],
+  ['mangle', baseChain('INPUT')],
+] as const satisfies readonly (readonly [ChainPart['table'], string])[];
+
 /** The device is not up before its port is guarded. */
 const portRuleKeys = ({ family }: Tunnel) =>
-  [TUNNEL_CHAIN, baseChain('PREROUTING')].map((chain) =>
-    keyOf('chain-part', { family, table: 'raw', chain, order: '10-tunnel', rules: [] }),
-  );
+  GUARDS.map(([table, chain]) => keyOf('chain-part', { family, table, chain, order: '10-tunnel', rules: [] }));
