@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import test from 'ava';
 import fc from 'fast-check';
 import type { FakeDriver, FakeDriverOptions } from '../../test/support/fake-driver.ts';
@@ -124,9 +124,9 @@ async function assertSettled(t: { deepEqual(a: unknown, b: unknown): unknown }, 
     rig.sysctls.applies,
     ...Object.values(rig.reconciler.status().cycles),
   ];
-  await sleep(2);
+  await passTurns(20);
   const before = calls();
-  await sleep(3);
+  await passTurns(40);
   t.deepEqual(calls(), before);
   t.deepEqual([...rig.routes.violations, ...rig.sysctls.violations], []);
 }

@@ -24,7 +24,7 @@ export interface LaneContext {
   readonly settles: Settles;
   readonly log: Logger;
   readonly batchSize: number;
-  /** Bound of one list() or apply() that does not answer. */
+  /** Bound of one list() or apply() that does not answer. A driver has to stop writing when its signal aborts. */
   readonly deadlineMs: number;
   readonly now: () => number;
   /** Called once a batch is booked. */

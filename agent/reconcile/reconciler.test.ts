@@ -12,6 +12,15 @@ const r = (n: number): string => `route 10.0.${n}.0/24 metric 0`;
 const s = (n: number): string => `sysctl net/test/${n}`;
 /** Lists that were booked. */
 const listsOf = (rig: Rig, kind: Kind): number => rig.reconciler.status().kinds[kind]?.lists ?? 0;
+/** Until no lane has begun a cycle for so many turns that it must be waiting. */
+async function asleep({ reconciler }: Rig): Promise<void> {
+  for (let before = -1, turns = 0; turns < 20; turns++) {
+    const now = Object.values(reconciler.status().cycles).reduce((sum, cycles) => sum + cycles, 0);
+    if (now !== before) turns = 0;
+    before = now;
+    await nextTurn();
+  }
+}
 const signal = (): AbortSignal => AbortSignal.timeout(20_000);
 
 test('creates and updates run in apply order, removals after them in reverse', async (t) => {
@@ -244,7 +253,7 @@ test('what waited for a list is written after it, also when that list comes in t
   rig.sysctls.failLists(1);
   rig.reconciler.start(rig.controller.signal);
   await rig.reconciler.settle([route(1).key], signal());
-  await sleep(5); // the lane is idle: the notice alone wakes it
+  await asleep(rig); // so that the notice alone wakes the lane
   const { reached, release } = rig.routes.hold();
   rig.routes.tamper(route(1).key, undefined, { notice: true });
   await reached;
@@ -471,8 +480,7 @@ for (const [name, echo] of [
 
 test('a notice that equals what is known wakes nobody', async (t) => {
   const rig = await startRig(t, { fragments: [fragment('a', [route(1)])] });
-  await quiet(rig.reconciler);
-  await nextTurn();
+  await asleep(rig);
   const { cycles } = rig.reconciler.status();
   rig.routes.tell(route(1).key, route(1).value);
   rig.routes.tell(route(2).key, undefined);
@@ -590,7 +598,7 @@ test('diff: without a running loop, and cut short by either abort', async (t) =>
 test('idle means idle', async (t) => {
   const rig = await startRig(t, { fragments: [fragment('a', [route(1), sysctl(1), route(2, 'a', [sysctl(5).key])])] });
   await quiet(rig.reconciler);
-  await sleep(5);
+  await asleep(rig);
   const before = rig.reconciler.status();
   await sleep(60);
   t.deepEqual(rig.reconciler.status(), before);
