@@ -1,11 +1,13 @@
 /** A reconciler over fake drivers, ended with its test. */
 
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import type { ExecutionContext } from 'ava';
 import pino from 'pino';
 import type { Fragment } from '../../agent/model/fragment.ts';
+import type { Kind } from '../../agent/model/items.ts';
 import { KernelState } from '../../agent/reconcile/kernel-state.ts';
 import { Reconciler, type ReconcilerOptions } from '../../agent/reconcile/reconciler.ts';
+import type { Change } from '../../agent/reconcile/types.ts';
 import { FakeDriver, type FakeDriverOptions } from './fake-driver.ts';
 import { MERGE } from './fragments.ts';
 
@@ -71,5 +73,23 @@ export async function quiet(reconciler: Reconciler): Promise<void> {
     if (performance.now() > end)
       throw new Error(`not quiet after 20 s: ${JSON.stringify(reconciler.status(), null, 1)}`);
     await sleep(1);
+  }
+}
+
+export const printed = (changes: readonly Change[]): string[] => changes.map(({ action, key }) => `${action} ${key}`);
+
+/** For what should be answered long before; only a test that hangs meets its end. */
+export const bound = (): AbortSignal => AbortSignal.timeout(20_000);
+
+/** Lists that were booked. */
+export const listsOf = ({ reconciler }: Rig, kind: Kind): number => reconciler.status().kinds[kind]?.lists ?? 0;
+
+/** Until no lane has begun a cycle for so many turns that all must be waiting. */
+export async function asleep({ reconciler }: Rig): Promise<void> {
+  for (let before = -1, turns = 0; turns < 20; turns++) {
+    const now = Object.values(reconciler.status().cycles).reduce((sum, cycles) => sum + cycles, 0);
+    if (now !== before) turns = 0;
+    before = now;
+    await nextTurn();
   }
 }

@@ -1,0 +1,182 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import test from 'ava';
+import { fragment, route, sysctl } from '../../test/support/fragments.ts';
+import { asleep, bound, makeRig, printed, quiet, startRig } from '../../test/support/reconcile.ts';
+import { until } from '../../test/support/until.ts';
+
+test('batches are bounded', async (t) => {
+  const items = Array.from({ length: 25 }, (_, n) => route(n));
+  const rig = await startRig(t, { fragments: [fragment('a', items)], options: { batchSize: 10 } });
+  await quiet(rig.reconciler);
+  t.deepEqual([rig.routes.applies, rig.routes.largestBatch, rig.routes.store.size], [3, 10, 25]);
+});
+
+test('an object that cannot be compared is written, and stops nothing else', async (t) => {
+  const rig = await startRig(t, {
+    routes: {
+      store: new Map([[route(1).key, route(1).value]]),
+      equal: (wanted, found) => {
+        if (wanted.destination === route(1).value.destination && found.link === 'a') throw new Error('odd');
+        return wanted.link === found.link;
+      },
+    },
+    fragments: [fragment('a', [route(1, 'b'), route(2)])],
+  });
+  await quiet(rig.reconciler);
+  t.deepEqual(printed(rig.routes.written), [`update ${route(1).key}`, `create ${route(2).key}`]);
+});
+
+test('one bad object does not stop the others, and shows in the status', async (t) => {
+  const rig = await startRig(t);
+  rig.routes.failNext({ key: route(1).key }, Infinity, new Error('no such device'));
+  rig.put(fragment('a', [route(1), route(2), sysctl(1)]));
+  await rig.reconciler.settle([route(2).key, sysctl(1).key], bound());
+  await until(() => rig.reconciler.status().failing.length > 0, 'a failure');
+  const status = rig.reconciler.status();
+  t.like(status.failing[0], { key: route(1).key, error: 'no such device' });
+  t.is(status.kinds.route?.failing, 1);
+  t.deepEqual(JSON.parse(JSON.stringify(status)), status, 'plain JSON');
+  rig.routes.heal();
+  await quiet(rig.reconciler);
+  t.deepEqual(rig.reconciler.status().failing, []);
+});
+
+test('backoff: attempts are spaced out, and start over when something else is wanted', async (t) => {
+  const rig = await startRig(t, { options: { backoff: { minMs: 60_000, maxMs: 60_000 } } });
+  rig.routes.failNext({ key: route(1).key }, 1);
+  rig.put(fragment('a', [route(1)]));
+  await until(() => rig.reconciler.status().failing.length === 1, 'a failure');
+  const [failure] = rig.reconciler.status().failing;
+  t.true(failure !== undefined && failure.nextTryMs > 20_000);
+  rig.state.replace('b', fragment('b', [route(2)]));
+  await rig.reconciler.settle([route(2).key], bound());
+  t.is(rig.routes.visited.filter((key) => key === route(1).key).length, 1, 'others do not end its backoff');
+  rig.put(fragment('a', [route(1, 'b')]));
+  await quiet(rig.reconciler);
+  t.is(rig.routes.store.get(route(1).key)?.link, 'b');
+});
+
+test('backoff: neither notices nor other work cut it short', async (t) => {
+  const rig = await startRig(t, { options: { backoff: { minMs: 60_000, maxMs: 60_000 } } });
+  rig.routes.failNext({ key: route(1).key }, 1);
+  rig.put(fragment('a', [route(1)]));
+  await until(() => rig.reconciler.status().failing.length === 1, 'a failure');
+  rig.routes.tell(route(1).key, route(1, 'foreign').value);
+  rig.put(fragment('b', [route(2)]));
+  await rig.reconciler.settle([route(2).key], bound());
+  await sleep(5);
+  t.is(rig.reconciler.status().failing[0]?.attempts, 1);
+  rig.routes.tell(route(1).key, route(1).value);
+  t.deepEqual(rig.reconciler.status().failing, [], 'but it ends when somebody else has put it right');
+});
+
+test('backoff: does not apply to what was changed while the failing attempt ran', async (t) => {
+  const rig = await startRig(t, { options: { backoff: { minMs: 60_000, maxMs: 60_000 } } });
+  const { reached, release } = rig.routes.hold();
+  rig.routes.failNext({ key: route(1).key }, 1);
+  rig.put(fragment('a', [route(1)]));
+  await reached;
+  rig.put(fragment('a', [route(1, 'b')]));
+  t.is(rig.reconciler.status().kinds.route?.dirty, 2, 'in flight, and pending again');
+  release();
+  await quiet(rig.reconciler);
+  t.is(rig.routes.store.get(route(1).key)?.link, 'b');
+});
+
+for (const thrown of [new Error('lost'), 'a string', undefined]) {
+  test(`apply() that throws ${String(thrown)} fails the batch and ends nothing`, async (t) => {
+    const rig = await startRig(t);
+    rig.routes.throwNext(thrown);
+    rig.put(fragment('a', [route(1), route(2)]));
+    await quiet(rig.reconciler);
+    t.is(rig.routes.store.size, 2);
+    t.is(rig.reconciler.status().kinds.route?.failures, 2);
+  });
+}
+
+test('apply() that never returns is given up, and the lane goes on', async (t) => {
+  for (const manner of ['obedient', 'deaf'] as const) {
+    const rig = await startRig(t, { options: { deadlineMs: 200 } });
+    rig.routes.hangNext(manner);
+    rig.put(fragment('a', [route(1)]));
+    const error = await t.throwsAsync(rig.reconciler.settle([route(1).key], bound()), { name: 'SettleError' });
+    t.like(error?.cause, { name: 'DeadlineError', operation: 'apply 1 changes of route', deadlineMs: 200 });
+    await quiet(rig.reconciler);
+    t.true(rig.routes.store.has(route(1).key));
+    rig.routes.violations.length = 0; // the deaf one still counts as busy
+  }
+});
+
+test('a kind that cannot be listed is not written; others are', async (t) => {
+  const rig = makeRig({ fragments: [fragment('a', [route(1), sysctl(1)])] });
+  t.teardown(() => rig.controller.abort());
+  rig.routes.failLists(5);
+  rig.reconciler.start(rig.controller.signal);
+  await rig.reconciler.settle([sysctl(1).key], bound());
+  t.is(rig.routes.applies, 0);
+  await until(() => rig.reconciler.status().kinds.route?.stale === 'injected list failure', 'a failed list');
+  await rig.reconciler.listed;
+  await quiet(rig.reconciler);
+  t.true(rig.routes.lists >= 6 && rig.routes.store.has(route(1).key));
+});
+
+test('a list that hangs is given up and tried again', async (t) => {
+  const rig = makeRig({ options: { deadlineMs: 200 }, fragments: [fragment('a', [route(1)])] });
+  t.teardown(() => rig.controller.abort());
+  rig.routes.hangNextList();
+  rig.reconciler.start(rig.controller.signal);
+  await rig.reconciler.listed;
+  await quiet(rig.reconciler);
+  t.true(rig.routes.store.has(route(1).key));
+});
+
+test('what waited for a list is written after it, also when that list comes in the middle of a cycle', async (t) => {
+  let nowMs = 0;
+  const rig = makeRig({
+    fragments: [fragment('a', [route(1), sysctl(1)])],
+    options: { now: () => nowMs, backoff: { minMs: 60_000, maxMs: 60_000 } },
+  });
+  t.teardown(() => rig.controller.abort());
+  rig.sysctls.failLists(1);
+  rig.reconciler.start(rig.controller.signal);
+  await rig.reconciler.settle([route(1).key], bound());
+  await asleep(rig); // so that the notice alone wakes the lane
+  const { reached, release } = rig.routes.hold();
+  rig.routes.tamper(route(1).key, undefined, { notice: true });
+  await reached;
+  nowMs = 60_000; // the backoff of the failed list is over
+  release();
+  await until(() => rig.sysctls.store.has(sysctl(1).key), 'the write');
+  t.pass();
+});
+
+test('lists are repeated at the resync interval', async (t) => {
+  const rig = await startRig(t, { options: { resyncIntervalMs: 10 } });
+  await until(() => rig.routes.lists >= 3 && rig.sysctls.lists >= 3, 'resyncs');
+  t.pass();
+});
+
+test('idle means idle', async (t) => {
+  const rig = await startRig(t, { fragments: [fragment('a', [route(1), sysctl(1), route(2, 'a', [sysctl(5).key])])] });
+  await quiet(rig.reconciler);
+  await asleep(rig);
+  const before = rig.reconciler.status();
+  await sleep(60);
+  t.deepEqual(rig.reconciler.status(), before);
+});
+
+test('after the abort nothing is written any more', async (t) => {
+  const rig = makeRig({ options: { batchSize: 1 } });
+  rig.reconciler.start(rig.controller.signal);
+  await rig.reconciler.listed;
+  const { reached, release } = rig.routes.hold();
+  rig.put(fragment('a', [route(1), route(2), route(3)]));
+  await reached;
+  rig.controller.abort(new Error('stop'));
+  release();
+  await rig.reconciler.stopped;
+  rig.put(fragment('b', [route(4)]));
+  await sleep(10);
+  t.is(rig.routes.store.size, 0);
+  t.is(rig.routes.applies, 1);
+});
