@@ -10,10 +10,10 @@ import type { Config } from './config.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
+import { BACKENDS } from './plan/backends.ts';
 import { type Plan, Planner } from './plan/planner.ts';
 import { planPod } from './plan/pods.ts';
 import type { Underlay } from './plan/underlay.ts';
-import { vxlan } from './plan/vxlan.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
 import { DeleteQueue } from './pods/delete-queue.ts';
@@ -51,6 +51,7 @@ export async function runAgent(options: AgentOptions, signal: AbortSignal): Prom
 export interface AgentStatus {
   readonly version: string;
   readonly nodeName: string;
+  readonly backend: Config['backend'];
   readonly readiness: Readiness;
   /** Absent before the cluster has answered. */
   readonly underlay?: Underlay;
@@ -155,6 +156,7 @@ class Agent {
     return {
       version,
       nodeName: config.nodeName,
+      backend: config.backend,
       readiness: this.readiness(),
       ...(underlay && { underlay }),
       host: { kernel: this.#host.kernel.release, iptables: this.#kernel.iptables },
@@ -207,7 +209,7 @@ class Agent {
       cluster,
       host: this.#host,
       settings: config,
-      backend: vxlan,
+      backend: BACKENDS[config.backend],
     });
     this.#plan = plan;
     for (const [id, fragment] of plan.fragments) this.#state.replace(id, fragment);

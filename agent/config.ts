@@ -78,6 +78,8 @@ export const SETTINGS = {
     'auto',
     'transmit checksum offload of the tunnel device; auto: off before Linux 5.7',
   ),
+  'vxlan.directRouting': setting(flag, false, 'plain routes to peers on the same segment, the tunnel for the rest'),
+  backend: setting(choice('vxlan', 'host-gw'), 'vxlan', 'how pod traffic reaches other nodes; the same on all nodes'),
   tunnelFamily: setting(
     choice('auto', 'ipv4', 'ipv6'),
     'auto',

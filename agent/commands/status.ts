@@ -18,18 +18,24 @@ export function describeStatus(status: AgentStatus): string {
     .join('\n\n')}\n`;
 }
 
-function nodeLines({ version, nodeName, readiness, underlay, host, attachments }: AgentStatus): readonly string[] {
+function nodeLines({
+  version,
+  nodeName,
+  readiness,
+  backend,
+  underlay,
+  host,
+  attachments,
+}: AgentStatus): readonly string[] {
   const networks = underlay?.podNetworks.map(({ cidr }) => cidr).join(', ') || 'none';
-  const tunnel = underlay?.tunnel ? `over ${underlay.tunnel.family} from ${underlay.tunnel.local}` : 'none';
+  const tunnel = underlay?.tunnel ? ` over ${underlay.tunnel.family} from ${underlay.tunnel.local}` : '';
   return [
     `node      ${nodeName}, tulle ${version}, Linux ${host.kernel}, iptables ${host.iptables}`,
     `ready     ${readiness.ready ? 'yes' : `no: ${readiness.reason}`}`,
     `pods      ${attachments.length} attached, podCIDR ${networks}, MTU ${underlay?.mtuBytes ?? 'unknown'}`,
-    `backend   ${backendName(underlay)} ${tunnel}`,
+    `backend   ${backend}${tunnel}`,
   ];
 }
-
-const backendName = (underlay: AgentStatus['underlay']): string => (underlay ? 'vxlan' : 'not planned yet');
 
 function clusterLines({ cluster }: AgentStatus): readonly string[] {
   return cluster.resources.map(

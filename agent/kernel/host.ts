@@ -2,7 +2,7 @@
 import { release } from 'node:os';
 import { isDeepStrictEqual } from 'node:util';
 import type { Host, HostLink } from '../model/host.ts';
-import { families, type IpAddress } from '../model/ip.ts';
+import { families } from '../model/ip.ts';
 import { parseAttributes } from './netlink/attributes.ts';
 import { isOwnLink, type Links } from './netlink/links.ts';
 import type { MonitorListener, NetlinkMonitor } from './netlink/monitor.ts';
@@ -92,12 +92,12 @@ function concernsHost(message: NetlinkMessage, before: LinkFacts | undefined, li
 
 async function readHost({ client, links, sysctls, randomFully, formerSysctl }: HostOptions): Promise<Host> {
   const all = await links.refresh();
-  const ips = await readAddresses(client);
+  const addresses = await readAddresses(client);
   const before = (path: string) => formerSysctl(path) ?? sysctls.read(path);
   const ipv6 = sysctls.read('net/ipv6/conf/all/disable_ipv6') === '0';
   const hostLinks = all
     .filter((facts) => !isOwnLink(facts))
-    .map((facts) => hostLink(facts, ips.get(facts.ifindex) ?? [], sysctls));
+    .map((facts) => hostLink(facts, addresses.get(facts.ifindex) ?? [], sysctls));
   const [major = 0, minor = 0] = release()
     .split('.')
     .map((part) => Number.parseInt(part, 10));
@@ -112,15 +112,15 @@ async function readHost({ client, links, sysctls, randomFully, formerSysctl }: H
 
 function hostLink(
   { name, ifindex, mtuBytes, up }: LinkFacts,
-  ips: readonly IpAddress[],
+  addresses: HostLink['addresses'],
   sysctls: SysctlFiles,
 ): HostLink {
   const acceptRa = /^[A-Za-z0-9_.:@-]+$/.test(name) ? sysctls.read(`net/ipv6/conf/${name}/accept_ra`) : undefined;
-  return { name, ifindex, mtuBytes, up, ips, ...(acceptRa !== undefined && { acceptRa }) };
+  return { name, ifindex, mtuBytes, up, addresses, ...(acceptRa !== undefined && { acceptRa }) };
 }
 
-async function readAddresses(client: NetlinkClient): Promise<ReadonlyMap<number, readonly IpAddress[]>> {
-  const byLink = new Map<number, IpAddress[]>();
+async function readAddresses(client: NetlinkClient): Promise<ReadonlyMap<number, HostLink['addresses']>> {
+  const byLink = new Map<number, HostLink['addresses']>();
   for (const { addressFamily } of families) {
     const dump = { type: RTM.GETADDR, payload: addressHeader(addressFamily), operation: 'list', object: 'addresses' };
     for (const { payload } of await client.dump(dump)) {
@@ -128,7 +128,7 @@ async function readAddresses(client: NetlinkClient): Promise<ReadonlyMap<number,
       // IFA_ADDRESS is the far end of a point-to-point link, IFA_LOCAL then the own one.
       const ip = ipOf(attributes.get(IFA.LOCAL)) ?? ipOf(attributes.get(IFA.ADDRESS));
       const ifindex = payload.readUInt32LE(4);
-      if (ip) byLink.set(ifindex, [...(byLink.get(ifindex) ?? []), ip]);
+      if (ip) byLink.set(ifindex, [...(byLink.get(ifindex) ?? []), { ip, prefixLength: payload.readUInt8(1) }]);
     }
   }
   return byLink;

@@ -6,8 +6,8 @@ export interface HostLink {
   readonly ifindex: number;
   readonly mtuBytes: number;
   readonly up: boolean;
-  /** All unicast addresses, link-local ones included. */
-  readonly ips: readonly IpAddress[];
+  /** All unicast addresses, link-local ones included, with the prefix length of their subnet. */
+  readonly addresses: readonly { readonly ip: IpAddress; readonly prefixLength: number }[];
   /** net.ipv6.conf.<name>.accept_ra, or undefined where IPv6 is absent. */
   readonly acceptRa?: string;
 }

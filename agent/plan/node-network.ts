@@ -5,7 +5,7 @@
 import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type Cidr, FAMILIES, type Family, type FamilyFacts, familyOf } from '../model/ip.ts';
-import { type AnyItem, type ChainPart, item, type Key, keyOf, memberOf, type Rule } from '../model/items.ts';
+import { type AnyItem, type ChainPart, item, type Key, keyOf, type Rule } from '../model/items.ts';
 import { baseChain, POD_LINK_PATTERN, setName } from '../model/kernel-names.ts';
 import type { PlanSettings, PodNetwork, Underlay } from './underlay.ts';
 
@@ -13,14 +13,13 @@ export const NODE_NETWORK = 'node-network';
 
 /** Above every route that anyone else has for a pod: only what nothing else matches ends here. */
 const DEAD_END_METRIC = 4_000_000_000;
-/** A node has at most a few hundred pods; the cluster at most some ten thousand nodes. */
+/** A node has at most a few hundred pods; the cluster at most some ten thousand nodes, with two CIDRs each. */
 const READY_MAX_ELEMENTS = 65_536;
-const NODES_MAX_ELEMENTS = 65_536;
+const DIRECT_MAX_ELEMENTS = 65_536;
 
 export function planNodeNetwork(underlay: Underlay, host: Host, settings: PlanSettings): Fragment {
   const items: AnyItem[] = [];
   for (const network of underlay.podNetworks) items.push(...networkItems(network, host, settings));
-  if (underlay.tunnel) items.push(...nodeSetItems(underlay.tunnel));
   return {
     id: NODE_NETWORK,
     cause: `node ${underlay.nodeName}`,
@@ -44,7 +43,7 @@ function networkItems(network: PodNetwork, host: Host, settings: PlanSettings): 
     name: setName('direct', facts),
     type: 'hash:net',
     family: facts.family,
-    maxElements: NODES_MAX_ELEMENTS,
+    maxElements: DIRECT_MAX_ELEMENTS,
   });
   const items: AnyItem[] = [
     ready,
@@ -153,12 +152,3 @@ function forwardingItems(facts: FamilyFacts, host: Host): AnyItem[] {
   );
   return [...keepAdvertisements, forwarding];
 }
-
-/** The set of tunnel ends, with this node's own; peers add theirs. */
-function nodeSetItems({ family, local }: NonNullable<Underlay['tunnel']>): AnyItem[] {
-  const set = item('set', nodesSet(family));
-  return [set, item('member', memberOf(set.value.name, local), [set.key])];
-}
-
-export const nodesSet = (family: Family) =>
-  ({ name: setName('nodes', FAMILIES[family]), type: 'hash:ip', family, maxElements: NODES_MAX_ELEMENTS }) as const;

@@ -6,6 +6,7 @@ import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type AnyItem, keyOf } from '../model/items.ts';
 import { vtepMac } from '../model/kernel-names.ts';
+import { hostGw } from './host-gw.ts';
 import { findOverlaps } from './overlaps.ts';
 import { Planner } from './planner.ts';
 import type { PlanSettings } from './underlay.ts';
@@ -73,7 +74,7 @@ test('the gate, masquerade and the tunnel port are rules over sets', (t) => {
   t.is(
     [
       lines(fragments.get('node-network'), 'chain-part', 'route', 'set'),
-      lines(fragments.get('backend vxlan'), 'chain-part'),
+      lines(fragments.get('backend vxlan'), 'chain-part', 'set'),
     ].join('\n'),
     `chain-part ipv4 filter TULLE-FORWARD 50-pods
   -s 10.84.0.0/24 -j ACCEPT
@@ -86,7 +87,6 @@ chain-part ipv4 nat TULLE-POSTROUTING 50-masquerade
   -s 10.84.0.0/24 -m set ! --match-set tulle-direct-4 dst -j MASQUERADE --random-fully
 route {"destination":"10.84.0.0/24","metric":4000000000,"type":"unreachable"}
 set {"name":"tulle-direct-4","type":"hash:net","family":"ipv4","maxElements":65536}
-set {"name":"tulle-nodes-4","type":"hash:ip","family":"ipv4","maxElements":65536}
 set {"name":"tulle-ready-4","type":"hash:ip","family":"ipv4","maxElements":65536}
 chain-part ipv4 filter TULLE-INPUT 10-tunnel
   -p udp --dport 8472 -m set --match-set tulle-nodes-4 src -j ACCEPT
@@ -102,8 +102,43 @@ chain-part ipv4 raw TULLE-TUNNEL 10-tunnel
   -i tl+ -m addrtype --dst-type LOCAL -j DROP
   -m addrtype --dst-type LOCAL -m set ! --match-set tulle-nodes-4 src -j DROP
   -m set --match-set tulle-nodes-4 dst -m set ! --match-set tulle-nodes-4 src -j DROP
-  -m addrtype --dst-type LOCAL -j CT --notrack`,
+  -m addrtype --dst-type LOCAL -j CT --notrack
+set {"name":"tulle-nodes-4","type":"hash:ip","family":"ipv4","maxElements":65536}`,
   );
+});
+
+test('backend host-gw is a plain route to each peer on the segment, and says who is not on it', (t) => {
+  const hostGwPlan = (nodes: Cluster) =>
+    new Planner().plan({ nodeName: 'a', cluster: nodes, host: host(), settings, backend: hostGw });
+  const far = node('far', { ips: '172.31.0.13', cidrs: '10.84.3.0/24', creationMs: 3 });
+  const { underlay, fragments } = hostGwPlan(cluster(a, b, far));
+  t.is(underlay.mtuBytes, 1500);
+  t.is(underlay.tunnel, undefined);
+  t.deepEqual(fragments.get('backend host-gw')?.items, []);
+  t.is(
+    lines(fragments.get('node b'), 'route', 'fdb', 'member'),
+    `member {"set":"tulle-direct-4","entry":"10.84.1.0/24"}
+member {"set":"tulle-direct-4","entry":"172.30.0.12/32"}
+member {"set":"tulle-direct-6","entry":"fd30::12/128"}
+member {"set":"tulle-direct-6","entry":"fd84:0:0:1::/64"}
+route {"destination":"10.84.1.0/24","metric":0,"type":"unicast","link":"eth0","gateway":"172.30.0.12"}
+route {"destination":"fd84:0:0:1::/64","metric":1024,"type":"unicast","link":"eth0","gateway":"fd30::12"}`,
+  );
+  t.is(lines(fragments.get('node far'), 'route'), '');
+  t.regex(
+    fragments.get('node far')?.problems.join() ?? '',
+    /far \(172.31.0.13\) is not on 172.30.0.0\/24: .* use backend vxlan/,
+  );
+});
+
+test('vxlan with direct routing: plain routes on the segment, the tunnel for the rest, one MTU', (t) => {
+  const far = node('far', { ips: '172.31.0.13 fd31::13', cidrs: '10.84.3.0/24', creationMs: 3 });
+  const { underlay, fragments } = plan(cluster(a, b, far), host(), { ...settings, 'vxlan.directRouting': true });
+  t.is(underlay.mtuBytes, 1450);
+  t.notRegex(lines(fragments.get('node b'), 'route', 'fdb', 'neighbour'), /tulle\.84/);
+  t.regex(lines(fragments.get('node b'), 'route'), /"link":"eth0","gateway":"172.30.0.12"/);
+  t.regex(lines(fragments.get('node b'), 'member'), /tulle-nodes-4","entry":"172.30.0.12\/32"/);
+  t.regex(lines(fragments.get('node far'), 'route'), /"link":"tulle.84","gateway":"10.84.3.1"/);
 });
 
 test('IPv6 forwarding waits for accept_ra 2 on links that live by router advertisements', (t) => {
@@ -132,7 +167,7 @@ test('what cannot be planned is a problem with its remedy, and the rest is plann
   );
   t.regex(problems(cluster(a), host({ mtuBytes: 1300 })), /MTU of 1250 bytes is too small for ipv6 \(at least 1280\)/);
   t.regex(problems(cluster(a), host({ ips: '192.0.2.1' })), /no link of this host has the node's address 172.30.0.11/);
-  t.regex(problems(cluster(node('a', { cidrs: '10.84.0.0/24' }))), /no InternalIP of family ipv4 or ipv6/);
+  t.regex(problems(cluster(node('a', { cidrs: '10.84.0.0/24' }))), /no InternalIP of family ipv4/);
   t.is(problems(cluster(a, b)), '');
 });
 

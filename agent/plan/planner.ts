@@ -6,13 +6,13 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Cluster, Node } from '../model/cluster.ts';
 import { type Fragment, type FragmentId, rankOf } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
-import { FAMILIES, familyOf } from '../model/ip.ts';
-import { type AnyItem, item, keyOf, memberOf } from '../model/items.ts';
+import { type Cidr, factsOf, familyOf } from '../model/ip.ts';
+import { type AnyItem, item } from '../model/items.ts';
 import { setName } from '../model/kernel-names.ts';
 import type { Backend } from './backend.ts';
-import { NODE_NETWORK, nodesSet, planNodeNetwork } from './node-network.ts';
+import { NODE_NETWORK, planNodeNetwork } from './node-network.ts';
 import { addressesOf, cidrRefusal, findOverlaps, type Overlap, overlapProblem } from './overlaps.ts';
-import { type PlanSettings, planUnderlay, type Underlay, underlayIpOf } from './underlay.ts';
+import { type PlanSettings, planUnderlay, type Underlay } from './underlay.ts';
 
 export interface PlanInput {
   readonly nodeName: string;
@@ -105,39 +105,20 @@ function planPeer(node: Node, underlay: Underlay, lost: readonly Overlap[], inpu
     if (refusal !== undefined) problems.push(refusal);
     return refusal === undefined;
   });
-  const end = underlay.tunnel && underlayIpOf(node, underlay.tunnel.family);
-  if (underlay.tunnel && !end) {
-    problems.push(
-      `Node ${node.name} has no ${underlay.tunnel.family} InternalIP for the tunnel: its pods cannot be reached`,
-    );
-  }
-  const items: AnyItem[] =
-    end && underlay.podNetworks.length > 0 ? peerItems({ node, end, podCidrs }, underlay, input) : [];
+  const reachable = podCidrs.filter((cidr) => underlay.podNetworks.some(({ family }) => family === familyOf(cidr)));
+  const peer = input.backend.peer(node, reachable, underlay, input.settings);
   return {
     id: `node ${node.name}`,
     cause: `node ${node.name}`,
     rank: rankOf(node.creationMs, node.uid),
-    items,
+    items: reachable.length > 0 ? [...reachable.map(directItem), ...peer.items] : [],
     requires: [NODE_NETWORK, `backend ${input.backend.name}`],
-    problems,
+    problems: [...problems, ...peer.problems],
   };
 }
 
-function peerItems(
-  peer: Parameters<Backend['peer']>[0],
-  underlay: Underlay,
-  { backend, settings }: PlanInput,
-): AnyItem[] {
-  const nodes = nodesSet(familyOf(peer.end));
-  const family = (cidr: (typeof peer.podCidrs)[number]) => FAMILIES[familyOf(cidr)];
-  const direct = peer.podCidrs
-    .filter((cidr) => underlay.podNetworks.some(({ family: own }) => own === familyOf(cidr)))
-    .map((entry) =>
-      item('member', { set: setName('direct', family(entry)), entry }, [`set ${setName('direct', family(entry))}`]),
-    );
-  return [
-    item('member', memberOf(nodes.name, peer.end), [keyOf('set', nodes)]),
-    ...direct,
-    ...backend.peer(peer, underlay, settings),
-  ];
+/** Pods of this node send to the peer's pods with their own addresses. */
+function directItem(entry: Cidr): AnyItem {
+  const set = setName('direct', factsOf(entry));
+  return item('member', { set, entry }, [`set ${set}`]);
 }

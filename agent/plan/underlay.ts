@@ -4,6 +4,7 @@ import type { Host } from '../model/host.ts';
 import {
   addressAt,
   type Cidr,
+  cidrOf,
   FAMILIES,
   type Family,
   families,
@@ -19,6 +20,7 @@ export interface PlanSettings {
   readonly 'vxlan.vni': number;
   readonly 'vxlan.port': number;
   readonly 'vxlan.txChecksumOffload': 'auto' | 'on' | 'off';
+  readonly 'vxlan.directRouting': boolean;
   readonly tunnelFamily: 'auto' | Family;
   /** 0: from the underlay. */
   readonly mtuBytes: number;
@@ -34,11 +36,18 @@ export interface PodNetwork {
   readonly nodeIp?: IpAddress;
 }
 
+/** Own address of one family on the underlay, and the link that carries it, while one does. */
+export interface LocalEnd {
+  readonly ip: IpAddress;
+  readonly link?: { readonly name: string; readonly mtuBytes: number; readonly segment: Cidr };
+}
+
 /** How this node takes part; compared structurally, so that an equal one keeps its identity and memoised plans hold. */
 export interface Underlay {
   readonly nodeName: string;
   readonly podNetworks: readonly PodNetwork[];
-  /** Family and own address of the tunnel; absent while they cannot be known. */
+  readonly locals: { readonly [F in Family]?: LocalEnd };
+  /** Family and own address of the tunnel; absent without a tunnel, and while they cannot be known. */
   readonly tunnel?: { readonly family: Family; readonly local: IpAddress };
   readonly mtuBytes: number;
   readonly problems: readonly string[];
@@ -53,26 +62,43 @@ interface UnderlayInput {
   readonly cluster: Cluster;
   readonly host: Host;
   readonly settings: PlanSettings;
+  /** What the backend adds to each packet when it travels over this family; undefined: it has no tunnel. */
+  readonly backend: { readonly overheadBytes?: (family: Family) => number };
 }
 
 /** `lost` are own podCIDRs that an older Node has: no pod of this node gets an address of them. */
-export function planUnderlay({ nodeName, cluster, host, settings }: UnderlayInput, lost: readonly Overlap[]): Underlay {
+export function planUnderlay(input: UnderlayInput, lost: readonly Overlap[]): Underlay {
+  const { nodeName, cluster, host, settings, backend } = input;
   const self = cluster.nodes.get(nodeName);
   if (!self) {
     const problems = cluster.synced
       ? [`the cluster has no Node named ${nodeName}: register it, or correct the setting nodeName`]
       : ['the cluster API has not answered yet'];
-    return { nodeName, podNetworks: [], mtuBytes: ETHERNET_MTU_BYTES, problems };
+    return { nodeName, podNetworks: [], locals: {}, mtuBytes: ETHERNET_MTU_BYTES, problems };
   }
   const problems = [...self.problems, ...lost.map((overlap) => overlapProblem(nodeName, overlap))];
   const cidrs = self.podCidrs.filter((cidr) => !lost.some((overlap) => overlap.cidr === cidr));
   const podNetworks = podNetworksOf(self, cidrs, host, problems);
-  const tunnel = tunnelOf(self, cluster, settings, problems);
-  const mtuBytes = mtuOf(tunnel, podNetworks, host, settings, problems);
-  return { nodeName, podNetworks, ...(tunnel && { tunnel }), mtuBytes, problems };
+  const locals = localsOf(self, host);
+  const tunnelFamily = backend.overheadBytes && tunnelFamilyOf(self, cluster, settings);
+  const used = tunnelFamily ? [tunnelFamily] : podNetworks.map(({ family }) => family);
+  problems.push(...used.flatMap((family) => localProblems(self, family, locals[family])));
+  const local = tunnelFamily && locals[tunnelFamily]?.ip;
+  const overheadBytes = tunnelFamily ? (backend.overheadBytes?.(tunnelFamily) ?? 0) : 0;
+  const underlayMtu = Math.min(...used.map((family) => locals[family]?.link?.mtuBytes ?? ETHERNET_MTU_BYTES));
+  const mtuBytes = settings.mtuBytes || (used.length > 0 ? underlayMtu : ETHERNET_MTU_BYTES) - overheadBytes;
+  problems.push(...mtuProblems(mtuBytes, podNetworks));
+  return {
+    nodeName,
+    podNetworks,
+    locals,
+    ...(tunnelFamily && local && { tunnel: { family: tunnelFamily, local } }),
+    mtuBytes,
+    problems,
+  };
 }
 
-/** The tunnel end of a node: its annotation, or else its first InternalIP of the family. */
+/** The address that the underlay has for a node: its annotation, or else its first InternalIP of the family. */
 export function underlayIpOf(node: Node, family: Family): IpAddress | undefined {
   const ofFamily = (ip: IpAddress) => familyOf(ip) === family;
   return node.underlayIps.find(ofFamily) ?? node.internalIps.find(ofFamily);
@@ -108,50 +134,48 @@ function podNetworksOf(self: Node, cidrs: readonly Cidr[], host: Host, problems:
   });
 }
 
-function tunnelOf(self: Node, cluster: Cluster, settings: PlanSettings, problems: string[]): Underlay['tunnel'] {
-  const nodes = [...cluster.nodes.values()];
+function localsOf(self: Node, host: Host): Underlay['locals'] {
+  const ends = families.flatMap(({ family }) => {
+    const ip = underlayIpOf(self, family);
+    return ip === undefined ? [] : [[family, localEnd(ip, host)] as const];
+  });
+  return Object.fromEntries(ends);
+}
+
+function localEnd(ip: IpAddress, host: Host): LocalEnd {
+  for (const { name, mtuBytes, addresses } of host.links) {
+    const found = addresses.find((address) => address.ip === ip);
+    if (found) return { ip, link: { name, mtuBytes, segment: cidrOf(ip, found.prefixLength) } };
+  }
+  return { ip };
+}
+
+/** The first family that all nodes have an address of; as long as there is none, the first that this node has. */
+function tunnelFamilyOf(self: Node, cluster: Cluster, settings: PlanSettings): Family {
   const candidates = settings.tunnelFamily === 'auto' ? families.map(({ family }) => family) : [settings.tunnelFamily];
   // A peer without any address yet must not stop the others: it counts for no family.
-  const addressed = nodes.filter((node) => node.internalIps.length + node.underlayIps.length > 0);
-  const common = candidates.find((family) => addressed.every((node) => underlayIpOf(node, family)));
-  const family = common ?? candidates.find((candidate) => underlayIpOf(self, candidate));
-  const local = family && underlayIpOf(self, family);
-  if (!family || !local) {
-    problems.push(
-      `Node ${self.name} has no InternalIP of family ${candidates.join(' or ')}: kubelet's --node-ip sets it`,
-    );
-    return undefined;
-  }
-  return { family, local };
-}
-
-function mtuOf(
-  tunnel: Underlay['tunnel'],
-  podNetworks: readonly PodNetwork[],
-  host: Host,
-  settings: PlanSettings,
-  problems: string[],
-): number {
-  const mtuBytes =
-    settings.mtuBytes ||
-    underlayMtu(tunnel, host, problems) - (tunnel ? FAMILIES[tunnel.family].vxlanOverheadBytes : 0);
-  for (const { family } of podNetworks) {
-    const { minimumMtuBytes } = FAMILIES[family];
-    if (mtuBytes < minimumMtuBytes) {
-      problems.push(
-        `the pod MTU of ${mtuBytes} bytes is too small for ${family} (at least ${minimumMtuBytes}): raise the MTU of the underlay or the setting mtuBytes`,
-      );
-    }
-  }
-  return mtuBytes;
-}
-
-function underlayMtu(tunnel: Underlay['tunnel'], host: Host, problems: string[]): number {
-  if (!tunnel) return ETHERNET_MTU_BYTES;
-  const link = host.links.find(({ ips }) => ips.includes(tunnel.local));
-  if (link) return link.mtuBytes;
-  problems.push(
-    `no link of this host has the node's address ${tunnel.local}: the Node object or the annotation tulle.dev/underlay-ip is wrong, or the link is gone`,
+  const addressed = [...cluster.nodes.values()].filter((node) => addressesOf(node).length > 0);
+  return (
+    candidates.find((family) => addressed.every((node) => underlayIpOf(node, family))) ??
+    candidates.find((family) => underlayIpOf(self, family)) ??
+    (candidates[0] as Family)
   );
-  return ETHERNET_MTU_BYTES;
+}
+
+function localProblems(self: Node, family: Family, local: LocalEnd | undefined): readonly string[] {
+  if (!local) return [`Node ${self.name} has no InternalIP of family ${family}: kubelet's --node-ip sets it`];
+  if (local.link) return [];
+  return [
+    `no link of this host has the node's address ${local.ip}: the Node object or the annotation tulle.dev/underlay-ip is wrong, or the link is gone`,
+  ];
+}
+
+function mtuProblems(mtuBytes: number, podNetworks: readonly PodNetwork[]): readonly string[] {
+  return podNetworks.flatMap(({ family }) => {
+    const { minimumMtuBytes } = FAMILIES[family];
+    if (mtuBytes >= minimumMtuBytes) return [];
+    return [
+      `the pod MTU of ${mtuBytes} bytes is too small for ${family} (at least ${minimumMtuBytes}): raise the MTU of the underlay or the setting mtuBytes`,
+    ];
+  });
 }

@@ -1,41 +1,64 @@
 /**
  * Backend `vxlan` (RFC 7348): one device, and for each peer one forwarding entry, one permanent neighbour a family and
  * one route a pod CIDR. Nothing is learned and nothing is asked for: the kernel never resolves an address of a peer.
+ * With direct routing, peers on a segment of this host get plain routes instead.
  */
+import type { Node } from '../model/cluster.ts';
 import type { Host } from '../model/host.ts';
-import { factsOf, familyOf } from '../model/ip.ts';
-import { type AnyItem, type ChainPart, defaultMetric, item, keyOf, type Link, type Rule } from '../model/items.ts';
-import {
-  ALIAS_PREFIX,
-  baseChain,
-  CHAIN_PREFIX,
-  POD_LINK_PATTERN,
-  vtepMac,
-  vxlanLinkName,
-} from '../model/kernel-names.ts';
-import type { Backend, Peer } from './backend.ts';
-import { nodesSet } from './node-network.ts';
-import { nodeIpOf, type PlanSettings, type Underlay } from './underlay.ts';
+import { type Cidr, FAMILIES, factsOf, familyOf, type IpAddress } from '../model/ip.ts';
+import { type AnyItem, defaultMetric, item, keyOf, type Link } from '../model/items.ts';
+import { ALIAS_PREFIX, vtepMac, vxlanLinkName } from '../model/kernel-names.ts';
+import type { Backend, PeerPlan } from './backend.ts';
+import { plainRoute } from './plain-route.ts';
+import { endItem, guardKeys, tunnelItems } from './tunnel.ts';
+import { nodeIpOf, type PlanSettings, type Underlay, underlayIpOf } from './underlay.ts';
 
-export const vxlan: Backend = { name: 'vxlan', device, peer };
+export const vxlan: Backend = {
+  name: 'vxlan',
+  overheadBytes: (family) => FAMILIES[family].vxlanOverheadBytes,
+  device,
+  peer,
+};
 
 type Tunnel = NonNullable<Underlay['tunnel']>;
 
 function device(underlay: Underlay, host: Host, settings: PlanSettings): readonly AnyItem[] {
   const { tunnel } = underlay;
   if (!tunnel) return [];
-  const link = item('link', vxlanLink(underlay, tunnel, host, settings), portRuleKeys(tunnel));
+  const link = item('link', vxlanLink(underlay, tunnel, host, settings), guardKeys(tunnel));
   const addresses = underlay.podNetworks.flatMap(({ cidr, nodeIp }) =>
     nodeIp
       ? [item('address', { link: link.value.name, ip: nodeIp, prefixLength: factsOf(cidr).bits }, [link.key])]
       : [],
   );
-  const set = keyOf('set', nodesSet(tunnel.family));
-  const parts = portParts(tunnel, settings['vxlan.port']).map((part) => item('chain-part', part, [set]));
-  return [link, ...addresses, ...parts];
+  return [link, ...addresses, ...tunnelItems(tunnel, settings['vxlan.port'])];
 }
 
-function peer({ node, end, podCidrs }: Peer, underlay: Underlay, settings: PlanSettings): readonly AnyItem[] {
+function peer(node: Node, podCidrs: readonly Cidr[], underlay: Underlay, settings: PlanSettings): PeerPlan {
+  const { tunnel } = underlay;
+  const end = tunnel && underlayIpOf(node, tunnel.family);
+  if (!tunnel) return { items: [], problems: [] };
+  if (!end) {
+    return {
+      items: [],
+      problems: [`Node ${node.name} has no ${tunnel.family} InternalIP for the tunnel: its pods cannot be reached`],
+    };
+  }
+  const routed = podCidrs.map((cidr) => (settings['vxlan.directRouting'] && plainRoute(node, cidr, underlay)) || cidr);
+  const tunnelled = routed.filter((each): each is Cidr => typeof each === 'string');
+  const plain = routed.flatMap((each) => (typeof each === 'string' ? [] : each));
+  const items = tunnelled.length > 0 ? tunnelRoutes(node, end, tunnelled, underlay, settings) : [];
+  return { items: [endItem(end, tunnel.family), ...plain, ...items], problems: [] };
+}
+
+/** Forwarding entry, neighbours and routes over the device. */
+function tunnelRoutes(
+  node: Node,
+  end: IpAddress,
+  podCidrs: readonly Cidr[],
+  underlay: Underlay,
+  settings: PlanSettings,
+): readonly AnyItem[] {
   const link = vxlanLinkName(settings['vxlan.vni']);
   const linkKey = `link ${link}` as const;
   const mac = vtepMac(node.name);
@@ -46,17 +69,10 @@ function peer({ node, end, podCidrs }: Peer, underlay: Underlay, settings: PlanS
     if (!own?.nodeIp || !gateway) return [];
     const neighbour = item('neighbour', { link, ip: gateway, mac }, [linkKey, fdb.key]);
     const source = keyOf('address', { link, ip: own.nodeIp, prefixLength: 0 });
+    const metric = defaultMetric(destination);
     const route = item(
       'route',
-      {
-        destination,
-        metric: defaultMetric(destination),
-        type: 'unicast',
-        link,
-        gateway,
-        onlink: true,
-        source: own.nodeIp,
-      },
+      { destination, metric, type: 'unicast', link, gateway, onlink: true, source: own.nodeIp },
       [neighbour.key, source],
     );
     return [neighbour, route];
@@ -82,65 +98,3 @@ function vxlanLink(underlay: Underlay, { local }: Tunnel, host: Host, settings: 
     txChecksumOffload: offload === 'auto' ? !natBreaksChecksums(host) : offload === 'on',
   };
 }
-
-const TUNNEL_CHAIN = `${CHAIN_PREFIX}TUNNEL`;
-
-/**
- * The tunnel port is for nodes only. Without this any unprivileged pod can send one UDP datagram that masquerade turns
- * into a node's and that the peer decapsulates, with an inner source of the sender's choice. What is accepted is not
- * tracked: each inner connection would cost an outer conntrack entry. The raw table stops most of it early; what cannot
- * be recognised there as meant for this node (groups, broadcasts, IPv6 anycast, a DNAT to the port) is stopped on INPUT.
- */
-function portParts({ family }: Tunnel, port: number): readonly ChainPart[] {
-  const toPort = ['-p', 'udp', '--dport', String(port)];
-  const nodes = nodesSet(family).name;
-  const from = ['-m', 'set', '--match-set', nodes, 'src'];
-  const notFrom = ['-m', 'set', '!', '--match-set', nodes, 'src'];
-  const to = ['-m', 'set', '--match-set', nodes, 'dst'];
-  const toThisNode = ['-m', 'addrtype', '--dst-type', 'LOCAL'];
-  const fromPod = ['-i', POD_LINK_PATTERN];
-  const drop = (comment: string, ...args: readonly string[]): Rule => ({ args: [...args, '-j', 'DROP'], comment });
-  const part = (table: ChainPart['table'], chain: string, ...rules: readonly Rule[]): ChainPart => ({
-    family,
-    table,
-    chain,
-    order: '10-tunnel',
-    rules,
-  });
-  return [
-    part(
-      'raw',
-      TUNNEL_CHAIN,
-      drop('a pod is no tunnel end', ...fromPod, ...to),
-      drop('a pod is no tunnel end', ...fromPod, ...toThisNode),
-      drop('tunnel packet from a stranger', ...toThisNode, ...notFrom),
-      drop('tunnel packet for a node from a stranger', ...to, ...notFrom),
-      { args: [...toThisNode, '-j', 'CT', '--notrack'], comment: 'tunnel packets are not tracked' },
-    ),
-    part('raw', baseChain('PREROUTING'), { args: [...toPort, '-j', TUNNEL_CHAIN], comment: 'tunnel port' }),
-    part('raw', baseChain('OUTPUT'), {
-      args: [...toPort, ...to, '-j', 'CT', '--notrack'],
-      comment: 'tunnel packets are not tracked',
-    }),
-    part(
-      'mangle',
-      baseChain('INPUT'),
-      drop('a pod is no tunnel end', ...toPort, ...fromPod),
-      drop('tunnel packet from a stranger', ...toPort, ...notFrom),
-    ),
-    part('filter', baseChain('INPUT'), {
-      args: [...toPort, ...from, '-j', 'ACCEPT'],
-      comment: 'tunnel packets of nodes',
-    }),
-  ];
-}
-
-const GUARDS = [
-  ['raw', TUNNEL_CHAIN],
-  ['raw', baseChain('PREROUTING')],
-  ['mangle', baseChain('INPUT')],
-] as const satisfies readonly (readonly [ChainPart['table'], string])[];
-
-/** The device is not up before its port is guarded. */
-const portRuleKeys = ({ family }: Tunnel) =>
-  GUARDS.map(([table, chain]) => keyOf('chain-part', { family, table, chain, order: '10-tunnel', rules: [] }));

@@ -36,6 +36,9 @@ export const cluster = (...nodes: readonly Node[]): Cluster => ({
   pods: new Map(),
 });
 
+/** An address of a host's link, with the prefix length of its segment: `/24`, `/64`. */
+const onSegment = (text: string) => ({ ip: ip(text), prefixLength: text.includes(':') ? 64 : 24 });
+
 export function host({
   ips = '172.30.0.11 fd30::11',
   mtuBytes = 1500,
@@ -44,7 +47,7 @@ export function host({
   ipv6Forwarding = false,
 } = {}): Host {
   return {
-    links: [{ name: 'eth0', ifindex: 2, mtuBytes, up: true, ips: ips.split(' ').map(ip), acceptRa }],
+    links: [{ name: 'eth0', ifindex: 2, mtuBytes, up: true, addresses: ips.split(' ').map(onSegment), acceptRa }],
     ipv6,
     ipv6Forwarding,
     randomFully: true,
@@ -56,6 +59,7 @@ export const settings: PlanSettings = {
   'vxlan.vni': 84,
   'vxlan.port': 8472,
   'vxlan.txChecksumOffload': 'auto',
+  'vxlan.directRouting': false,
   tunnelFamily: 'auto',
   mtuBytes: 0,
   masquerade: true,

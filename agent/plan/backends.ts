@@ -1,0 +1,6 @@
+/** Every backend by the name that the setting `backend` has. */
+import type { Backend } from './backend.ts';
+import { hostGw } from './host-gw.ts';
+import { vxlan } from './vxlan.ts';
+
+export const BACKENDS = { vxlan, 'host-gw': hostGw } as const satisfies Readonly<Record<string, Backend>>;

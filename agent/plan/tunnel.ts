@@ -1,0 +1,87 @@
+/** What every tunnel over UDP needs beside its device: the set of its ends, and a port that is for nodes only. */
+import { FAMILIES, type Family, type IpAddress } from '../model/ip.ts';
+import { type AnyItem, type ChainPart, item, type Key, keyOf, memberOf, type Rule } from '../model/items.ts';
+import { baseChain, CHAIN_PREFIX, POD_LINK_PATTERN, setName } from '../model/kernel-names.ts';
+import type { Underlay } from './underlay.ts';
+
+type Tunnel = NonNullable<Underlay['tunnel']>;
+
+const NODES_MAX_ELEMENTS = 65_536;
+const TUNNEL_CHAIN = `${CHAIN_PREFIX}TUNNEL`;
+const ORDER = '10-tunnel';
+
+const nodesSet = (family: Family) =>
+  ({ name: setName('nodes', FAMILIES[family]), type: 'hash:ip', family, maxElements: NODES_MAX_ELEMENTS }) as const;
+
+/** A tunnel end as a member of the set of nodes. */
+export function endItem(end: IpAddress, family: Family): AnyItem {
+  const set = nodesSet(family);
+  return item('member', memberOf(set.name, end), [keyOf('set', set)]);
+}
+
+/** The set with this node's own end, and the rules that guard the port. */
+export function tunnelItems({ family, local }: Tunnel, port: number): readonly AnyItem[] {
+  const set = item('set', nodesSet(family));
+  const parts = portParts(family, port).map((part) => item('chain-part', part, [set.key]));
+  return [set, endItem(local, family), ...parts];
+}
+
+const GUARDS = [
+  ['raw', TUNNEL_CHAIN],
+  ['raw', baseChain('PREROUTING')],
+  ['mangle', baseChain('INPUT')],
+] as const satisfies readonly (readonly [ChainPart['table'], string])[];
+
+/** What must stand before the device is up. */
+export const guardKeys = ({ family }: Tunnel): readonly Key[] =>
+  GUARDS.map(([table, chain]) => keyOf('chain-part', { family, table, chain, order: ORDER, rules: [] }));
+
+/**
+ * Without these rules any unprivileged pod can send one UDP datagram that masquerade turns into a node's and that the peer
+ * decapsulates, with an inner source of the sender's choice. What is accepted is not tracked: each inner connection would
+ * cost an outer conntrack entry. The raw table stops most of it early; what cannot be recognised there as meant for this
+ * node (groups, broadcasts, IPv6 anycast, a DNAT to the port) is stopped on INPUT.
+ */
+function portParts(family: Family, port: number): readonly ChainPart[] {
+  const toPort = ['-p', 'udp', '--dport', String(port)];
+  const nodes = nodesSet(family).name;
+  const from = ['-m', 'set', '--match-set', nodes, 'src'];
+  const notFrom = ['-m', 'set', '!', '--match-set', nodes, 'src'];
+  const to = ['-m', 'set', '--match-set', nodes, 'dst'];
+  const toThisNode = ['-m', 'addrtype', '--dst-type', 'LOCAL'];
+  const fromPod = ['-i', POD_LINK_PATTERN];
+  const drop = (comment: string, ...args: readonly string[]): Rule => ({ args: [...args, '-j', 'DROP'], comment });
+  const part = (table: ChainPart['table'], chain: string, ...rules: readonly Rule[]): ChainPart => ({
+    family,
+    table,
+    chain,
+    order: ORDER,
+    rules,
+  });
+  return [
+    part(
+      'raw',
+      TUNNEL_CHAIN,
+      drop('a pod is no tunnel end', ...fromPod, ...to),
+      drop('a pod is no tunnel end', ...fromPod, ...toThisNode),
+      drop('tunnel packet from a stranger', ...toThisNode, ...notFrom),
+      drop('tunnel packet for a node from a stranger', ...to, ...notFrom),
+      { args: [...toThisNode, '-j', 'CT', '--notrack'], comment: 'tunnel packets are not tracked' },
+    ),
+    part('raw', baseChain('PREROUTING'), { args: [...toPort, '-j', TUNNEL_CHAIN], comment: 'tunnel port' }),
+    part('raw', baseChain('OUTPUT'), {
+      args: [...toPort, ...to, '-j', 'CT', '--notrack'],
+      comment: 'tunnel packets are not tracked',
+    }),
+    part(
+      'mangle',
+      baseChain('INPUT'),
+      drop('a pod is no tunnel end', ...toPort, ...fromPod),
+      drop('tunnel packet from a stranger', ...toPort, ...notFrom),
+    ),
+    part('filter', baseChain('INPUT'), {
+      args: [...toPort, ...from, '-j', 'ACCEPT'],
+      comment: 'tunnel packets of nodes',
+    }),
+  ];
+}
