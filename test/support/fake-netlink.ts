@@ -39,6 +39,9 @@ interface FakeNeighbour {
   readonly id: string;
   readonly payload: Buffer;
 }
+/** A terminating NUL counts. */
+const ALIAS_MAX_BYTES = 255;
+
 /** Namespaces by the number that stands for their fd. */
 export class FakeKernel {
   readonly #namespaces = new Map<number, FakeNetns>();
@@ -248,6 +251,7 @@ export class FakeNetns implements NetlinkClient {
     if (mac) link.mac = macFromBytes(mac);
     link.mtuBytes = u32Of(attributes.get(IFLA.MTU)) ?? link.mtuBytes;
     link.group = u32Of(attributes.get(IFLA.GROUP)) ?? link.group;
+    if ((attributes.get(IFLA.IFALIAS)?.length ?? 0) > ALIAS_MAX_BYTES) fail('ERANGE');
     link.alias = textOf(attributes.get(IFLA.IFALIAS)) ?? link.alias;
     const inet = parseAttributes(attributes.get(IFLA.AF_SPEC) ?? Buffer.alloc(0)).get(AF.INET);
     const conf = parseAttributes(parseAttributes(inet ?? Buffer.alloc(0)).get(IFLA.INET_CONF) ?? Buffer.alloc(0));

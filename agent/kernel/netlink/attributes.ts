@@ -20,6 +20,9 @@ export const u16Be = (type: number, value: number): Buffer => attribute(type, Ui
 /** NUL-terminated text. */
 export const text = (type: number, value: string): Buffer => attribute(type, Buffer.from(`${value}\0`, 'latin1'));
 
+/** Text without a NUL, for attributes whose limit would count it (IFLA_IFALIAS). */
+export const plainText = (type: number, value: string): Buffer => attribute(type, Buffer.from(value, 'latin1'));
+
 export function u32(type: number, value: number): Buffer {
   const bytes = Buffer.alloc(4);
   bytes.writeUInt32LE(value >>> 0);

@@ -4,7 +4,7 @@ import { keyOf } from '../../model/items.ts';
 import { macBytes } from '../../model/mac.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { isExists, KernelError } from '../errors.ts';
-import { attribute, nested, text, u8, u32 } from './attributes.ts';
+import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
 import type { Ethtool } from './ethtool.ts';
 import type { LinkType } from './link-type.ts';
 import { dumpLinks, isBackendLink, type Links, readLink } from './links.ts';
@@ -194,7 +194,7 @@ async function configure(
     request(
       RTM.SETLINK,
       linkHeader({ ifindex }),
-      text(IFLA.IFALIAS, wanted.alias),
+      plainText(IFLA.IFALIAS, wanted.alias),
       u32(IFLA.MTU, wanted.mtuBytes),
       attribute(IFLA.ADDRESS, macBytes(wanted.mac)),
     ),

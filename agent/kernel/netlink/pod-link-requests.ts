@@ -14,7 +14,7 @@ import type { PodLink, Sysctl } from '../../model/items.ts';
 import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import { macBytes } from '../../model/mac.ts';
 import { addressPayload } from './address.ts';
-import { attribute, nested, text, u8, u32 } from './attributes.ts';
+import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
 import { neighbourPayload } from './neighbour.ts';
 import { NETCONFA, type Netconf } from './netconf.ts';
 import {
@@ -89,7 +89,7 @@ export function renderHostMarks(value: PodLink, ifindex: number, { ipv6 }: { ipv
   );
   const inet6 = ipv6 ? [nested(AF.INET6, u8(IFLA.INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE))] : [];
   return setLink(value, linkHeader({ ifindex }), [
-    text(IFLA.IFALIAS, aliasOf(value)),
+    plainText(IFLA.IFALIAS, aliasOf(value)),
     attribute(IFLA.ADDRESS, macBytes(value.hostMac)),
     u32(IFLA.MTU, value.mtuBytes),
     nested(IFLA.AF_SPEC, conf, ...inet6),

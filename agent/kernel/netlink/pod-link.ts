@@ -147,7 +147,13 @@ async function createPodLink(value: PodLink, options: PodLinkDriverOptions): Pro
       throw isExists(again) ? nameTaken(value) : again;
     });
   }
-  await setUp(value, pod.netns, options);
+  try {
+    await setUp(value, pod.netns, options);
+  } catch (error) {
+    // What cannot be discarded either is found by the next creation, which begins with it.
+    await discard(value, options).catch(() => undefined);
+    throw error;
+  }
 }
 
 /**
@@ -158,37 +164,31 @@ async function isThereAlready(value: PodLink, options: PodLinkDriverOptions): Pr
   const { client, reaper } = options;
   const facts = await readLink(client, value.name);
   if (!facts) throw nameTaken(value);
-  const isHalfMade = facts.alias === '' && facts.kind === 'veth' && facts.mac === value.hostMac;
-  if (!isPodLink(facts) && !isHalfMade) throw foreignLink(value, facts);
-  const isComplete =
-    !isHalfMade && !reaper.isDoomed(facts.ifindex) && (await describePodLink(value, options)).length === 0;
+  if (!isPodLink(facts) && !isHalfMade(value, facts)) throw foreignLink(value, facts);
+  const isComplete = !reaper.isDoomed(facts.ifindex) && (await describePodLink(value, options)).length === 0;
   if (!isComplete) await reaper.destroy([facts]);
   return isComplete;
 }
 
 async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptions): Promise<void> {
-  const { client, sysctls, reaper } = options;
+  const { client, sysctls } = options;
   const facts = await readLink(client, value.name);
-  if (!facts)
-    throw new KernelError({
-      code: 'ENODEV',
-      operation: 'create',
-      object: `pod link ${value.name}`,
-      detail: 'it vanished at once',
-    });
-  try {
-    await client.request(renderHostMarks(value, facts.ifindex, { ipv6: hasIpv6Stack(sysctls) }));
-    writeAll(sysctls, hostSysctls(value), value);
-    writeAll(pod.sysctls, podSysctls(value), value);
-    await all(client.batch(renderHostUp(value, facts.ifindex)));
-    await all(pod.client.batch(renderPodSetup(value, facts.peerIfindex)));
-  } catch (error) {
-    // The mark may be missing still, so that what the kernel says now counts.
-    const left = await readLink(client, value.name);
-    if (left?.ifindex === facts.ifindex) await reaper.destroy([left]);
-    throw error;
-  }
+  if (!facts) throw vanished(value);
+  await client.request(renderHostMarks(value, facts.ifindex, { ipv6: hasIpv6Stack(sysctls) }));
+  writeAll(sysctls, hostSysctls(value), value);
+  writeAll(pod.sysctls, podSysctls(value), value);
+  await all(client.batch(renderHostUp(value, facts.ifindex)));
+  await all(pod.client.batch(renderPodSetup(value, facts.peerIfindex)));
 }
+
+async function discard(value: PodLink, { client, reaper }: PodLinkDriverOptions): Promise<void> {
+  const facts = await readLink(client, value.name);
+  if (facts && (isPodLink(facts) || isHalfMade(value, facts))) await reaper.destroy([facts]);
+}
+
+/** A pair whose mark is still missing: nobody else gives this name and this address to one link. */
+const isHalfMade = ({ hostMac }: PodLink, { alias, kind, mac }: LinkFacts): boolean =>
+  alias === '' && kind === 'veth' && mac === hostMac;
 
 /** In place, as far as the kernel can: destroying the pair would take away what the pod made inside. */
 async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriverOptions): Promise<void> {
@@ -240,6 +240,9 @@ async function all(batch: Promise<readonly (KernelError | undefined)[]>): Promis
   const failed = (await batch).find((error) => error !== undefined);
   if (failed) throw failed;
 }
+
+const vanished = ({ name }: PodLink): KernelError =>
+  new KernelError({ code: 'ENODEV', operation: 'create', object: `pod link ${name}`, detail: 'it vanished at once' });
 
 const nameTaken = ({ ifName, netns }: PodLink): KernelError =>
   new KernelError({

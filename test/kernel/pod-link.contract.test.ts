@@ -1,0 +1,217 @@
+/** What the driver of pod links promises, held by the fake kernel and by a real one alike. */
+import test, { type ExecutionContext } from 'ava';
+import { KernelError } from '../../agent/kernel/errors.ts';
+import { nested, text } from '../../agent/kernel/netlink/attributes.ts';
+import { dumpLinks, readLink } from '../../agent/kernel/netlink/links.ts';
+import { renderLinkDown, renderPair } from '../../agent/kernel/netlink/pod-link-requests.ts';
+import { IFLA, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
+import { type NetlinkClient, NLM } from '../../agent/kernel/netlink/socket.ts';
+import { type IpAddress, parseIp } from '../../agent/model/ip.ts';
+import type { PodLink } from '../../agent/model/items.ts';
+import { macOf } from '../../agent/model/mac.ts';
+import { vxlanData } from '../support/fake-links.ts';
+import type { FakeNetns } from '../support/fake-netlink.ts';
+import { create, holds, hosts, list, type NetlinkHost, remove, update } from '../support/netlink-host.ts';
+
+const ip = (value: string) => parseIp(value) as IpAddress;
+
+const IPS = { IPv4: [ip('10.244.0.2')], IPv6: [ip('fd00::2')], dual: [ip('10.244.0.2'), ip('fd00::2')] } as const;
+
+const podLink = (netns: PodLink['netns'], fields: Partial<PodLink> = {}): PodLink => ({
+  name: 'tl0123456789ab',
+  alias: 'tulle:pod:default/web',
+  hostMac: macOf('host'),
+  podMac: macOf('pod'),
+  mtuBytes: 1450,
+  ifName: 'eth0',
+  netns,
+  ips: IPS.dual,
+  ...fields,
+});
+
+const names = async (client: NetlinkClient): Promise<readonly string[]> =>
+  (await dumpLinks(client)).map(({ name }) => name);
+
+for (const [kernel, open] of Object.entries(hosts)) {
+  const contract = (name: string, run: (t: ExecutionContext, host: NetlinkHost) => Promise<void>) =>
+    test(`${kernel}: pod link: ${name}`, async (t) => run(t, await open(t)));
+
+  for (const [families, ips] of Object.entries(IPS)) {
+    contract(`${families}: created, both ends are as CHECK wants them`, async (t, host) => {
+      const { drivers, describe, newPod, client } = host;
+      const value = podLink(await newPod(), { ips });
+      await create(drivers['pod-link'], value);
+      t.true(await holds(drivers['pod-link'], value));
+      t.deepEqual(await describe(value), []);
+      const before = await readLink(client, value.name);
+      await create(drivers['pod-link'], value);
+      t.is((await readLink(client, value.name))?.ifindex, before?.ifindex, 'creating again changes nothing');
+    });
+  }
+
+  contract(
+    'removed, it is gone at once, and soon in both namespaces',
+    async (t, { drivers, newPod, client, reaper, openPod }) => {
+      const value = podLink(await newPod());
+      await create(drivers['pod-link'], value);
+      await remove(drivers['pod-link'], value);
+      t.true(await holds(drivers['pod-link']));
+      t.false((await readLink(client, value.name))?.up, 'nothing passes any more');
+      await reaper.reap();
+      t.deepEqual(await names(client), ['lo']);
+      t.deepEqual(await names(openPod(value.netns).client), ['lo']);
+      await t.notThrowsAsync(remove(drivers['pod-link'], value));
+    },
+  );
+
+  contract(
+    'created again while the former pair awaits its destruction',
+    async (t, { drivers, newPod, reaper, describe }) => {
+      const value = podLink(await newPod());
+      await create(drivers['pod-link'], value);
+      await remove(drivers['pod-link'], value);
+      await create(drivers['pod-link'], value);
+      await reaper.reap();
+      t.true(await holds(drivers['pod-link'], value), 'the new pair outlives the old one');
+      t.deepEqual(await describe(value), []);
+    },
+  );
+
+  contract('an interface of that name in the pod stays as it is', async (t, { drivers, newPod, openPod, client }) => {
+    const value = podLink(await newPod());
+    const pod = openPod(value.netns);
+    await makeVxlan(pod.client, 'eth0');
+    const error = await t.throwsAsync(create(drivers['pod-link'], value), { instanceOf: KernelError });
+    t.is(error.code, 'EEXIST');
+    t.regex(error.message, /interface eth0 in .* has an interface of that name already/);
+    t.deepEqual(await names(client), ['lo']);
+    t.is((await readLink(pod.client, 'eth0'))?.kind, 'vxlan');
+  });
+
+  contract('a link of that name on the host stays as it is', async (t, { drivers, newPod, openPod, client }) => {
+    const value = podLink(await newPod());
+    await makeVxlan(client, value.name);
+    const error = await t.throwsAsync(create(drivers['pod-link'], value), { instanceOf: KernelError });
+    t.is(error.code, 'EEXIST');
+    t.regex(error.message, /tl0123456789ab exists and is not Tulle's/);
+    await t.throwsAsync(update(drivers['pod-link'], value, value), { instanceOf: KernelError });
+    await remove(drivers['pod-link'], value);
+    t.is((await readLink(client, value.name))?.kind, 'vxlan');
+    t.deepEqual(await names(openPod(value.netns).client), ['lo']);
+  });
+
+  contract(
+    'a pair that a crash left without its mark is made anew',
+    async (t, { drivers, newPod, openPod, client, describe }) => {
+      const value = podLink(await newPod());
+      const pod = openPod(value.netns);
+      await client.request(renderPair(value, pod.fd));
+      t.true(await holds(drivers['pod-link']), "it is nobody's");
+      await create(drivers['pod-link'], value);
+      t.deepEqual(await describe(value), []);
+    },
+  );
+
+  contract('another MTU reaches both ends', async (t, { drivers, newPod, openPod, describe, client }) => {
+    const value = podLink(await newPod());
+    await create(drivers['pod-link'], value);
+    const before = await readLink(client, value.name);
+    const wanted = { ...value, mtuBytes: 1400 };
+    await update(drivers['pod-link'], wanted, value);
+    t.true(await holds(drivers['pod-link'], wanted));
+    t.is((await readLink(openPod(value.netns).client, 'eth0'))?.mtuBytes, 1400);
+    t.is((await readLink(client, value.name))?.ifindex, before?.ifindex);
+    t.deepEqual(await describe(wanted), []);
+  });
+
+  contract(
+    'set down by somebody, it is not what is wanted, and comes up in place',
+    async (t, { drivers, newPod, describe, client }) => {
+      const value = podLink(await newPod());
+      await create(drivers['pod-link'], value);
+      const before = await readLink(client, value.name);
+      await client.request(renderLinkDown(value, before?.ifindex ?? 0));
+      t.false(await holds(drivers['pod-link'], value));
+      await update(drivers['pod-link'], value, value);
+      t.true(await holds(drivers['pod-link'], value));
+      t.is((await readLink(client, value.name))?.ifindex, before?.ifindex);
+      t.deepEqual(await describe(value), []);
+    },
+  );
+
+  contract('lost with everything inside, it is made anew', async (t, { drivers, newPod, describe, client }) => {
+    const value = podLink(await newPod());
+    await create(drivers['pod-link'], value);
+    const facts = await readLink(client, value.name);
+    const payload = linkHeader({ ifindex: facts?.ifindex ?? 0 });
+    await client.request({ type: RTM.DELLINK, payload, operation: 'delete', object: value.name });
+    t.true(await holds(drivers['pod-link']));
+    await update(drivers['pod-link'], value, value);
+    t.deepEqual(await describe(value), []);
+  });
+
+  contract('the longest names of a pod fit', async (t, { drivers, newPod, describe }) => {
+    const value = podLink(await newPod(), { alias: `tulle:pod:${'n'.repeat(63)}/${'p'.repeat(253)}` });
+    await create(drivers['pod-link'], value);
+    t.true(await holds(drivers['pod-link'], value));
+    t.deepEqual(await describe(value), []);
+  });
+
+  contract('many go in one group, and others stay', async (t, { drivers, newPod, client, reaper }) => {
+    const netns = await newPod();
+    const values = Array.from({ length: 50 }, (_, n) =>
+      podLink(netns, {
+        name: `tl0000000000${String(n).padStart(2, '0')}`,
+        ifName: `eth${n}`,
+        hostMac: macOf(`h${n}`),
+        podMac: macOf(`p${n}`),
+        ips: [],
+      }),
+    );
+    for (const value of values) await create(drivers['pod-link'], value);
+    const [kept, ...removed] = values as [PodLink, ...PodLink[]];
+    for (const value of removed) await remove(drivers['pod-link'], value);
+    await reaper.reap();
+    t.true(await holds(drivers['pod-link'], kept));
+    t.deepEqual(await names(client), ['lo', kept.name]);
+  });
+
+  contract('what is missing is said', async (t, { drivers, newPod, describe }) => {
+    const value = podLink(await newPod());
+    t.deepEqual(await describe(value), ['host: interface tl0123456789ab is missing', 'pod: interface eth0 is missing']);
+    await create(drivers['pod-link'], value);
+    t.deepEqual(await describe({ ...value, ips: [...value.ips, ip('10.244.0.3')] }), [
+      'pod: address 10.244.0.3/32 is missing on eth0',
+    ]);
+    t.is((await list(drivers['pod-link'])).length, 1);
+  });
+}
+
+const STEPS = {
+  NEWLINK: 'host',
+  GETLINK: 'host',
+  SETLINK: 'host',
+  NEWADDR: 'pod',
+  NEWNEIGH: 'pod',
+  NEWROUTE: 'pod',
+} as const;
+for (const [step, where] of Object.entries(STEPS)) {
+  test(`fake: pod link: a failure of ${step} in the ${where}'s namespace leaves nothing behind`, async (t) => {
+    const { drivers, newPod, fake, openPod, describe } = await hosts.fake(t);
+    const value = podLink(await newPod());
+    const pod = openPod(value.netns).client as FakeNetns;
+    const target = where === 'host' ? (fake as FakeNetns) : pod;
+    target.failNext(RTM[step as keyof typeof STEPS], 'ENOBUFS');
+    const error = await t.throwsAsync(create(drivers['pod-link'], value), { instanceOf: KernelError });
+    t.is(error.code, 'ENOBUFS');
+    t.deepEqual([await names(fake as FakeNetns), await names(pod)], [['lo'], ['lo']]);
+    await create(drivers['pod-link'], value);
+    t.deepEqual(await describe(value), []);
+  });
+}
+
+async function makeVxlan(client: NetlinkClient, name: string): Promise<void> {
+  const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, 'vxlan'), vxlanData(7, 4789));
+  const payload = Buffer.concat([linkHeader(), text(IFLA.IFNAME, name), info]);
+  await client.request({ type: RTM.NEWLINK, flags: NLM.CREATE | NLM.EXCL, payload, operation: 'create', object: name });
+}
