@@ -311,6 +311,35 @@ for (const [kernel, open] of Object.entries(hosts)) {
       t.true(await holds(drivers.address));
     });
 
+    contract(`${family}: another MTU takes nothing along`, async (t, { drivers }) => {
+      await create(drivers.link, device);
+      await create(drivers.address, address);
+      await create(drivers.neighbour, neighbour);
+      await create(drivers.route, route);
+      await update(drivers.link, { ...device, mtuBytes: 1400 }, device);
+      t.true(await holds(drivers.address, address));
+      t.true(await holds(drivers.neighbour, neighbour));
+      t.true(await holds(drivers.route, route));
+    });
+
+    contract(`${family}: what goes with an address`, async (t, { drivers }) => {
+      const other: Route = {
+        destination: cidr(own.includes(':') ? 'fd00:9::/64' : '10.9.0.0/16'),
+        metric,
+        type: 'unicast',
+        link: vxlan.name,
+      };
+      await create(drivers.link, device);
+      await create(drivers.address, address);
+      await create(drivers.neighbour, neighbour);
+      await create(drivers.route, route);
+      await create(drivers.route, other);
+      await remove(drivers.address, address);
+      const { source: _, ...withoutSource } = route;
+      t.true(await (family === 'IPv4' ? holds(drivers.route) : holds(drivers.route, withoutSource, other)));
+      t.true(await (family === 'IPv4' ? holds(drivers.neighbour) : holds(drivers.neighbour, neighbour)));
+    });
+
     contract(`${family}: a whole batch, of which one fails`, async (t, { drivers }) => {
       await create(drivers.link, device);
       const wanted = Array.from(

@@ -116,12 +116,15 @@ for (const [kernel, open] of Object.entries(hosts)) {
     const value = podLink(await newPod());
     await create(drivers['pod-link'], value);
     const before = await readLink(client, value.name);
+    const neighbour = { link: value.name, ip: ip('10.244.0.2'), mac: value.podMac };
+    await create(drivers.neighbour, neighbour);
     const wanted = { ...value, mtuBytes: 1400 };
     await update(drivers['pod-link'], wanted, value);
     t.true(await holds(drivers['pod-link'], wanted));
     t.is((await readLink(openPod(value.netns).client, 'eth0'))?.mtuBytes, 1400);
     t.is((await readLink(client, value.name))?.ifindex, before?.ifindex);
     t.deepEqual(await describe(wanted), []);
+    t.true(await holds(drivers.neighbour, neighbour), 'the neighbours stay');
   });
 
   contract(

@@ -248,7 +248,10 @@ export class FakeNetns implements NetlinkClient {
   #setLink(link: FakeLink, payload: Buffer): void {
     const attributes = parseAttributes(payload, 16);
     const mac = attributes.get(IFLA.ADDRESS);
-    if (mac) link.mac = macFromBytes(mac);
+    if (mac) {
+      link.mac = macFromBytes(mac);
+      this.#dropNeighbours(link);
+    }
     link.mtuBytes = u32Of(attributes.get(IFLA.MTU)) ?? link.mtuBytes;
     link.group = u32Of(attributes.get(IFLA.GROUP)) ?? link.group;
     if ((attributes.get(IFLA.IFALIAS)?.length ?? 0) > ALIAS_MAX_BYTES) fail('ERANGE');
@@ -266,11 +269,14 @@ export class FakeNetns implements NetlinkClient {
       this.#addresses = this.#addresses.filter(
         ({ ifindex, ip }) => ifindex !== link.ifindex || familyOf(ip) === 'ipv4',
       );
-      this.#neighbours = this.#neighbours.filter(
-        ({ ifindex, family }) => ifindex !== link.ifindex || family === AF.BRIDGE,
-      );
+      this.#dropNeighbours(link);
     }
     link.up = up;
+  }
+
+  /** Permanent ones too; with a change of the hardware address even when it is none. */
+  #dropNeighbours({ ifindex: on }: FakeLink): void {
+    this.#neighbours = this.#neighbours.filter(({ ifindex, family }) => ifindex !== on || family === AF.BRIDGE);
   }
 
   #deleteLinks(payload: Buffer): void {
@@ -309,11 +315,19 @@ export class FakeNetns implements NetlinkClient {
       if (!found) fail('EADDRNOTAVAIL');
       this.#addresses = this.#addresses.filter((other) => other !== found);
       this.#routes.dropSource(ip);
+      if (familyOf(ip) === 'ipv4') this.#dropWithLastAddress(link);
       return;
     }
     if (found && flags & NLM.EXCL) fail('EEXIST');
     if (familyOf(ip) === 'ipv6' && this.files.get(`net/ipv6/conf/${link.name}/disable_ipv6`) === '1') fail('EACCES');
     if (!found) this.#addresses.push({ ifindex, ip, prefixLength });
+  }
+
+  /** IPv4 ends on a link with its last address. */
+  #dropWithLastAddress(link: FakeLink): void {
+    if (this.#addresses.some(({ ifindex, ip }) => ifindex === link.ifindex && familyOf(ip) === 'ipv4')) return;
+    this.#routes.dropLink(link.ifindex, AF.INET);
+    this.#neighbours = this.#neighbours.filter(({ ifindex, family }) => ifindex !== link.ifindex || family !== AF.INET);
   }
 
   #getAddresses(payload: Buffer): readonly NetlinkMessage[] {

@@ -81,8 +81,11 @@ export class FakeRoutes {
       });
   }
 
-  dropLink(ifindex: number): void {
-    this.#routes = this.#routes.filter((route) => route.ifindex !== ifindex);
+  /** Routes over a link, of one family or of both. */
+  dropLink(ifindex: number, family?: number): void {
+    const goes = (route: FakeRoute) =>
+      route.ifindex === ifindex && (family === undefined || family === route.header.family);
+    this.#routes = this.#routes.filter((route) => !goes(route));
   }
 
   /** IPv4 routes go with their source; IPv6 routes lose it and stay. */

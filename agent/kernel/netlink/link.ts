@@ -178,10 +178,11 @@ async function explainRival(wanted: Link, error: KernelError, client: NetlinkCli
 /** Everything that can be set on an existing device; the mark and the missing link-local address before it comes up. */
 async function configure(
   wanted: Link,
-  { ifindex }: LinkFacts,
+  facts: LinkFacts,
   data: readonly Buffer[],
   { client, ethtool }: LinkDriverOptions,
 ): Promise<void> {
+  const { ifindex } = facts;
   const object = `link ${wanted.name}`;
   const kind = LINK_TYPES[wanted.type];
   const request = (type: number, header: Buffer, ...attributes: readonly Buffer[]): NetlinkRequest => ({
@@ -190,15 +191,10 @@ async function configure(
     operation: 'configure',
     object,
   });
-  await client.request(
-    request(
-      RTM.SETLINK,
-      linkHeader({ ifindex }),
-      plainText(IFLA.IFALIAS, wanted.alias),
-      u32(IFLA.MTU, wanted.mtuBytes),
-      attribute(IFLA.ADDRESS, macBytes(wanted.mac)),
-    ),
-  );
+  // Setting an address flushes the neighbours of the link, even when it is what it was.
+  const mac = facts.mac === wanted.mac ? [] : [attribute(IFLA.ADDRESS, macBytes(wanted.mac))];
+  const marks = [plainText(IFLA.IFALIAS, wanted.alias), u32(IFLA.MTU, wanted.mtuBytes), ...mac];
+  await client.request(request(RTM.SETLINK, linkHeader({ ifindex }), ...marks));
   if (data.length > 0) {
     const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, kind.type), nested(IFLA.INFO_DATA, ...data));
     await client.request(request(RTM.NEWLINK, linkHeader({ ifindex }), info));

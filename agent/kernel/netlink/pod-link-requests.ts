@@ -82,16 +82,15 @@ export function renderPair(value: PodLink, netnsFd: number): NetlinkRequest {
  * The mark of ownership and all settings of the host side, before it comes up. The kernel takes neither an alias nor an
  * AF_SPEC with the creation. IPv4 settings go this way because /proc/sys may be read-only; IPv6 knows only the address mode.
  */
-export function renderHostMarks(value: PodLink, ifindex: number, { ipv6 }: { ipv6: boolean }): NetlinkRequest {
-  const conf = nested(
-    AF.INET,
-    nested(IFLA.INET_CONF, ...HOST_IPV4_CONF.map((setting) => u32(setting.conf, setting.value))),
-  );
+export function renderHostMarks(value: PodLink, facts: LinkFacts, { ipv6 }: { ipv6: boolean }): NetlinkRequest {
+  const settings = HOST_IPV4_CONF.map((setting) => u32(setting.conf, setting.value));
+  const conf = nested(AF.INET, nested(IFLA.INET_CONF, ...settings));
   const inet6 = ipv6 ? [nested(AF.INET6, u8(IFLA.INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE))] : [];
-  return setLink(value, linkHeader({ ifindex }), [
+  return setLink(value, linkHeader({ ifindex: facts.ifindex }), [
     plainText(IFLA.IFALIAS, aliasOf(value)),
-    attribute(IFLA.ADDRESS, macBytes(value.hostMac)),
     u32(IFLA.MTU, value.mtuBytes),
+    // Setting an address flushes the neighbours of the link, even when it is what it was.
+    ...(facts.mac === value.hostMac ? [] : [attribute(IFLA.ADDRESS, macBytes(value.hostMac))]),
     nested(IFLA.AF_SPEC, conf, ...inet6),
   ]);
 }

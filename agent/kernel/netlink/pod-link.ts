@@ -174,7 +174,7 @@ async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptio
   const { client, sysctls } = options;
   const facts = await readLink(client, value.name);
   if (!facts) throw vanished(value);
-  await client.request(renderHostMarks(value, facts.ifindex, { ipv6: hasIpv6Stack(sysctls) }));
+  await client.request(renderHostMarks(value, facts, { ipv6: hasIpv6Stack(sysctls) }));
   writeAll(sysctls, hostSysctls(value), value);
   writeAll(pod.sysctls, podSysctls(value), value);
   await all(client.batch(renderHostUp(value, facts.ifindex)));
@@ -200,7 +200,7 @@ async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriv
     return createPodLink(value, options);
   }
   if (facts.mtuBytes !== value.mtuBytes) await followMtu(value, facts.peerIfindex, options);
-  await client.request(renderHostMarks(value, facts.ifindex, { ipv6: hasIpv6Stack(sysctls) }));
+  await client.request(renderHostMarks(value, facts, { ipv6: hasIpv6Stack(sysctls) }));
   writeAll(sysctls, hostSysctls(value), value);
   await all(client.batch(renderHostUp(value, facts.ifindex)));
 }

@@ -5,6 +5,7 @@ import {
   cidrOf,
   factsOf,
   families,
+  familyOf,
   type IpAddress,
   networkOf,
   parseIp,
@@ -199,7 +200,7 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
       const listener = {
         message(message: NetlinkMessage, before: { readonly up: boolean; readonly name: string } | undefined) {
           for (const key of routesOnLostLink(message, before, known)) found(key, undefined);
-          const reason = removedAddress(message, known);
+          const reason = removedAddress(message, known, options.links);
           if (reason) notice.stale(reason);
         },
         lost: () => {},
@@ -258,14 +259,23 @@ function routesOnLostLink(
   return lost.map(([key]) => key);
 }
 
-/** Routes with an address as their source go with it (IPv4), or lose their source (IPv6), without a word. */
+/**
+ * Without a word, routes of IPv4 go with the address that is their source, and with the last address of their link; routes
+ * of IPv6 stay and lose their source.
+ */
 function removedAddress(
   { type, payload }: NetlinkMessage,
   known: ReadonlyMap<Key<'route'>, Route>,
+  links: Links,
 ): string | undefined {
   if (type !== RTM.DELADDR) return undefined;
   const attributes = parseAttributes(payload, 8);
   const ip = ipOf(attributes.get(IFA.LOCAL) ?? attributes.get(IFA.ADDRESS));
-  for (const { source } of known.values()) if (ip !== undefined && source === ip) return `address ${ip} was removed`;
+  if (!ip) return undefined;
+  const link = familyOf(ip) === 'ipv4' ? links.byIndex(payload.readUInt32LE(4))?.name : undefined;
+  for (const route of known.values()) {
+    const isOnLink = route.link !== undefined && route.link === link && familyOf(route.destination) === 'ipv4';
+    if (route.source === ip || isOnLink) return `address ${ip} was removed`;
+  }
   return undefined;
 }
