@@ -6,7 +6,15 @@ import test from 'ava';
 import { supportedVersions } from '../../cni/versions.ts';
 import { inNode } from '../../lab/node.ts';
 import { until } from '../../lab/until.ts';
-import { type CniAnswer, cni, createPod, readHost, removeNetns, type TestPod } from '../support/cni-calls.ts';
+import {
+  type CniAnswer,
+  cni,
+  createPod,
+  differences,
+  readHost,
+  removeNetns,
+  type TestPod,
+} from '../support/cni-calls.ts';
 import { output, run, shIn, shInNetns, TIMEOUT_MS, useLab } from '../support/lab.ts';
 
 const lab = useLab({ nodes: 1 });
@@ -40,15 +48,13 @@ const ping = async (address: string): Promise<number | undefined> =>
 
 /** Waits until the node is as it was; says what differs if it does not become so. */
 async function untilAsBefore(before: readonly string[]): Promise<void> {
-  let now: readonly string[] = [];
+  let different: readonly string[] = [];
   const isEqual = async () => {
-    now = await readHost(node());
-    return now.join('\n') === before.join('\n');
+    different = differences(before, await readHost(node()));
+    return different.length === 0;
   };
   await until(isEqual, { describe: 'the node to be as before', ...WAIT }).catch((cause: unknown) => {
-    const more = now.filter((line) => !before.includes(line)).map((line) => `+ ${line}`);
-    const less = before.filter((line) => !now.includes(line)).map((line) => `- ${line}`);
-    throw new Error(`the node is not as before:\n${[...more, ...less].join('\n')}`, { cause });
+    throw new Error(`the node is not as before:\n${different.join('\n')}`, { cause });
   });
 }
 

@@ -121,5 +121,12 @@ const POD_QUESTIONS = [
 export const readPod = ({ node, netns }: TestPod): Promise<readonly string[]> =>
   readFacts(shInNetns(node, netns, POD_QUESTIONS.join('; ')));
 
+/** What differs between two readings, in words; nothing when they are alike. */
+export function differences(before: readonly string[], now: readonly string[]): readonly string[] {
+  const more = now.filter((line) => !before.includes(line)).map((line) => `appeared: ${line}`);
+  const less = before.filter((line) => !now.includes(line)).map((line) => `vanished: ${line}`);
+  return [...more, ...less];
+}
+
 const readFacts = async (argv: readonly string[]): Promise<readonly string[]> =>
   (await output(argv)).split('\n').sort();

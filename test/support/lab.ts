@@ -27,14 +27,18 @@ export interface TestLab {
   runPod(name: string, node: string, command?: readonly string[]): Promise<PodStatus>;
 }
 
-/** Starts a lab before the tests of this file and removes it after them. Call once, at the top of a file. */
-export function useLab(options: Partial<LabOptions>): () => TestLab {
+/**
+ * Starts a lab before the tests of this file and removes it after them; `prepare` is for what all of them need in it.
+ * Call once, at the top of a file.
+ */
+export function useLab(options: Partial<LabOptions>, prepare?: () => Promise<void>): () => TestLab {
   const layout = labLayout(`/run/tulle-lab-test-${randomBytes(4).toString('hex')}`);
   let lab: TestLab | undefined;
   test.before(async () => {
     await startLabProcess(layout, { ...DEFAULT_OPTIONS, ...options }, () => undefined);
     const control = labControl(layout);
     lab = testLab(control, new Map((await control.status()).nodes.map((node) => [node.name, node])));
+    await prepare?.();
   });
   test.after.always(() => removeLab(layout, () => undefined));
   return () => {
@@ -69,11 +73,11 @@ export async function output(argv: readonly string[]): Promise<string> {
   throw new Error(`exit code ${exitCode} of ${argv.join(' ')}: ${stderr || stdout}`);
 }
 
-/** A shell line in a node. */
-export const shIn = (node: NodeRef, line: string): readonly string[] => inNode(node, ['sh', '-c', line]);
-/** A shell line in a named network namespace of a node; `/sys` is that namespace's. */
+/** Shell lines in a node; the first that fails ends them. */
+export const shIn = (node: NodeRef, line: string): readonly string[] => inNode(node, ['sh', '-ec', line]);
+/** Shell lines in a named network namespace of a node; `/sys` is that namespace's. */
 export const shInNetns = (node: NodeRef, netns: string, line: string): readonly string[] =>
-  inNode(node, ['ip', 'netns', 'exec', netns, 'sh', '-c', line]);
+  inNode(node, ['ip', 'netns', 'exec', netns, 'sh', '-ec', line]);
 
 /** `tulle ...` in a node. */
 export const tulle = (node: NodeRef, ...args: readonly string[]): Promise<Output> =>
