@@ -12,7 +12,7 @@ type Handler = (lab: Lab, parts: readonly string[], body: unknown, signal: Abort
 
 /** `METHOD /path`, a star for each part that is given to the handler. */
 const ROUTES: Readonly<Record<string, Handler>> = {
-  'GET /status': (lab, _, __, signal) => lab.status(signal),
+  'GET /status': (lab) => lab.status(),
   'POST /pods': (lab, _, body, signal) => lab.pods.run(body as LabPodRequest, signal),
   'POST /pods/*/*/check': (lab, [namespace = '', name = ''], _, signal) => lab.pods.check({ namespace, name }, signal),
   'DELETE /pods/*/*': (lab, [namespace = '', name = ''], _, signal) => lab.pods.remove({ namespace, name }, signal),

@@ -83,7 +83,7 @@ export class Lab {
     this.pods = new Pods({ hosts, api: api.writer, log: boot.log });
   }
 
-  async status(signal: AbortSignal): Promise<LabStatus> {
+  async status(): Promise<LabStatus> {
     const { layout, options } = this.#boot;
     return {
       dir: layout.dir,
@@ -91,7 +91,7 @@ export class Lab {
       families: options.families,
       segments: options.segments,
       apiServer: { url: this.#api.url, kubeconfig: layout.kubeconfig },
-      nodes: await Promise.all([...this.#nodes.values()].map((entry) => this.#nodeStatus(entry, signal))),
+      nodes: await Promise.all([...this.#nodes.values()].map((entry) => this.#nodeStatus(entry))),
       pods: this.pods.list(),
     };
   }
@@ -128,9 +128,9 @@ export class Lab {
     });
   }
 
-  async #nodeStatus({ node, layout, attachment, agent, ended }: LabNode, signal: AbortSignal): Promise<LabNodeStatus> {
+  async #nodeStatus({ node, layout, attachment, agent, ended }: LabNode): Promise<LabNodeStatus> {
     const { name, pid, cgroup } = node;
-    const podCidrs = await readPodCidrs(this.#api.writer, name, signal);
+    const podCidrs = readPodCidrs(this.#api.server.store, name);
     const state = ended ? 'ended' : 'up';
     return {
       name,
