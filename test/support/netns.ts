@@ -14,7 +14,7 @@ export const TEST_PREFIX = 'tulle-test-';
 const COMMAND_TIMEOUT_MS = 20_000;
 
 type Output = { readonly stdout: string; readonly stderr: string };
-const SPAWN = { reject: false, buffer: false, stdin: 'ignore' } as const;
+export const SPAWN = { reject: false, buffer: false, stdin: 'ignore' } as const;
 export type Subprocess = ResultPromise<typeof SPAWN>;
 
 export interface Netns {
@@ -97,7 +97,7 @@ export interface Capture {
 }
 
 /** Captures in one namespace; every packet after the return of this is seen. `filter` is a pcap expression. */
-export async function capture(netns: Netns, link: string, filter: string): Promise<Capture> {
+export async function capture(netns: Pick<Netns, 'name' | 'spawn'>, link: string, filter: string): Promise<Capture> {
   const flags = ['-i', link, '-l', '-nn', '-e', '-v', '-tt', '--immediate-mode'];
   const tcpdump = netns.spawn('tcpdump', ...flags, filter);
   const lines: string[] = [];
