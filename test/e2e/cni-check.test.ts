@@ -221,8 +221,10 @@ interface HostRow {
   readonly details: RegExp;
   /** Succeeds when the thing is as it should be. */
   readonly probe: string;
-  /** For what the agent looks at too seldom to wait for. */
+  /** For what the agent does not repair by itself in the time of a test. */
   readonly restore?: string;
+  /** Nobody can have repaired it before CHECK looked: the agent hears nothing of it. */
+  readonly unheard?: true;
 }
 
 const HOST_ROWS: readonly HostRow[] = [
@@ -285,7 +287,7 @@ const HOST_ROWS: readonly HostRow[] = [
     disturb: 'ip -6 address del fe80::1/64 dev LINK',
     details: /host: address fe80::1\/64 is missing on LINK/,
     probe: 'ip -6 address show dev LINK | grep fe80::1/64',
-    restore: 'ip -6 address add fe80::1/64 dev LINK nodad',
+    restore: 'ip -6 address replace fe80::1/64 dev LINK nodad',
   },
   {
     title: 'the strict reverse path of the link',
@@ -299,6 +301,7 @@ const HOST_ROWS: readonly HostRow[] = [
     details: /^member tulle-ready-4 A4\/32 is missing$/,
     probe: 'ipset test tulle-ready-4 A4',
     restore: 'ipset add tulle-ready-4 A4',
+    unheard: true,
   },
   {
     title: 'its place in the IPv6 set of the gate',
@@ -306,6 +309,7 @@ const HOST_ROWS: readonly HostRow[] = [
     details: /^member tulle-ready-6 A6\/128 is missing$/,
     probe: 'ipset test tulle-ready-6 A6',
     restore: 'ipset add tulle-ready-6 A6',
+    unheard: true,
   },
   {
     title: 'a rule of the IPv4 gate',
@@ -313,6 +317,7 @@ const HOST_ROWS: readonly HostRow[] = [
     details: /^chain-part ipv4 mangle TULLE-FORWARD 10-gate is altered$/,
     probe: 'test $(iptables -t mangle -S TULLE-FORWARD | wc -l) = 4',
     restore: 'iptables-restore </run/mangle',
+    unheard: true,
   },
   {
     title: 'a rule of the IPv6 gate',
@@ -320,16 +325,17 @@ const HOST_ROWS: readonly HostRow[] = [
     details: /^chain-part ipv6 mangle TULLE-FORWARD 10-gate is altered$/,
     probe: 'test $(ip6tables -t mangle -S TULLE-FORWARD | wc -l) = 4',
     restore: 'ip6tables-restore </run/mangle',
+    unheard: true,
   },
 ];
 
-for (const { title, disturb, details, probe, restore } of HOST_ROWS) {
+for (const { title, disturb, details, probe, restore, unheard } of HOST_ROWS) {
   test.serial(`in the node: ${title}`, async (t) => {
     await output(inHost(disturb));
     const answer = await check();
     if (answer.code === 0) await t.notThrowsAsync(output(inHost(probe)), 'CHECK is content');
     else t.regex(answer.details, new RegExp(named(details.source)));
-    if (restore !== undefined) t.is(answer.code, 100, 'nobody repairs it so soon');
+    if (unheard) t.is(answer.code, 100);
     if (restore !== undefined) await output(inHost(restore));
     t.log(answer.code === 0 ? 'was repaired before CHECK looked' : answer.details);
     const isWhole = async () => (await check()).code === 0 && (await run(inHost(probe))).exitCode === 0;
