@@ -12,7 +12,7 @@ import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
-import { createInterface } from 'node:readline';
+import { createInterface, type Interface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
 
 /** By the receiver's address. */
@@ -62,14 +62,24 @@ async function receive(port: number): Promise<void> {
   await Promise.all([once(socket, 'listening'), once(echo, 'listening')]);
   console.log('ready');
 
-  const input = createInterface({ input: process.stdin }).on('close', () => process.exit());
-  const [line] = await once(input, 'line');
+  const input = createInterface({ input: process.stdin });
+  const [line] = await Promise.race([once(input, 'line'), abandoned(input)]);
   const sent = JSON.parse(String(line)) as Counts;
   const distinct = () => Object.fromEntries([...seen].map(([address, numbers]) => [address, numbers.size]));
   const isComplete = () => Object.entries(sent).every(([address, count]) => distinct()[address] === count);
   const end = performance.now() + END_DEADLINE_MS;
   while (!isComplete() && performance.now() < end) await delay(5);
   print({ distinct: distinct(), datagrams, socketDrops: readSocketDrops(port) } satisfies Receipt);
+  input.close();
+  process.stdin.destroy();
+  socket.close();
+  echo.close();
+}
+
+/** Ends this process when nobody is there any more to ask it. */
+async function abandoned(input: Interface): Promise<never> {
+  await once(input, 'close');
+  throw new Error('cannot count: expected how many datagrams were sent, got the end of the input');
 }
 
 /** Last column of the socket's line (Documentation/networking/proc_net_udp: drops). */
@@ -153,5 +163,4 @@ if (import.meta.main) {
   const [mode, port, ...addresses] = process.argv.slice(2);
   if (mode === 'receive') await receive(Number(port));
   else await send(Number(port), addresses);
-  process.exit();
 }
