@@ -5,10 +5,10 @@ import type { Host, HostLink } from '../model/host.ts';
 import { families } from '../model/ip.ts';
 import { parseAttributes } from './netlink/attributes.ts';
 import { isOwnLink, type Links } from './netlink/links.ts';
+import type { NetlinkClient, NetlinkMessage } from './netlink/message.ts';
 import type { MonitorListener, NetlinkMonitor } from './netlink/monitor.ts';
 import { readForwarding } from './netlink/netconf.ts';
 import { addressHeader, IFA, ipOf, type LinkFacts, RTM, readLinkFacts } from './netlink/rtnetlink.ts';
-import type { NetlinkClient, NetlinkMessage } from './netlink/socket.ts';
 import type { SysctlFiles } from './sysctl/files.ts';
 
 export interface HostOptions {

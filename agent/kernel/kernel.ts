@@ -10,8 +10,9 @@ import { createMemberDriver } from './ipset/member.ts';
 import { createSetDriver } from './ipset/set.ts';
 import { type Backend, type BackendName, backendCommands, chooseBackend, describeBackend } from './iptables/backend.ts';
 import { createChainDriver } from './iptables/chain.ts';
+import { NETLINK_PROTOCOL } from './netlink/message.ts';
 import { openNetlink } from './netlink/open.ts';
-import { NETLINK_PROTOCOL, NetlinkSocket } from './netlink/socket.ts';
+import { NetlinkSocket } from './netlink/socket.ts';
 import { identifyNetns } from './netns/netns.ts';
 import { createSysctlDriver } from './sysctl/sysctl.ts';
 
@@ -34,6 +35,8 @@ export interface Kernel {
   describePodLink(link: PodLink): Promise<readonly string[]>;
   /** Removes Tulle's chains from the iptables that is not used: an earlier agent may have used it. Logs what fails. */
   sweepOtherBackend(signal: AbortSignal): Promise<void>;
+  /** Destroys at once the pod links that wait for the end of their namespaces. Rejects with KernelError. */
+  finishDeletions(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -77,6 +80,7 @@ export async function openKernel(
     identifyNetns: (path) => identifyNetns(path),
     describePodLink: netlink.describePodLink,
     sweepOtherBackend: (signal) => sweepOtherBackend(backend, log, signal),
+    finishDeletions: () => netlink.reaper.flush(),
     async close() {
       nfnetlink.close();
       await netlink.close();

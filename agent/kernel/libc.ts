@@ -9,6 +9,8 @@ const setnsCall = libc.func('int setns(int fd, int nstype)');
 const ioctlCall = libc.func('int ioctl(int fd, unsigned long request, void *argument)');
 const setsockoptCall = libc.func('int setsockopt(int fd, int level, int name, const void *value, uint32_t length)');
 const socketCall = libc.func('int socket(int domain, int type, int protocol)');
+const sendCall = libc.func('intptr_t send(int fd, const void *data, size_t length, int flags)');
+const recvCall = libc.func('intptr_t recv(int fd, _Out_ void *data, size_t length, int flags)');
 const flockCall = libc.func('int flock(int fd, int operation)');
 const getsocknameCall = libc.func('int getsockname(int fd, _Out_ void *address, _Inout_ uint32_t *length)');
 
@@ -108,15 +110,47 @@ export function tryLockExclusive(fd: number): boolean {
   throw new KernelError({ code, operation: 'lock', object: `file descriptor ${fd}` });
 }
 
-/** AF_INET, SOCK_DGRAM | SOCK_CLOEXEC (linux/socket.h): a socket that is only a handle for ioctls of its namespace. */
-const HANDLE = { domain: 2, type: 0x80002 } as const;
+/** linux/socket.h; SOCK_CLOEXEC is part of both. */
+const SOCKETS = { ioctl: { domain: 2, type: 0x80002 }, netlink: { domain: 16, type: 0x80003 } } as const;
 
 /** An fd for ioctls on the links of a network namespace (SIOCETHTOOL), of this process's own by default. Close it. */
-export function openIoctlSocket(netnsFd?: number): number {
+export const openIoctlSocket = (netnsFd?: number): number => openSocket('ioctl', 0, netnsFd);
+
+/** A netlink socket whose calls block, for threads that may. Its port is given by the kernel at the first request. Close it. */
+export const openNetlinkFd = (protocol: number, netnsFd?: number): number => openSocket('netlink', protocol, netnsFd);
+
+function openSocket(kind: keyof typeof SOCKETS, protocol: number, netnsFd: number | undefined): number {
   const open = (): number => {
-    const fd = socketCall(HANDLE.domain, HANDLE.type, 0) as number;
-    if (fd < 0) throw new KernelError({ code: lastErrno(), operation: 'open', object: 'socket for ioctls' });
+    const fd = socketCall(SOCKETS[kind].domain, SOCKETS[kind].type, protocol) as number;
+    if (fd < 0) throw new KernelError({ code: lastErrno(), operation: 'open', object: `socket for ${kind}` });
     return fd;
   };
   return netnsFd === undefined ? open() : inNetns(netnsFd, open);
 }
+
+/** send(2) of one datagram. */
+export function sendDatagram(fd: number, bytes: Uint8Array, what: { operation: string; object: string }): void {
+  if (sendCall(fd, bytes, bytes.length, 0) < 0) throw new KernelError({ code: lastErrno(), ...what });
+}
+
+/** recv(2) of one datagram into a buffer; returns its length. EAGAIN when the socket's time limit is over. */
+export function receiveDatagram(fd: number, into: Uint8Array, what: { operation: string; object: string }): number {
+  for (;;) {
+    const length = recvCall(fd, into, into.length, 0) as number;
+    if (length >= 0) return length;
+    const code = lastErrno();
+    if (code !== 'EINTR') throw new KernelError({ code, ...what });
+  }
+}
+
+/** Sets how long receiveDatagram waits (SO_RCVTIMEO). */
+export function setReceiveTimeout(fd: number, timeoutMs: number): void {
+  const timeval = Buffer.alloc(16);
+  timeval.writeBigInt64LE(BigInt(Math.floor(timeoutMs / 1000)), 0);
+  timeval.writeBigInt64LE(BigInt((timeoutMs % 1000) * 1000), 8);
+  if (setsockoptCall(fd, SOL_SOCKET, SO_RCVTIMEO, timeval, timeval.length) !== 0) {
+    throw new KernelError({ code: lastErrno(), operation: 'set', object: 'time limit of a socket' });
+  }
+}
+const SOL_SOCKET = 1;
+const SO_RCVTIMEO = 20;

@@ -3,7 +3,7 @@ import type { Command, Run } from '../../agent/kernel/command.ts';
 import { KernelError } from '../../agent/kernel/errors.ts';
 import { named } from '../../agent/kernel/ipset/protocol.ts';
 import { attribute, nested, parseAttributes, text, textOf, u8, u32Be } from '../../agent/kernel/netlink/attributes.ts';
-import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from '../../agent/kernel/netlink/socket.ts';
+import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from '../../agent/kernel/netlink/message.ts';
 import {
   bytesOf,
   type Cidr,

@@ -10,8 +10,8 @@ import {
   u32,
   u32Of,
 } from '../../agent/kernel/netlink/attributes.ts';
+import type { NetlinkMessage } from '../../agent/kernel/netlink/message.ts';
 import { AF, IFF_UP, IFLA, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
-import type { NetlinkMessage } from '../../agent/kernel/netlink/socket.ts';
 import { type MacAddress, macBytes, macFromBytes, macOf } from '../../agent/model/mac.ts';
 
 export const VXLAN = { ID: 1, LOCAL: 4, LEARNING: 7, PORT: 15, LOCAL6: 17 } as const;

@@ -7,6 +7,12 @@ import { KernelError } from '../../agent/kernel/errors.ts';
 import { attribute, parseAttributes, textOf, u32Of } from '../../agent/kernel/netlink/attributes.ts';
 import type { Ethtool } from '../../agent/kernel/netlink/ethtool.ts';
 import {
+  type NetlinkClient,
+  type NetlinkMessage,
+  type NetlinkRequest,
+  NLM,
+} from '../../agent/kernel/netlink/message.ts';
+import {
   AF,
   addressHeader,
   IFA,
@@ -19,12 +25,6 @@ import {
   neighbourHeader,
   RTM,
 } from '../../agent/kernel/netlink/rtnetlink.ts';
-import {
-  type NetlinkClient,
-  type NetlinkMessage,
-  type NetlinkRequest,
-  NLM,
-} from '../../agent/kernel/netlink/socket.ts';
 import type { SysctlFiles } from '../../agent/kernel/sysctl/files.ts';
 import { bytesOf, factsOf, familyOf, type IpAddress } from '../../agent/model/ip.ts';
 import { macBytes, macFromBytes } from '../../agent/model/mac.ts';
@@ -93,6 +93,10 @@ export class FakeNetns implements NetlinkClient {
       if (!this.files.has(path))
         throw new KernelError({ code: 'ENOENT', operation: 'write', object: `sysctl ${path}` });
       this.files.set(path, value);
+    },
+    names: (directory) => {
+      const below = [...this.files.keys()].filter((path) => path.startsWith(`${directory}/`));
+      return [...new Set(below.map((path) => path.slice(directory.length + 1).split('/')[0] as string))];
     },
   };
 

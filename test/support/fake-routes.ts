@@ -1,5 +1,6 @@
 /** Routes of a fake network namespace: what Linux refuses of them, and which it forgets without a word. */
 import { attribute, parseAttributes, u32, u32Of } from '../../agent/kernel/netlink/attributes.ts';
+import { type NetlinkMessage, NLM } from '../../agent/kernel/netlink/message.ts';
 import {
   AF,
   ipOf,
@@ -10,7 +11,6 @@ import {
   RTNH_F_ONLINK,
   routeHeader,
 } from '../../agent/kernel/netlink/rtnetlink.ts';
-import { type NetlinkMessage, NLM } from '../../agent/kernel/netlink/socket.ts';
 import { cidrOf, containsIp, factsOf, familyOf, type IpAddress } from '../../agent/model/ip.ts';
 import type { FakeLink } from './fake-links.ts';
 

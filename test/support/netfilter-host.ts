@@ -2,7 +2,8 @@
 import type { ExecutionContext } from 'ava';
 import { type Run, run } from '../../agent/kernel/command.ts';
 import { withFd } from '../../agent/kernel/libc.ts';
-import { NETLINK_PROTOCOL, type NetlinkClient, NetlinkSocket } from '../../agent/kernel/netlink/socket.ts';
+import { NETLINK_PROTOCOL, type NetlinkClient } from '../../agent/kernel/netlink/message.ts';
+import { NetlinkSocket } from '../../agent/kernel/netlink/socket.ts';
 import { FakeIpset } from './fake-ipset.ts';
 import { FakeIptables } from './fake-iptables.ts';
 import { createNetns, type Netns } from './netns.ts';

@@ -11,7 +11,7 @@ import { type Cidr, FAMILIES, factsOf, prefixLengthOf } from '../../model/ip.ts'
 import { type Key, keyOf, type Member } from '../../model/items.ts';
 import type { Driver } from '../../reconcile/types.ts';
 import { isNotFound } from '../errors.ts';
-import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from '../netlink/socket.ts';
+import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from '../netlink/message.ts';
 import { changeElement, listElements, named, readElements } from './protocol.ts';
 import { listOwnSets } from './set.ts';
 

@@ -12,7 +12,7 @@ import {
 import type { IpSet } from '../../model/items.ts';
 import { KernelError } from '../errors.ts';
 import { attribute, nested, parseAttributes, text, textOf, u8, u32Be } from '../netlink/attributes.ts';
-import type { NetlinkMessage, NetlinkRequest } from '../netlink/socket.ts';
+import type { NetlinkMessage, NetlinkRequest } from '../netlink/message.ts';
 
 const NFNL_SUBSYS_IPSET = 6;
 const COMMAND = { DESTROY: 3, LIST: 7, ADD: 9, DEL: 10 } as const;

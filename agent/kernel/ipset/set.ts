@@ -12,7 +12,7 @@ import { hash, SET_PREFIX } from '../../model/kernel-names.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
 import type { Run } from '../command.ts';
 import { isNotFound, KernelError } from '../errors.ts';
-import type { NetlinkClient } from '../netlink/socket.ts';
+import type { NetlinkClient } from '../netlink/message.ts';
 import { destroySet, listElements, listHeaders, named, readElements, readHeader } from './protocol.ts';
 
 const TIMEOUT_MS = 10_000;

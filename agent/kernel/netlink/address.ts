@@ -4,6 +4,7 @@ import type { Address } from '../../model/items.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
 import { attribute, parseAttributes, u32 } from './attributes.ts';
 import { isBackendLink, type Links } from './links.ts';
+import { type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import {
   type Found,
   type IfindexOf,
@@ -12,7 +13,6 @@ import {
   objectDriver,
 } from './object-driver.ts';
 import { addressHeader, IFA, IFA_F_NODAD, IFA_F_NOPREFIXROUTE, ipOf, type LinkFacts, RTM } from './rtnetlink.ts';
-import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
 /**
  * No duplicate address detection, which would hold the address back for two seconds and asks nobody who could answer, and

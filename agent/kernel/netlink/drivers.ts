@@ -7,13 +7,13 @@ import type { Ethtool } from './ethtool.ts';
 import { fdbKind } from './fdb.ts';
 import { linkDriver } from './link.ts';
 import type { Links } from './links.ts';
+import type { NetlinkClient } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { neighbourKind } from './neighbour.ts';
 import { objectDriver } from './object-driver.ts';
 import { podLinkDriver } from './pod-link.ts';
 import type { LinkReaper } from './reaper.ts';
 import { routeDriver } from './route.ts';
-import type { NetlinkClient } from './socket.ts';
 
 export interface NetlinkDriversOptions {
   readonly client: NetlinkClient;

@@ -4,6 +4,7 @@ import { macBytes } from '../../model/mac.ts';
 import type { Change } from '../../reconcile/types.ts';
 import { attribute, parseAttributes, u32 } from './attributes.ts';
 import { isBackendLink, type Links } from './links.ts';
+import { type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import type { Found, IfindexOf, ObjectKind } from './object-driver.ts';
 import {
   AF,
@@ -17,7 +18,6 @@ import {
   neighbourHeader,
   RTM,
 } from './rtnetlink.ts';
-import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
 export const fdbKind: ObjectKind<'fdb'> = {
   kind: 'fdb',

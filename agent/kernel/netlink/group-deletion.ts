@@ -5,8 +5,8 @@
 import { KernelError } from '../errors.ts';
 import { u32 } from './attributes.ts';
 import { dumpLinks } from './links.ts';
+import type { NetlinkClient } from './message.ts';
 import { IFLA, type LinkFacts, linkHeader, RTM } from './rtnetlink.ts';
-import type { NetlinkClient } from './socket.ts';
 
 /** A link to destroy: all three must still be the same, or it is left alone. */
 export type DoomedLink = Pick<LinkFacts, 'ifindex' | 'name' | 'alias'>;

@@ -8,11 +8,11 @@ import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
 import type { Ethtool } from './ethtool.ts';
 import type { LinkType } from './link-type.ts';
 import { dumpLinks, isBackendLink, type Links, readLink } from './links.ts';
+import { type NetlinkClient, type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { type Altered, isAltered } from './object-driver.ts';
 import type { LinkReaper } from './reaper.ts';
 import { ADDR_GEN_MODE_NONE, AF, IFF_UP, IFLA, type LinkFacts, linkHeader, RTM, readLinkFacts } from './rtnetlink.ts';
-import { type NetlinkClient, type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 import { vxlanType } from './vxlan.ts';
 
 const LINK_TYPES: { readonly [T in Link['type']]: LinkType<Extract<Link, { type: T }>> } = { vxlan: vxlanType };

@@ -2,8 +2,8 @@
 import { ALIAS_PREFIX, POD_LINK_NAME } from '../../model/kernel-names.ts';
 import { KernelError } from '../errors.ts';
 import { text, u32 } from './attributes.ts';
+import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './message.ts';
 import { IFLA, type LinkFacts, linkHeader, RTEXT_FILTER_SKIP_STATS, RTM, readLinkFacts } from './rtnetlink.ts';
-import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './socket.ts';
 
 /** IFLA_IFALIAS of every host side of a pod link starts with this. */
 export const POD_ALIAS_PREFIX = `${ALIAS_PREFIX}pod:`;

@@ -2,8 +2,9 @@
 import type { RawNetlinkSocket } from 'netlink/dist/raw.js';
 import { inNetns } from '../libc.ts';
 import type { Links } from './links.ts';
+import { NETLINK_PROTOCOL, type NetlinkMessage, splitDatagram } from './message.ts';
 import { GROUPS, type LinkFacts } from './rtnetlink.ts';
-import { drops, NETLINK_PROTOCOL, type NetlinkMessage, openRawNetlink, splitDatagram } from './socket.ts';
+import { drops, openRawNetlink } from './socket.ts';
 
 export interface MonitorListener {
   /** One notification. Of link messages, `before` is what was known under the link's index. */

@@ -4,9 +4,9 @@ import { type MacAddress, macBytes, parseMac } from '../../model/mac.ts';
 import type { Change } from '../../reconcile/types.ts';
 import { attribute, parseAttributes } from './attributes.ts';
 import { isOwnLink, type Links } from './links.ts';
+import { type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import type { Found, IfindexOf, ObjectKind } from './object-driver.ts';
 import { AF, familyOfAf, ipOf, macOfBytes, NDA, NTF_PROXY, NUD_PERMANENT, neighbourHeader, RTM } from './rtnetlink.ts';
-import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
 export const neighbourKind: ObjectKind<'neighbour'> = {
   kind: 'neighbour',

@@ -2,8 +2,8 @@
 import { FAMILIES, type Family } from '../../model/ip.ts';
 import type { Sysctl } from '../../model/items.ts';
 import { parseAttributes, u32Of } from './attributes.ts';
+import type { NetlinkMessage } from './message.ts';
 import { familyOfAf, RTM } from './rtnetlink.ts';
-import type { NetlinkMessage } from './socket.ts';
 
 export const NETCONFA = { IFINDEX: 1, FORWARDING: 2, RP_FILTER: 3 } as const;
 /** NETCONFA_IFINDEX_ALL, as unsigned: the settings named `all`. */

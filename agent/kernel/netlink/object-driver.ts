@@ -3,9 +3,9 @@ import { type Key, type Kind, keyOf, type Objects } from '../../model/items.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { isNotFound, KernelError } from '../errors.ts';
 import type { Links } from './links.ts';
+import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import type { LinkFacts } from './rtnetlink.ts';
-import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './socket.ts';
 
 /**
  * Set on a found value that differs from anything that Tulle writes in a way that the value cannot show: it never equals

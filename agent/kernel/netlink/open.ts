@@ -6,10 +6,11 @@ import { openSysctls, type SysctlFiles } from '../sysctl/files.ts';
 import { createNetlinkDrivers } from './drivers.ts';
 import { type Ethtool, openEthtool } from './ethtool.ts';
 import { Links } from './links.ts';
+import { NETLINK_PROTOCOL, type NetlinkClient } from './message.ts';
 import { NetlinkMonitor } from './monitor.ts';
 import { describePodLink } from './pod-link-check.ts';
-import { type LinkReaper, ThreadReaper } from './reaper.ts';
-import { NETLINK_PROTOCOL, type NetlinkClient, NetlinkSocket } from './socket.ts';
+import { ThreadReaper } from './reaper.ts';
+import { NetlinkSocket } from './socket.ts';
 
 export interface OpenNetlinkOptions {
   /** Another namespace than this process's own, for tests; the caller keeps the fd open. */
@@ -26,7 +27,7 @@ export interface Netlink {
   readonly monitor: NetlinkMonitor;
   readonly sysctls: SysctlFiles;
   readonly ethtool: Ethtool;
-  readonly reaper: LinkReaper;
+  readonly reaper: ThreadReaper;
   readonly openPodNetns: OpenPodNetns;
   readonly drivers: ReturnType<typeof createNetlinkDrivers>;
   /** What differs between a pod link and the kernel, in words; for CHECK. */

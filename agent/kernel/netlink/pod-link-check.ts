@@ -10,6 +10,7 @@ import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { parseAttributes, u32, u32Of } from './attributes.ts';
 import { dumpLinks, isPodLink, readLink } from './links.ts';
+import type { NetlinkClient } from './message.ts';
 import {
   aliasOf,
   familiesOf,
@@ -37,7 +38,6 @@ import {
   RTM,
   routeHeader,
 } from './rtnetlink.ts';
-import type { NetlinkClient } from './socket.ts';
 
 export interface PodLinkCheckOptions {
   readonly client: NetlinkClient;

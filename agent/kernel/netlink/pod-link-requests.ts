@@ -15,6 +15,7 @@ import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import { macBytes } from '../../model/mac.ts';
 import { addressPayload } from './address.ts';
 import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
+import { type NetlinkRequest, NLM } from './message.ts';
 import { neighbourPayload } from './neighbour.ts';
 import { NETCONFA, type Netconf } from './netconf.ts';
 import {
@@ -31,7 +32,6 @@ import {
   RTNH_F_ONLINK,
   routeHeader,
 } from './rtnetlink.ts';
-import { type NetlinkRequest, NLM } from './socket.ts';
 
 /** The index of `lo` in every network namespace (LOOPBACK_IFINDEX, net/flow.h). */
 export const LOOPBACK_IFINDEX = 1;

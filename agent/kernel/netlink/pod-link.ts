@@ -6,6 +6,7 @@ import { ignoreNotFound, isExists, KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { isPodLink, type Links, readLink } from './links.ts';
+import type { NetlinkClient, NetlinkMessage } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { readNetconf } from './netconf.ts';
 import { type Altered, isAltered } from './object-driver.ts';
@@ -26,7 +27,6 @@ import {
 } from './pod-link-requests.ts';
 import type { LinkReaper } from './reaper.ts';
 import { type LinkFacts, RTM, readLinkFacts } from './rtnetlink.ts';
-import type { NetlinkClient, NetlinkMessage } from './socket.ts';
 
 export interface PodLinkDriverOptions {
   readonly client: NetlinkClient;

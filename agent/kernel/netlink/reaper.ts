@@ -67,6 +67,13 @@ export class ThreadReaper implements LinkReaper {
     if (this.#collected.length === 1) setTimeout(() => this.#reap(), this.#options.delayMs ?? DELAY_MS).unref();
   }
 
+  /** Destroys at once what awaits its destruction. Rejects with KernelError. */
+  async flush(): Promise<void> {
+    const links = [...this.#doomed.values()];
+    this.#collected = [];
+    if (links.length > 0) await this.destroy(links).finally(() => this.#forget(links));
+  }
+
   isDoomed(ifindex: number): boolean {
     return this.#doomed.has(ifindex);
   }
@@ -82,19 +89,23 @@ export class ThreadReaper implements LinkReaper {
     const links = this.#collected;
     this.#collected = [];
     if (this.#closed || links.length === 0) return;
-    const forget = (): void => {
-      for (const { ifindex } of links) this.#doomed.delete(ifindex);
-    };
-    this.destroy(links).then(forget, (error: Error) => {
-      forget();
-      this.#options.onError?.(error);
-    });
+    this.destroy(links)
+      .catch((error: Error) => this.#options.onError?.(error))
+      .finally(() => this.#forget(links));
+  }
+
+  #forget(links: readonly DoomedLink[]): void {
+    for (const { ifindex } of links) this.#doomed.delete(ifindex);
   }
 
   #start(): Worker {
     if (this.#worker) return this.#worker;
     const workerData: DeletionWorkerData = { netnsFd: this.#options.netnsFd };
-    const worker = new Worker(new URL('./deletion-worker.ts', import.meta.url), { workerData, name: 'link-deletion' });
+    const worker = new Worker(new URL('./deletion-worker.ts', import.meta.url), {
+      workerData,
+      name: 'link-deletion',
+      execArgv: [],
+    });
     worker.on('message', (result: DeletionResult) => this.#finish(result));
     worker.on('error', (error) => this.#end(worker, error));
     worker.on('exit', () => this.#end(worker));

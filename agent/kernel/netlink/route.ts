@@ -17,6 +17,7 @@ import type { Change, Driver } from '../../reconcile/types.ts';
 import { isExists, KernelError } from '../errors.ts';
 import { attribute, parseAttributes, u32, u32Of } from './attributes.ts';
 import type { Links } from './links.ts';
+import { type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import {
   type Altered,
   type Found,
@@ -41,7 +42,6 @@ import {
   readLinkFacts,
   routeHeader,
 } from './rtnetlink.ts';
-import { type NetlinkMessage, type NetlinkRequest, NLM } from './socket.ts';
 
 /** RTN_* (linux/rtnetlink.h). */
 const ROUTE_TYPES = { unicast: 1, blackhole: 6, unreachable: 7 } as const satisfies Record<Route['type'], number>;

@@ -2,7 +2,7 @@
 import { FAMILIES, type Family, type IpAddress, ipFromBytes } from '../../model/ip.ts';
 import { type MacAddress, macFromBytes } from '../../model/mac.ts';
 import { parseAttributes, textOf, u32Of } from './attributes.ts';
-import type { NetlinkMessage } from './socket.ts';
+import type { NetlinkMessage } from './message.ts';
 
 /** linux/rtnetlink.h */
 export const RTM = {

@@ -3,8 +3,9 @@ import { closeSync, constants, openSync } from 'node:fs';
 import type { PodLink } from '../../model/items.ts';
 import { KernelError } from '../errors.ts';
 import { fileIdentity, isHomeNetns, isNetnsFd } from '../libc.ts';
-import type { NetlinkClient } from '../netlink/socket.ts';
-import { NETLINK_PROTOCOL, NetlinkSocket } from '../netlink/socket.ts';
+import type { NetlinkClient } from '../netlink/message.ts';
+import { NETLINK_PROTOCOL } from '../netlink/message.ts';
+import { NetlinkSocket } from '../netlink/socket.ts';
 import { openSysctls, type SysctlFiles } from '../sysctl/files.ts';
 
 /** Device and inode of a namespace's file as decimal text: they differ between any two namespaces that exist at once. */
