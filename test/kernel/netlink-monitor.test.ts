@@ -187,6 +187,18 @@ test('monitor: an address that goes makes the routes that depend on it unknown',
   }
 });
 
+test('monitor: IPv4 routes over a link of somebody else go with it', async (t) => {
+  const { host, netlink, heard } = await openHost(t);
+  await host.run('ip', 'link', 'add', 'up0', 'type', 'vxlan', 'id', '9', 'dstport', '4000');
+  await host.run('ip', 'link', 'set', 'up0', 'up');
+  for (const { destination, metric } of peers) {
+    await create(netlink.drivers.route, { destination, metric, type: 'unicast', link: 'up0' });
+  }
+  await hears(t, heard, ['route 10.244.1.0/24 metric 0', 'route fd00:1::/64 metric 1024']);
+  await host.run('ip', 'link', 'set', 'up0', 'down');
+  await hears(t, heard, []);
+});
+
 test('monitor: settings of a host side that somebody weakens are told', async (t) => {
   const { host, netlink, heard } = await openHost(t);
   const pod = await createNetns(t, 'pod');

@@ -124,14 +124,10 @@ function extendedAck({ flags, payload }: NetlinkMessage): string | undefined {
   return textOf(parseAttributes(payload, 4 + ((echoed + 3) & ~3)).get(NLMSGERR_ATTR_MSG));
 }
 
-const errnoName = (errno: number): string => {
-  try {
-    return getSystemErrorName(errno);
-  } catch {
-    // Numbers beyond POSIX (ENOTSUPP, 524) have no name in libuv.
-    return errno === -524 ? 'ENOTSUPP' : `errno ${-errno}`;
-  }
-};
+/** ENOTSUPP (linux/errno.h) reaches user space, but no C library has a name for it. */
+const ENOTSUPP = -524;
+
+const errnoName = (errno: number): string => (errno === ENOTSUPP ? 'ENOTSUPP' : getSystemErrorName(errno));
 
 /** What a KernelError says about a request. */
 export const nameOf = ({ operation, object }: NetlinkRequest) => ({ operation, object });

@@ -42,7 +42,7 @@ interface Pending {
 }
 
 export interface NetlinkOptions {
-  /** Open the socket in this network namespace; the caller keeps the fd. */
+  /** Open the socket in this network namespace; the caller keeps the fd open. */
   readonly netnsFd?: number;
   /** Limit for the answer to one request or dump. */
   readonly timeoutMs?: number;
@@ -50,9 +50,10 @@ export interface NetlinkOptions {
 
 /** A request socket. Nothing else than answers arrives on it: a dump on a socket with memberships breaks. */
 export class NetlinkSocket implements NetlinkClient {
-  readonly #socket: RawNetlinkSocket;
-  readonly #port: number;
+  readonly #protocol: number;
+  readonly #netnsFd: number | undefined;
   readonly #timeoutMs: number;
+  #socket: RawNetlinkSocket;
   readonly #pending = new Map<number, Pending>();
   #sequence = 1;
   #closed = false;
@@ -60,12 +61,10 @@ export class NetlinkSocket implements NetlinkClient {
   #turn: Promise<unknown> = Promise.resolve();
 
   constructor(protocol: number, { netnsFd, timeoutMs = DEFAULT_TIMEOUT_MS }: NetlinkOptions = {}) {
-    this.#socket = openRawNetlink(protocol, { netnsFd }).socket;
-    this.#port = this.#socket.address().port;
+    this.#protocol = protocol;
+    this.#netnsFd = netnsFd;
     this.#timeoutMs = timeoutMs;
-    this.#socket.on('message', (datagram) => this.#receive(datagram));
-    this.#socket.on('error', (error) => this.#failAll('EIO', error));
-    this.#socket.unref();
+    this.#socket = this.#open();
   }
 
   request(request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {
@@ -92,6 +91,22 @@ export class NetlinkSocket implements NetlinkClient {
     this.#closed = true;
     this.#socket.close();
     this.#failAll('ECANCELED');
+  }
+
+  #open(): RawNetlinkSocket {
+    const { socket } = openRawNetlink(this.#protocol, { netnsFd: this.#netnsFd });
+    socket.on('message', (datagram) => this.#receive(datagram));
+    socket.on('error', (error) => this.#reopen(error));
+    socket.unref();
+    return socket;
+  }
+
+  /** After an error the package reads nothing from a socket any more. */
+  #reopen(cause: Error): void {
+    this.#failAll('EIO', cause);
+    if (this.#closed) return;
+    this.#socket.close();
+    this.#socket = this.#open();
   }
 
   #inTurn<T>(action: () => Promise<T>): Promise<T> {
@@ -127,7 +142,7 @@ export class NetlinkSocket implements NetlinkClient {
     const outcome = new Promise<Outcome>((resolve) => {
       this.#pending.set(sequence, { answer: new Answer(request), resolve });
     });
-    return { bytes: encode(request, sequence, this.#port), outcome };
+    return { bytes: encode(request, sequence, this.#socket.address().port), outcome };
   }
 
   #receive(datagram: Buffer): void {
