@@ -137,13 +137,28 @@ export function describeSettings(): readonly {
   }));
 }
 
+type Flags = Readonly<Partial<Record<SettingKey, string>>>;
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/** The settings of an agent: those of resolveSettings, with a node's name among them. Throws ConfigError. */
+export function resolveConfig(flags: Flags, environment: Environment, file?: ReadonlyMap<string, string>): Config {
+  const config = resolveSettings(flags, environment, file);
+  if (config.nodeName !== '') return config;
+  throw new ConfigError({
+    key: 'nodeName',
+    expected: `--node-name or ${environmentName('nodeName')}`,
+    received: 'nothing',
+    remedy: 'a DaemonSet takes it from spec.nodeName',
+  });
+}
+
 /**
  * Flags win over the environment, that over the file, that over the defaults. `flags` holds text by setting key.
  * Throws ConfigError.
  */
-export function resolveConfig(
-  flags: Readonly<Partial<Record<SettingKey, string>>>,
-  environment: Readonly<Record<string, string | undefined>>,
+export function resolveSettings(
+  flags: Flags,
+  environment: Environment,
   file: ReadonlyMap<string, string> = new Map(),
 ): Config {
   for (const key of file.keys()) {
@@ -158,16 +173,7 @@ export function resolveConfig(
     key,
     resolveOne(key, flags[key] ?? environment[environmentName(key)] ?? file.get(key)),
   ]);
-  const config = Object.freeze(Object.fromEntries(resolved)) as Config;
-  if (config.nodeName === '') {
-    throw new ConfigError({
-      key: 'nodeName',
-      expected: `--node-name or ${environmentName('nodeName')}`,
-      received: 'nothing',
-      remedy: 'a DaemonSet takes it from spec.nodeName',
-    });
-  }
-  return config;
+  return Object.freeze(Object.fromEntries(resolved)) as Config;
 }
 
 function resolveOne(key: SettingKey, given: string | undefined): unknown {

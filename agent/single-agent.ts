@@ -12,7 +12,7 @@ export async function holdNetworkNamespace(signal: AbortSignal): Promise<void> {
       reject(
         cause.code === 'EADDRINUSE'
           ? new Error(
-              "another Tulle agent runs in this network namespace: stop it first (two would undo each other's work)",
+              "a Tulle agent runs in this network namespace already: stop it first (two would undo each other's work)",
               { cause },
             )
           : cause,

@@ -43,4 +43,5 @@ function credentialsOf(config: Config, environment: AgentCall['environment']) {
   });
 }
 
-const bundledExecutable = (): string => fileURLToPath(new URL('../../cni/build/tulle-cni', import.meta.url));
+/** The CNI executable beside this program. */
+export const bundledExecutable = (): string => fileURLToPath(new URL('../../cni/build/tulle-cni', import.meta.url));

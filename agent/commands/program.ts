@@ -46,6 +46,9 @@ export function createProgram(environment: Environment): Program {
     diff,
   );
   addAgentCommand(program, environment);
+  addUninstallCommand(program, environment, (code) => {
+    exitCode = code;
+  });
   return {
     run: async (argv) => {
       // The lab is loaded only when it is asked for: it is no part of the agent.
@@ -67,14 +70,43 @@ function addAgentCommand(program: Command, environment: Environment): void {
     .command('agent')
     .description('run the agent of this node')
     .option('--config <file>', 'YAML file with settings (nested keys, as in docs/settings.md)');
-  for (const { flag, key, default: standard, help, expected } of describeSettings()) {
-    command.option(`${flag} <value>`, `${help} (${expected}; default ${standard === '' ? 'none' : standard})`);
-    void key;
-  }
+  addSettings(command, () => true);
   command.action(async (options: Readonly<Record<string, string>>) => {
     const { agent } = await import('./agent.ts');
     await agent({ flags: flagsOf(options), configFile: options['config'], environment, version });
   });
+}
+
+/** What an uninstallation has to know of the agent's settings. */
+const UNINSTALL_SETTINGS: readonly SettingKey[] = [
+  'runDir',
+  'cniConfDir',
+  'cniBinDir',
+  'cniExecutable',
+  'procSys',
+  'iptables.backend',
+  'logLevel',
+];
+
+function addUninstallCommand(program: Command, environment: Environment, end: (exitCode: number) => void): void {
+  const command = program
+    .command('uninstall')
+    .description('remove everything of Tulle from this node: kernel objects, changed sysctls, installed files')
+    .option('--force', 'also with pods that live, which lose their network', false)
+    .option('--dry-run', 'print what would be removed, and change nothing', false)
+    .option('--config <file>', "the agent's file of settings");
+  addSettings(command, (key) => UNINSTALL_SETTINGS.includes(key));
+  command.action(async ({ force, dryRun, config, ...options }) => {
+    const { uninstall } = await import('./uninstall.ts');
+    end(await uninstall({ flags: flagsOf(options), configFile: config, environment, force, dryRun }));
+  });
+}
+
+function addSettings(command: Command, isIncluded: (key: SettingKey) => boolean): void {
+  for (const { flag, key, default: standard, help, expected } of describeSettings()) {
+    if (!isIncluded(key)) continue;
+    command.option(`${flag} <value>`, `${help} (${expected}; default ${standard === '' ? 'none' : standard})`);
+  }
 }
 
 /** Commander's camel-cased option names back to setting keys. */

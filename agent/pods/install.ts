@@ -1,4 +1,7 @@
-/** What the runtime finds on the host: the executable first, and the configuration last, when the agent is ready. */
+/**
+ * What the runtime finds on the host: the executable first, and the configuration last, when the agent is ready. Removed
+ * in the reverse order.
+ */
 import {
   copyFileSync,
   existsSync,
@@ -12,10 +15,15 @@ import {
 import { join } from 'node:path';
 import { CONFLIST_NAME } from '../../cni/conflist.ts';
 
-/** Installs the executable as `tulle`, and as `loopback` where the host has none. Written beside and renamed. */
+/**
+ * Installs the executable as `tulle`, and as `loopback` where the host has none, or has one that an earlier version of
+ * Tulle installed. Written beside and renamed.
+ */
 export function installExecutable(executable: string, cniBinDir: string): void {
   mkdirSync(cniBinDir, { recursive: true, mode: 0o755 });
-  const names = existsSync(join(cniBinDir, 'loopback')) ? ['tulle'] : ['tulle', 'loopback'];
+  const [tulle, loopback] = [join(cniBinDir, 'tulle'), join(cniBinDir, 'loopback')];
+  const isForeign = existsSync(loopback) && !(existsSync(tulle) && readFileSync(tulle).equals(readFileSync(loopback)));
+  const names = isForeign ? ['tulle'] : ['loopback', 'tulle'];
   for (const name of names) replaceFile(join(cniBinDir, name), (path) => copyFileSync(executable, path));
 }
 
@@ -29,6 +37,28 @@ export function installConflist(text: string, cniConfDir: string): void {
   if (existsSync(path) && readFileSync(path, 'utf8') === text) return;
   replaceFile(path, (temporary) => writeFileSync(temporary, text, { mode: 0o644 }));
 }
+
+/** The network configuration and what an interrupted write left of it: absolute paths. */
+export function findConflist(cniConfDir: string): readonly string[] {
+  return namesIn(cniConfDir)
+    .filter((name) => name === CONFLIST_NAME || name.startsWith(`.${CONFLIST_NAME}.`))
+    .map((name) => join(cniConfDir, name));
+}
+
+/** Installed copies of this executable, and files of the same names that are something else: absolute paths. */
+export function findExecutables(
+  executable: string,
+  cniBinDir: string,
+): { readonly own: readonly string[]; readonly foreign: readonly string[] } {
+  const bytes = existsSync(executable) ? readFileSync(executable) : undefined;
+  const isOwn = (path: string) => bytes !== undefined && readFileSync(path).equals(bytes);
+  const found = namesIn(cniBinDir).filter((name) => /^(tulle|loopback|\.(tulle|loopback)\.\d+\.new)$/.test(name));
+  const paths = found.map((name) => join(cniBinDir, name));
+  const own = paths.filter(isOwn);
+  return { own, foreign: paths.filter((path) => path.endsWith('/tulle') && !own.includes(path)) };
+}
+
+const namesIn = (directory: string): readonly string[] => (existsSync(directory) ? readdirSync(directory) : []);
 
 /** The temporary name begins with a dot: runtimes read only *.conf, *.conflist and *.json. */
 function replaceFile(path: string, write: (temporary: string) => void): void {

@@ -5,6 +5,7 @@
  */
 import {
   closeSync,
+  existsSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -130,6 +131,14 @@ export class PodRecords {
     if (ip) this.#released.set(ip, statSync(path).mtimeMs);
     else rmSync(path, { force: true });
   }
+}
+
+/** The records below a run directory, without the repairs that PodRecords makes. */
+export function readRecords(runDir: string): readonly PodRecord[] {
+  const directory = join(runDir, 'pods');
+  if (!existsSync(directory)) return [];
+  const files = readdirSync(directory).filter((name) => name.endsWith('.json'));
+  return files.flatMap((name) => parseRecord(readFileSync(join(directory, name), 'utf8')) ?? []);
 }
 
 /** Narrows the text of a record; undefined when a field is missing or of another type. */

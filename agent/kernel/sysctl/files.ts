@@ -1,5 +1,5 @@
 /** The files below /proc/sys of one network namespace. Synchronous: each is one small read or write in memory. */
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { KernelError } from '../errors.ts';
 import { inNetns } from '../libc.ts';
 
@@ -8,6 +8,8 @@ export interface SysctlFiles {
   read(path: string): string | undefined;
   /** Throws KernelError, ENOENT included. */
   write(path: string, value: string): void;
+  /** Names in a directory; none when there is no such directory. Throws other KernelErrors. */
+  names(directory: string): readonly string[];
 }
 
 export interface SysctlFilesOptions {
@@ -41,6 +43,15 @@ export function openSysctls({ root = '/proc/sys', netnsFd }: SysctlFilesOptions 
         inside(() => writeFileSync(fileOf(root, path, 'write'), value, { flag: 'r+' }));
       } catch (error) {
         throw toKernelError(error, 'write', path);
+      }
+    },
+    names(directory) {
+      try {
+        return inside(() => readdirSync(fileOf(root, directory, 'list')));
+      } catch (error) {
+        const failure = toKernelError(error, 'list', directory);
+        if (failure.code === 'ENOENT') return [];
+        throw failure;
       }
     },
   };

@@ -1,21 +1,18 @@
 /**
  * Driver of sysctls: a written list of paths. The value that a file had before Tulle first wrote it is stored once, never
- * overwritten by a restart, and written back when the item is no longer wanted.
+ * overwritten by a restart, and written back when the item is no longer wanted; see FormerValues.
  */
-import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { type Key, keyOf, type Sysctl } from '../../model/items.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
-import { isNotFound, KernelError } from '../errors.ts';
+import type { NetlinkMessage } from '../netlink/message.ts';
 import type { NetlinkMonitor } from '../netlink/monitor.ts';
 import { readForwarding } from '../netlink/netconf.ts';
-import type { NetlinkMessage } from '../netlink/socket.ts';
-import { isSysctlPath, type SysctlFiles } from './files.ts';
+import type { SysctlFiles } from './files.ts';
+import { FormerValues } from './former-values.ts';
 
 export interface SysctlDriver extends Driver<'sysctl'> {
   /** The value before Tulle wrote the file; undefined when it never did. */
   former(path: string): string | undefined;
-  /** Writes every former value back. Throws KernelError at the first that cannot be written. */
-  restore(): void;
 }
 
 export interface SysctlDriverOptions {
@@ -27,33 +24,13 @@ export interface SysctlDriverOptions {
 }
 
 export function createSysctlDriver({ files, stateFile, monitor }: SysctlDriverOptions): SysctlDriver {
-  const former = readState(stateFile);
-
-  /** Before the first write: a crash in between must not take Tulle's value for the former one. */
-  const remember = (path: string): void => {
-    if (former.has(path)) return;
-    const value = files.read(path);
-    if (value === undefined) throw new KernelError({ code: 'ENOENT', operation: 'write', object: `sysctl ${path}` });
-    writeState(stateFile, former.set(path, value));
-  };
-
-  const restore = (path: string): void => {
-    const value = former.get(path);
-    try {
-      if (value !== undefined) files.write(path, value);
-    } catch (error) {
-      // The link that the file belonged to is gone, and its settings with it.
-      if (!isNotFound(error)) throw error;
-    }
-    former.delete(path);
-    writeState(stateFile, former);
-  };
+  const former = new FormerValues(files, stateFile);
 
   const applyOne = (change: Change<'sysctl'>): void => {
-    if (change.action === 'remove') restore(change.from.path);
+    if (change.action === 'remove') former.restore(change.from.path);
     else {
       const { path, value } = change.item.value;
-      remember(path);
+      former.remember(path);
       files.write(path, value);
     }
   };
@@ -63,13 +40,10 @@ export function createSysctlDriver({ files, stateFile, monitor }: SysctlDriverOp
     lane: 'netlink',
     merge: 'same',
     equal: (wanted, found) => wanted.value === found.value,
-    former: (path) => former.get(path),
-    restore() {
-      for (const path of [...former.keys()]) restore(path);
-    },
+    former: (path) => former.valueOf(path),
     async list() {
       const found = new Map<Key<'sysctl'>, Sysctl>();
-      for (const path of former.keys()) {
+      for (const path of former.paths()) {
         const value = files.read(path);
         if (value !== undefined) found.set(keyOf('sysctl', { path, value }), { path, value });
       }
@@ -98,30 +72,4 @@ export function createSysctlDriver({ files, stateFile, monitor }: SysctlDriverOp
       },
     }),
   };
-}
-
-/** A state file that cannot be read is as good as none: the values of now become the former ones. */
-function readState(file: string): Map<string, string> {
-  try {
-    const entries = Object.entries(JSON.parse(readFileSync(file, 'utf8')) as Record<string, unknown>);
-    return new Map(
-      entries.filter((entry): entry is [string, string] => isSysctlPath(entry[0]) && typeof entry[1] === 'string'),
-    );
-  } catch {
-    return new Map();
-  }
-}
-
-function writeState(file: string, former: ReadonlyMap<string, string>): void {
-  try {
-    writeFileSync(`${file}.new`, JSON.stringify(Object.fromEntries(former)), { mode: 0o600 });
-    renameSync(`${file}.new`, file);
-  } catch (cause) {
-    throw new KernelError({
-      code: (cause as NodeJS.ErrnoException).code ?? 'EIO',
-      operation: 'save',
-      object: `former sysctl values in ${file}`,
-      cause,
-    });
-  }
 }
