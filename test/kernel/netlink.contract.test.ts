@@ -367,6 +367,20 @@ for (const [kernel, open] of Object.entries(hosts)) {
     });
   }
 
+  contract(
+    'neighbour: a device that was replaced meanwhile is found by its new index',
+    async (t, { drivers, client }) => {
+      const neighbour: Neighbour = { link: vxlan.name, ip: ip('10.244.1.1'), mac: macOf('vtep/b') };
+      await create(drivers.link, vxlan);
+      await create(drivers.neighbour, neighbour);
+      const payload = linkHeader({ ifindex: await ifindexOf(client, vxlan.name) });
+      await client.request({ type: RTM.DELLINK, payload, operation: 'delete', object: vxlan.name });
+      await create(drivers.link, vxlan);
+      await create(drivers.neighbour, neighbour);
+      t.true(await holds(drivers.neighbour, neighbour));
+    },
+  );
+
   contract('neighbour: only permanent ones on own links are listed', async (t, { drivers, client }) => {
     await makeVxlan(client, 'other', 7, 4789);
     const ifindex = (await readLink(client, 'other'))?.ifindex ?? 0;
@@ -390,6 +404,26 @@ for (const [kernel, open] of Object.entries(hosts)) {
     );
   });
 
+  contract('links: a stranger that joins the group in the last moment is spared', async (t, { client }) => {
+    for (const [n, name] of ['one', 'two', 'stranger'].entries()) await makeVxlan(client, name, n + 1, 4789);
+    const [one, two, stranger] = await vxlans(client);
+    const numbers = [4711, 4712];
+    const joining: NetlinkClient = {
+      request: (request) => client.request(request),
+      dump: (request) => client.dump(request),
+      async batch(requests) {
+        if (numbers.length === 1) await setGroup(client, stranger?.ifindex ?? 0, 4711);
+        return client.batch(requests);
+      },
+      close: () => {},
+    };
+    await deleteLinks(joining, [one, two] as never, () => numbers.shift() ?? 0);
+    t.deepEqual(
+      (await vxlans(client)).map(({ name }) => name),
+      ['stranger'],
+    );
+  });
+
   contract('links: one that was replaced since is not deleted', async (t, { client }) => {
     await makeVxlan(client, 'one', 1, 4789);
     const facts = await readLink(client, 'one');
@@ -401,6 +435,8 @@ for (const [kernel, open] of Object.entries(hosts)) {
     t.truthy(await readLink(client, 'one'));
   });
 }
+
+const vxlans = async (client: NetlinkClient) => (await dumpLinks(client)).filter(({ kind }) => kind === 'vxlan');
 
 async function makeVxlan(client: NetlinkClient, name: string, vni: number, port: number): Promise<void> {
   const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, 'vxlan'), vxlanData(vni, port));

@@ -213,6 +213,17 @@ for (const [step, where] of Object.entries(STEPS)) {
   });
 }
 
+test('fake: pod link: one whose removal failed half-way is not taken for a good one', async (t) => {
+  const { drivers, newPod, fake, reaper } = await hosts.fake(t);
+  const value = podLink(await newPod());
+  await create(drivers['pod-link'], value);
+  (fake as FakeNetns).failNext(RTM.SETLINK, 'ETIMEDOUT');
+  await t.throwsAsync(remove(drivers['pod-link'], value), { instanceOf: KernelError });
+  await create(drivers['pod-link'], value);
+  await reaper.reap();
+  t.true(await holds(drivers['pod-link'], value));
+});
+
 async function makeVxlan(client: NetlinkClient, name: string): Promise<void> {
   const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, 'vxlan'), vxlanData(7, 4789));
   const payload = Buffer.concat([linkHeader(), text(IFLA.IFNAME, name), info]);
