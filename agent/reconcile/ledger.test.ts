@@ -144,6 +144,27 @@ test('a change by somebody else while the key is being written is not lost', asy
   t.is(rig.routes.store.get(route(1).key)?.link, 'a');
 });
 
+test('a change by somebody else that was overwritten is not taken for the outcome, even if it is wanted by then', async (t) => {
+  const rig = await startRig(t);
+  rig.put(fragment('a', [route(1, 'ours')]));
+  const { reached, release } = rig.routes.hold();
+  await reached;
+  rig.routes.tamper(route(1).key, route(1, 'theirs').value, { notice: true });
+  rig.put(fragment('a', [route(1, 'theirs')]));
+  release();
+  await quiet(rig.reconciler);
+  t.is(rig.routes.store.get(route(1).key)?.link, 'theirs');
+
+  const again = rig.routes.hold();
+  rig.put(fragment('a', [route(1, 'ours')]));
+  await again.reached;
+  rig.routes.tamper(route(1).key, undefined, { notice: true });
+  rig.drop('a');
+  again.release();
+  await quiet(rig.reconciler);
+  t.is(rig.routes.store.size, 0);
+});
+
 test('a notice during a list wins over the list, which is done again', async (t) => {
   const rig = await startRig(t, { fragments: [fragment('a', [route(1)])] });
   await quiet(rig.reconciler);

@@ -35,8 +35,8 @@ export interface FailedChange {
  * The books of one kind: what is known to be in the kernel, which keys are dirty and why, and what to write next. No I/O
  * and no waiting: the lane carries changes to the driver and its answers back.
  *
- * Known is the last full list plus acknowledged writes plus notices. A key whose write failed is `doubtful` (the write may
- * have been done in part) until a list, a notice or a successful write says what became of it.
+ * Known is the last full list plus acknowledged writes plus notices. A key whose write failed (it may have been done in
+ * part) or met with another change is `doubtful` until a list, a later notice or a successful write says what became of it.
  */
 export class Ledger {
   readonly driver: KindDriver;
@@ -245,7 +245,7 @@ export class Ledger {
         change = { action: 'update', kind, key, item, from } as Change;
     } else if (from && this.mayRemove(key)) change = { action: 'remove', kind, key, from } as Change;
     // A half-made object that nobody wants: only a list tells whether it is there, and whether it is ours.
-    else if (!from && doubtful) this.schedule.markStale(`a write of ${key} failed`);
+    else if (!from && doubtful) this.schedule.markStale(`the outcome of a write of ${key} is not known`);
     if (this.#strayed.delete(key) && change) this.#drift++;
     if (!change) this.#clean(key);
     return change;
@@ -285,13 +285,15 @@ export class Ledger {
 
   /**
    * A notice that came while its key was being written: the echo of our write, or of a step of it, or somebody else's
-   * change before or after it. If it is not what we wrote it is believed and the key looked at again; writes are idempotent.
+   * change before or after it. If it is not what we wrote nobody knows which came last, so the key is in doubt: the next
+   * notice decides, or it is written again.
    */
   #bookOverheard(key: Key): void {
     const value = this.#overheard.get(key);
     this.#overheard.delete(key);
     if (this.#isSame(this.#known.get(key), value)) return;
     this.#learn(key, value);
+    this.#doubtful.add(key);
     this.dirty.touch(key);
   }
 
