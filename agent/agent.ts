@@ -224,7 +224,7 @@ class Agent {
   async #install(signal: AbortSignal): Promise<void> {
     const { config, log } = this.#options;
     await this.#settleOwnNetwork(signal);
-    installConflist(renderConflist(), config.cniConfDir);
+    installConflist(renderConflist({ chain: config['cni.chain'] }), config.cniConfDir);
     this.#installed = true;
     log.info(this.readiness(), 'ready for pods');
     await this.#kernel.sweepOtherBackend(signal);

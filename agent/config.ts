@@ -4,6 +4,9 @@ import { parse as parseYaml } from 'yaml';
 import { ConfigError } from './model/config-error.ts';
 import { type Cidr, parseCidr } from './model/ip.ts';
 
+/** Plugins that work without a configuration of their own: hostPort, and the bandwidth annotations. */
+export const CHAINED_PLUGINS = ['portmap', 'bandwidth'] as const;
+
 /** How a value is read from text, and how it is described to people. */
 interface ValueType<T> {
   readonly expected: string;
@@ -39,14 +42,18 @@ const choice = <const T extends readonly string[]>(...values: T): ValueType<T[nu
   expected: `one of ${values.join(', ')}`,
   parse: (value) => values.find((candidate) => candidate === value),
 });
-const cidrList: ValueType<readonly Cidr[]> = {
-  expected: 'CIDRs joined by commas, such as 10.0.0.0/8,fd00::/8',
+const listOf = <T>(element: ValueType<T>, expected: string): ValueType<readonly T[]> => ({
+  expected,
   parse: (value) => {
     const parts = value.split(',').filter((part) => part !== '');
-    const cidrs = parts.flatMap((part) => parseCidr(part.trim()) ?? []);
-    return cidrs.length === parts.length ? Object.freeze(cidrs) : undefined;
+    const parsed = parts.map((part) => element.parse(part.trim()));
+    const values = parsed.filter((each) => each !== undefined);
+    return values.length === parts.length ? Object.freeze(values) : undefined;
   },
-};
+});
+
+const cidr: ValueType<Cidr> = { expected: 'a CIDR', parse: parseCidr };
+const cidrList = listOf(cidr, 'CIDRs joined by commas, such as 10.0.0.0/8,fd00::/8');
 
 const setting = <T>(type: ValueType<T>, standard: NoInfer<T>, help: string): Setting<T> => ({
   type,
@@ -66,6 +73,11 @@ export const SETTINGS = {
   cniConfDir: setting(path, '/etc/cni/net.d', 'where 10-tulle.conflist is written once the agent is ready'),
   cniBinDir: setting(path, '/opt/cni/bin', 'where the CNI executable is installed'),
   cniExecutable: setting(path, '', 'the CNI executable to install; by default the one that belongs to this agent'),
+  'cni.chain': setting(
+    listOf(choice(...CHAINED_PLUGINS), `${CHAINED_PLUGINS.join(', ')}, joined by commas`),
+    [],
+    'reference plugins that the network configuration names after Tulle; they have to be in cniBinDir',
+  ),
   procSys: setting(
     path,
     '/proc/sys',

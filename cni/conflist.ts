@@ -3,11 +3,17 @@
 /** Sorts before what distributions install (87-podman-bridge.conflist): runtimes take the first file. */
 export const CONFLIST_NAME = '10-tulle.conflist';
 
+/** Reference plugins that may follow, and the capability by which each gets its arguments (CNI CONVENTIONS). */
+const CHAINED = { portmap: 'portMappings', bandwidth: 'bandwidth' } as const;
+export type ChainedPlugin = keyof typeof CHAINED;
+
 export interface ConflistOptions {
   /** Takes the place of the MTU that the agent derives from the node's network. */
   readonly mtuBytes?: number;
   /** What the runtime shall pass in runtimeConfig (CNI CONVENTIONS): only what the agent acts on. */
   readonly capabilities?: readonly string[];
+  /** What the runtime calls after Tulle. */
+  readonly chain?: readonly ChainedPlugin[];
 }
 
 /**
@@ -17,12 +23,19 @@ export interface ConflistOptions {
 export function renderConflist({
   mtuBytes,
   capabilities = ['io.kubernetes.cri.pod-annotations'],
+  chain = [],
 }: ConflistOptions = {}): string {
   const plugin = {
     type: 'tulle',
     ...(mtuBytes !== undefined && { mtu: mtuBytes }),
     capabilities: Object.fromEntries(capabilities.map((name) => [name, true])),
   };
-  const list = { cniVersion: '1.0.0', cniVersions: ['0.4.0', '1.0.0', '1.1.0'], name: 'tulle', plugins: [plugin] };
+  const chained = chain.map((type) => ({ type, capabilities: { [CHAINED[type]]: true } }));
+  const list = {
+    cniVersion: '1.0.0',
+    cniVersions: ['0.4.0', '1.0.0', '1.1.0'],
+    name: 'tulle',
+    plugins: [plugin, ...chained],
+  };
   return `${JSON.stringify(list, null, 2)}\n`;
 }

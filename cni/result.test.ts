@@ -109,4 +109,8 @@ test('the conflist keeps cniVersion at 1.0.0 and offers more', (t) => {
   t.like(JSON.parse(renderConflist({ mtuBytes: 1400, capabilities: ['portMappings'] })), {
     plugins: [{ type: 'tulle', mtu: 1400, capabilities: { portMappings: true } }],
   });
+  t.deepEqual(JSON.parse(renderConflist({ chain: ['portmap', 'bandwidth'] })).plugins.slice(1), [
+    { type: 'portmap', capabilities: { portMappings: true } },
+    { type: 'bandwidth', capabilities: { bandwidth: true } },
+  ]);
 });

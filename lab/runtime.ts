@@ -24,6 +24,8 @@ export interface PodRequest {
   readonly uid: string;
   /** Annotations of the pod, for plugins that ask for them. */
   readonly annotations?: Readonly<Record<string, string>>;
+  /** Further capability arguments: what containerd makes of hostPort and of the bandwidth annotations. */
+  readonly runtimeConfig?: Readonly<Record<string, unknown>>;
   /** Instead of the conflist's, to act as an older or newer runtime. */
   readonly cniVersion?: string;
 }
@@ -94,7 +96,10 @@ async function networkFor(node: NodeRef, { cniVersion }: PodRequest): Promise<Ne
   });
 }
 
-function attachmentOf({ namespace, name, uid, annotations = {} }: PodRequest, netns: string): Attachment {
+function attachmentOf(
+  { namespace, name, uid, annotations = {}, runtimeConfig = {} }: PodRequest,
+  netns: string,
+): Attachment {
   const containerId = randomBytes(32).toString('hex');
   return {
     containerId,
@@ -107,7 +112,7 @@ function attachmentOf({ namespace, name, uid, annotations = {} }: PodRequest, ne
       ['K8S_POD_INFRA_CONTAINER_ID', containerId],
       ['K8S_POD_UID', uid],
     ],
-    runtimeConfig: { 'io.kubernetes.cri.pod-annotations': annotations },
+    runtimeConfig: { 'io.kubernetes.cri.pod-annotations': annotations, ...runtimeConfig },
   };
 }
 
