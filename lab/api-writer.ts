@@ -36,28 +36,29 @@ export class ApiWriter {
   }
 
   get(path: string, signal: AbortSignal): Promise<ApiObject> {
-    return this.#send('GET', path, undefined, signal);
+    return this.send('GET', path, undefined, signal);
   }
 
   create(path: string, object: unknown, signal: AbortSignal): Promise<ApiObject> {
-    return this.#send('POST', path, object, signal);
+    return this.send('POST', path, object, signal);
   }
 
   /** JSON merge patch (RFC 7396). */
   patch(path: string, patch: unknown, signal: AbortSignal): Promise<ApiObject> {
-    return this.#send('PATCH', path, patch, signal);
+    return this.send('PATCH', path, patch, signal);
   }
 
   /** At once, without a grace period. */
   async remove(path: string, signal: AbortSignal): Promise<void> {
-    await this.#send('DELETE', `${path}?gracePeriodSeconds=0`, undefined, signal);
+    await this.send('DELETE', `${path}?gracePeriodSeconds=0`, undefined, signal);
   }
 
   close(): void {
     this.#agent.destroy();
   }
 
-  async #send(method: string, path: string, body: unknown, signal: AbortSignal): Promise<ApiObject> {
+  /** Any request: `object` is created by POST and merged by PATCH. */
+  async send(method: string, path: string, body: unknown, signal: AbortSignal): Promise<ApiObject> {
     const { url, token } = this.#access;
     const contentType = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json';
     const { status, answer } = await new Promise<{ status: number; answer: unknown }>((resolve, reject) => {

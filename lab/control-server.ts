@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { json } from 'node:stream/consumers';
 import type { Logger } from 'pino';
-import type { ApiFault } from './control.ts';
+import type { ApiFault, ApiRequest } from './control.ts';
 import type { Lab } from './lab.ts';
 import { messageOf } from './lab-error.ts';
 import type { LabPodRequest } from './pods.ts';
@@ -20,6 +20,7 @@ const ROUTES: Readonly<Record<string, Handler>> = {
   'POST /nodes/*/stop-agent': (lab, [node = ''], _, signal) => lab.stopAgent(node, signal),
   'POST /nodes/*/start-agent': async (lab, [node = '']) => lab.startAgent(node),
   'POST /api-fault': async (lab, _, body) => lab.setApiFault((body as { fault: ApiFault }).fault),
+  'POST /api': (lab, _, body, signal) => lab.callApi(body as ApiRequest, signal),
 };
 
 /** Listens when it resolves. Calls live as long as the lab, not as long as the caller: half an ADD is nothing to leave. */

@@ -3,6 +3,7 @@ import { request } from 'node:http';
 import { json } from 'node:stream/consumers';
 import type { Family, IpAddress } from '../agent/model/ip.ts';
 import type { AgentStatus } from './agent-process.ts';
+import type { ApiObject } from './api-writer.ts';
 import { LabError } from './lab-error.ts';
 import type { LabLayout } from './layout.ts';
 import type { NodeRef } from './node.ts';
@@ -51,6 +52,14 @@ const TIMEOUT_MS = 100_000;
 /** What the API server does to everybody: reset every connection, accept and say nothing, or work. */
 export type ApiFault = 'unavailable' | 'stalled' | 'none';
 
+/** What a user or a controller does with kubectl: create (POST), JSON merge patch (PATCH), get, delete. */
+export interface ApiRequest {
+  readonly method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
+  /** `/api/v1/nodes/node-1`, see apiPath. */
+  readonly path: string;
+  readonly object?: unknown;
+}
+
 export interface LabControl {
   status(): Promise<LabStatus>;
   runPod(pod: LabPodRequest): Promise<PodStatus>;
@@ -62,6 +71,8 @@ export interface LabControl {
   stopAgent(node: string): Promise<void>;
   startAgent(node: string): Promise<void>;
   setApiFault(fault: ApiFault): Promise<void>;
+  /** Answers with the object as it is then. */
+  callApi(request: ApiRequest): Promise<ApiObject>;
 }
 
 /** Each call throws LabError: with what the supervisor objects to, or when no lab is up. */
@@ -79,6 +90,7 @@ export function labControl({ controlSocket }: Pick<LabLayout, 'controlSocket'>, 
     stopAgent: async (node) => void (await ask('POST', nodePath(node, 'stop-agent'))),
     startAgent: async (node) => void (await ask('POST', nodePath(node, 'start-agent'))),
     setApiFault: async (fault) => void (await ask('POST', '/api-fault', { fault })),
+    callApi: async (request) => (await ask('POST', '/api', request)) as ApiObject,
   };
 }
 

@@ -5,9 +5,9 @@ import type { Logger } from 'pino';
 import { type Cidr, type Family, type IpAddress, parseCidr, parseIp } from '../agent/model/ip.ts';
 import { AgentProcess } from './agent-process.ts';
 import { type ApiServer, startApiServer } from './api-server/server.ts';
-import { ApiWriter } from './api-writer.ts';
+import { type ApiObject, ApiWriter } from './api-writer.ts';
 import { BIN_DIR, CONF_DIR } from './cni-client.ts';
-import type { ApiFault, LabNodeStatus, LabOptions, LabStatus } from './control.ts';
+import type { ApiFault, ApiRequest, LabNodeStatus, LabOptions, LabStatus } from './control.ts';
 import { type Attachment, attachNode, buildFabric, planAttachment, routerAddress, segmentCidr } from './fabric.ts';
 import { LabError } from './lab-error.ts';
 import { DIR_IN_NODE, type LabLayout, type NodeLayout, nodeLayout } from './layout.ts';
@@ -116,6 +116,11 @@ export class Lab {
     const { server } = this.#api;
     server.setUnavailable(fault === 'unavailable');
     server.stall(fault === 'stalled');
+  }
+
+  /** With all rights. Throws LabError when the API server refuses. */
+  callApi({ method, path, object }: ApiRequest, signal: AbortSignal): Promise<ApiObject> {
+    return this.#api.writer.send(method, path, object, signal);
   }
 
   #node(name: string): LabNode {

@@ -185,7 +185,9 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
       return found;
     },
     async apply(batch, signal) {
-      const failures = new Map(await base.apply(batch, signal));
+      const stuck = await base.apply(batch.flatMap(removalBefore), signal);
+      const rest = batch.filter(({ key }) => !stuck.has(key));
+      const failures = new Map([...stuck, ...(await base.apply(rest, signal))]);
       await replaceOwn(base, batch, failures, signal);
       for (const change of batch)
         if (!failures.has(change.key)) remember(change.key, change.action === 'remove' ? undefined : change.item.value);
@@ -208,6 +210,17 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
       options.monitor?.subscribe(listener, signal);
     },
   };
+}
+
+/**
+ * IPv6 refuses a gateway that any route leads to over another link, the one that is about to be replaced included
+ * (ip6_route_check_nh_onlink): such a route has to go first.
+ */
+function removalBefore(change: Change<'route'>): readonly Change<'route'>[] {
+  if (change.action !== 'update') return [];
+  const { from, key, item } = change;
+  const isInTheWay = item.value.gateway !== undefined && from.link !== item.value.link;
+  return isInTheWay && familyOf(from.destination) === 'ipv6' ? [{ action: 'remove', kind: 'route', key, from }] : [];
 }
 
 /**
