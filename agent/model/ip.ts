@@ -155,7 +155,8 @@ export function ipFromBytes(bytes: Uint8Array): IpAddress {
   throw new TypeError(`an address has 4 or 16 bytes, got ${bytes.length}`);
 }
 
-function bitsOf(address: IpAddress): bigint {
+/** The address as a number, for sorting and ranges. */
+export function bitsOf(address: IpAddress): bigint {
   let bits = 0n;
   for (const byte of bytesOf(address)) bits = (bits << 8n) | BigInt(byte);
   return bits;

@@ -6,8 +6,8 @@ import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type AnyItem, keyOf } from '../model/items.ts';
 import { vtepMac } from '../model/kernel-names.ts';
+import { findLosses } from './claims.ts';
 import { hostGw } from './host-gw.ts';
-import { findOverlaps } from './overlaps.ts';
 import { Planner } from './planner.ts';
 import type { PlanSettings } from './underlay.ts';
 import { vxlan } from './vxlan.ts';
@@ -198,10 +198,54 @@ test("a podCIDR that would take the host's own traffic away is refused, of a pee
     fragments.get('node b')?.problems.join() ?? '',
     /0\.0\.0\.0\/0 of Node b is refused: expected a prefix of \/8/,
   );
-  t.regex(fragments.get('node c')?.problems.join() ?? '', /covers the node address 172\.30\.0\.13/);
+  t.regex(fragments.get('node c')?.problems.join() ?? '', /covers the node address 172\.30\.0\.11/);
   const own = plan(cluster(node('a', { ips: '172.30.0.11', cidrs: '172.30.0.0/24' })));
   t.deepEqual(own.underlay.podNetworks, []);
   t.regex(own.underlay.problems.join(), /covers the node address 172\.30\.0\.11/);
+});
+
+test('no podCIDR may cover the address of any node, and every node decides so', (t) => {
+  const covers = node('b', { ips: '172.30.0.12', cidrs: '10.2.0.0/24', creationMs: 1 });
+  const covered = node('c', { ips: '10.2.0.1', cidrs: '10.84.2.0/24', creationMs: 2 });
+  for (const nodeName of ['a', 'c']) {
+    const { fragments } = new Planner().plan({
+      nodeName,
+      cluster: cluster(a, covers, covered),
+      host: host(),
+      settings,
+      backend: vxlan,
+    });
+    t.regex(fragments.get('node b')?.problems.join() ?? '', /covers the node address 10\.2\.0\.1/, nodeName);
+    t.is(lines(fragments.get('node b'), 'route'), '', nodeName);
+  }
+});
+
+test('a Node that is away or has lost its podCIDR keeps the network of running pods, also over a restart', (t) => {
+  const planner = new Planner();
+  const input = { nodeName: 'a', host: host(), settings, backend: vxlan };
+  const before = planner.plan({ ...input, cluster: cluster(a, b) });
+  for (const nodes of [cluster(b), cluster(node('a', { ips: '172.30.0.11' }), b)]) {
+    for (const each of [planner, new Planner(before.underlay)]) {
+      const after = each.plan({ ...input, cluster: nodes });
+      t.true(after.underlay.suspended);
+      t.true(after.underlay.problems.length > 0);
+      t.deepEqual(after.fragments.get('backend vxlan'), before.fragments.get('backend vxlan'));
+      t.deepEqual(after.fragments.get('node-network')?.items, before.fragments.get('node-network')?.items);
+      t.deepEqual(after.fragments.get('node b'), before.fragments.get('node b'));
+    }
+  }
+  t.is(planner.plan({ ...input, cluster: cluster(a, b) }).underlay.suspended, undefined);
+});
+
+test('an MTU that no link tells, or that would take IPv6 away, is not followed', (t) => {
+  const planner = new Planner();
+  const mtuOn = (on: Host) =>
+    planner.plan({ nodeName: 'a', cluster: cluster(a), host: on, settings, backend: vxlan }).underlay;
+  t.is(mtuOn(host({ mtuBytes: 1400 })).mtuBytes, 1350);
+  t.is(mtuOn(host({ mtuBytes: 1400, ips: '192.0.2.1' })).mtuBytes, 1350);
+  t.is(mtuOn(host({ mtuBytes: 1300 })).mtuBytes, 1350);
+  t.regex(mtuOn(host({ mtuBytes: 1300 })).problems.join(), /too small for ipv6/);
+  t.is(mtuOn(host({ mtuBytes: 9000 })).mtuBytes, 8950);
 });
 
 test('one Node that changes is planned alone: every other fragment keeps its identity', (t) => {
@@ -225,7 +269,7 @@ test('one Node that changes is planned alone: every other fragment keeps its ide
   );
 });
 
-test('findOverlaps agrees with comparing every pair', (t) => {
+test('findLosses agrees with comparing every pair', (t) => {
   const cidrs = fc.constantFrom(
     '10.0.0.0/8',
     '10.1.0.0/16',
@@ -245,7 +289,7 @@ test('findOverlaps agrees with comparing every pair', (t) => {
       const all = specs.map(({ cidrs: [own], creationMs }, i) =>
         node(`n${i}`, { cidrs: own as string, creationMs, uid: String(i) }),
       );
-      t.deepEqual([...findOverlaps(all).keys()].sort(), naiveLosers(all));
+      t.deepEqual([...findLosses(all).keys()].sort(), naiveLosers(all));
     }),
   );
 });

@@ -10,8 +10,8 @@ import { type Cidr, factsOf, familyOf } from '../model/ip.ts';
 import { type AnyItem, item } from '../model/items.ts';
 import { setName } from '../model/kernel-names.ts';
 import type { Backend } from './backend.ts';
+import { addressesOf, findLosses, heldCidrs, type Losses } from './claims.ts';
 import { NODE_NETWORK, planNodeNetwork } from './node-network.ts';
-import { addressesOf, cidrRefusal, findOverlaps, type Overlap, overlapProblem } from './overlaps.ts';
 import { type PlanSettings, planUnderlay, type Underlay } from './underlay.ts';
 
 export interface PlanInput {
@@ -30,21 +30,26 @@ export interface Plan {
 
 /** Keeps what the last plan worked out, and nothing else: the same inputs always give the same plan. */
 export class Planner {
-  #last:
-    | { input: PlanInput; plan: Plan; overlaps: ReadonlyMap<string, readonly Overlap[]>; peers: Map<Node, Fragment> }
-    | undefined;
+  #last: { input: PlanInput; plan: Plan; losses: Losses; peers: Map<Node, Fragment> } | undefined;
+  readonly #former: Underlay | undefined;
+
+  /** `former` is the underlay that an earlier process planned last, if it is known. */
+  constructor(former?: Underlay) {
+    this.#former = former;
+  }
 
   plan(input: PlanInput): Plan {
     const last = this.#last;
-    const overlaps =
+    const losses =
       last && sameClaims(last.input.cluster, input.cluster)
-        ? last.overlaps
-        : kept(last?.overlaps, findOverlaps(input.cluster.nodes.values()));
-    const underlay = kept(last?.plan.underlay, computeUnderlay(input, overlaps));
+        ? last.losses
+        : kept(last?.losses, findLosses(input.cluster.nodes.values()));
+    const former = last?.plan.underlay ?? this.#former;
+    const underlay = kept(former, planUnderlay(input, losses, former));
     const sameContext =
       last !== undefined &&
       last.plan.underlay === underlay &&
-      last.overlaps === overlaps &&
+      last.losses === losses &&
       last.input.settings === input.settings &&
       last.input.backend === input.backend;
     const known = sameContext ? last.peers : new Map<Node, Fragment>();
@@ -53,12 +58,12 @@ export class Planner {
     for (const fragment of nodeFragments(input, underlay)) fragments.set(fragment.id, fragment);
     for (const node of input.cluster.nodes.values()) {
       if (node.name === input.nodeName) continue;
-      const fragment = known.get(node) ?? planPeer(node, underlay, overlaps.get(node.name) ?? [], input);
+      const fragment = known.get(node) ?? planPeer(node, underlay, losses, input);
       peers.set(node, fragment);
       fragments.set(fragment.id, fragment);
     }
     const plan = { underlay, fragments };
-    this.#last = { input, plan, overlaps, peers };
+    this.#last = { input, plan, losses, peers };
     return plan;
   }
 }
@@ -67,10 +72,7 @@ export class Planner {
 const kept = <T>(former: T | undefined, computed: T): T =>
   former !== undefined && isDeepStrictEqual(former, computed) ? former : computed;
 
-const computeUnderlay = (input: PlanInput, overlaps: ReadonlyMap<string, readonly Overlap[]>): Underlay =>
-  planUnderlay(input, overlaps.get(input.nodeName) ?? []);
-
-/** Whether nothing that findOverlaps looks at has changed. */
+/** Whether nothing that findLosses looks at has changed. */
 function sameClaims(before: Cluster, after: Cluster): boolean {
   if (before.nodes === after.nodes) return true;
   if (before.nodes.size !== after.nodes.size) return false;
@@ -96,15 +98,9 @@ function nodeFragments({ host, settings, backend }: PlanInput, underlay: Underla
   return [planNodeNetwork(underlay, host, settings), device];
 }
 
-function planPeer(node: Node, underlay: Underlay, lost: readonly Overlap[], input: PlanInput): Fragment {
-  const problems = [...node.problems, ...lost.map((overlap) => overlapProblem(node.name, overlap))];
-  const nodeIps = [...addressesOf(node), ...(underlay.tunnel ? [underlay.tunnel.local] : [])];
-  const podCidrs = node.podCidrs.filter((cidr) => {
-    if (lost.some((overlap) => overlap.cidr === cidr)) return false;
-    const refusal = cidrRefusal(node.name, cidr, nodeIps);
-    if (refusal !== undefined) problems.push(refusal);
-    return refusal === undefined;
-  });
+function planPeer(node: Node, underlay: Underlay, losses: Losses, input: PlanInput): Fragment {
+  const problems = [...node.problems, ...(losses.get(node.name) ?? []).map(({ problem }) => problem)];
+  const podCidrs = heldCidrs(node, losses);
   const reachable = podCidrs.filter((cidr) => underlay.podNetworks.some(({ family }) => family === familyOf(cidr)));
   const peer = input.backend.peer(node, reachable, underlay, input.settings);
   return {

@@ -13,7 +13,7 @@ import {
   prefixLengthOf,
   sizeOf,
 } from '../model/ip.ts';
-import { addressesOf, cidrRefusal, type Overlap, overlapProblem } from './overlaps.ts';
+import { addressesOf, heldCidrs, type Losses } from './claims.ts';
 
 /** The settings that planning reads. */
 export interface PlanSettings {
@@ -50,6 +50,8 @@ export interface Underlay {
   /** Family and own address of the tunnel; absent without a tunnel, and while they cannot be known. */
   readonly tunnel?: { readonly family: Family; readonly local: IpAddress };
   readonly mtuBytes: number;
+  /** What is planned is what was planned before: the Node is away or has no podCIDR now. No new pods. */
+  readonly suspended?: true;
   readonly problems: readonly string[];
 }
 
@@ -66,28 +68,48 @@ interface UnderlayInput {
   readonly backend: { readonly overheadBytes?: (family: Family) => number };
 }
 
-/** `lost` are own podCIDRs that an older Node has: no pod of this node gets an address of them. */
-export function planUnderlay(input: UnderlayInput, lost: readonly Overlap[]): Underlay {
-  const { nodeName, cluster, host, settings, backend } = input;
+/**
+ * `former` is what was planned last, by this process or an earlier one. A Node that is away, or has lost its podCIDR, keeps
+ * the network of the pods that run; new ones are refused with the problem as the reason.
+ */
+export function planUnderlay(input: UnderlayInput, losses: Losses, former?: Underlay): Underlay {
+  const { nodeName, cluster, host } = input;
   const self = cluster.nodes.get(nodeName);
   if (!self) {
     const problems = cluster.synced
       ? [`the cluster has no Node named ${nodeName}: register it, or correct the setting nodeName`]
       : ['the cluster API has not answered yet'];
-    return { nodeName, podNetworks: [], locals: {}, mtuBytes: ETHERNET_MTU_BYTES, problems };
+    return keepRunning({ nodeName, podNetworks: [], locals: {}, mtuBytes: ETHERNET_MTU_BYTES, problems }, former);
   }
-  const problems = [...self.problems, ...lost.map((overlap) => overlapProblem(nodeName, overlap))];
-  const cidrs = self.podCidrs.filter((cidr) => !lost.some((overlap) => overlap.cidr === cidr));
-  const podNetworks = podNetworksOf(self, cidrs, host, problems);
+  const problems = [...self.problems, ...(losses.get(nodeName) ?? []).map(({ problem }) => problem)];
+  const podNetworks = podNetworksOf(self, heldCidrs(self, losses), host, problems);
+  return keepRunning(underlayOf(input, self, podNetworks, problems, former), former);
+}
+
+const keepRunning = (planned: Underlay, former: Underlay | undefined): Underlay =>
+  planned.podNetworks.length === 0 && former && former.podNetworks.length > 0
+    ? { ...former, problems: planned.problems, suspended: true }
+    : planned;
+
+function underlayOf(
+  { nodeName, cluster, host, settings, backend }: UnderlayInput,
+  self: Node,
+  podNetworks: readonly PodNetwork[],
+  problems: string[],
+  former: Underlay | undefined,
+): Underlay {
   const locals = localsOf(self, host);
   const tunnelFamily = backend.overheadBytes && tunnelFamilyOf(self, cluster, settings);
   const used = tunnelFamily ? [tunnelFamily] : podNetworks.map(({ family }) => family);
   problems.push(...used.flatMap((family) => localProblems(self, family, locals[family])));
   const local = tunnelFamily && locals[tunnelFamily]?.ip;
   const overheadBytes = tunnelFamily ? (backend.overheadBytes?.(tunnelFamily) ?? 0) : 0;
-  const underlayMtu = Math.min(...used.map((family) => locals[family]?.link?.mtuBytes ?? ETHERNET_MTU_BYTES));
-  const mtuBytes = settings.mtuBytes || (used.length > 0 ? underlayMtu : ETHERNET_MTU_BYTES) - overheadBytes;
-  problems.push(...mtuProblems(mtuBytes, podNetworks));
+  const linkMtus = used.flatMap((family) => locals[family]?.link?.mtuBytes ?? []);
+  const derived = linkMtus.length > 0 ? Math.min(...linkMtus) - overheadBytes : undefined;
+  const mtuBytes =
+    usableMtu(settings.mtuBytes || derived, podNetworks, problems) ??
+    former?.mtuBytes ??
+    ETHERNET_MTU_BYTES - overheadBytes;
   return {
     nodeName,
     podNetworks,
@@ -115,11 +137,6 @@ function podNetworksOf(self: Node, cidrs: readonly Cidr[], host: Host, problems:
   }
   return cidrs.flatMap((cidr) => {
     const family = familyOf(cidr);
-    const refusal = cidrRefusal(self.name, cidr, addressesOf(self));
-    if (refusal !== undefined) {
-      problems.push(refusal);
-      return [];
-    }
     if (family === 'ipv6' && !host.ipv6) {
       problems.push(
         `Node ${self.name} has the IPv6 podCIDR ${cidr} but IPv6 is off on this host: set net.ipv6.conf.all.disable_ipv6 to 0`,
@@ -170,12 +187,22 @@ function localProblems(self: Node, family: Family, local: LocalEnd | undefined):
   ];
 }
 
-function mtuProblems(mtuBytes: number, podNetworks: readonly PodNetwork[]): readonly string[] {
-  return podNetworks.flatMap(({ family }) => {
-    const { minimumMtuBytes } = FAMILIES[family];
-    if (mtuBytes >= minimumMtuBytes) return [];
-    return [
-      `the pod MTU of ${mtuBytes} bytes is too small for ${family} (at least ${minimumMtuBytes}): raise the MTU of the underlay or the setting mtuBytes`,
-    ];
-  });
+/**
+ * Undefined when no link tells, and when the kernel would take a family away from every pod: IPv6 addresses go with an MTU
+ * below 1280 and do not come back with a larger one.
+ */
+function usableMtu(
+  mtuBytes: number | undefined,
+  podNetworks: readonly PodNetwork[],
+  problems: string[],
+): number | undefined {
+  const tooSmall = podNetworks.filter(
+    ({ family }) => mtuBytes !== undefined && mtuBytes < FAMILIES[family].minimumMtuBytes,
+  );
+  for (const { family } of tooSmall) {
+    problems.push(
+      `the pod MTU of ${mtuBytes} bytes is too small for ${family} (at least ${FAMILIES[family].minimumMtuBytes}): raise the MTU of the underlay or the setting mtuBytes`,
+    );
+  }
+  return tooSmall.length === 0 ? mtuBytes : undefined;
 }

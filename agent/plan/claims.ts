@@ -1,0 +1,126 @@
+/**
+ * Which pod CIDRs of which Nodes count, decided on every node alike: one that would take other traffic away is refused, and
+ * of those that overlap the older Node keeps its own.
+ */
+import type { Node } from '../model/cluster.ts';
+import { rankOf } from '../model/fragment.ts';
+import { bitsOf, type Cidr, type Family, familyOf, type IpAddress, prefixLengthOf, rangeOf } from '../model/ip.ts';
+
+/** A pod CIDR that does not count, and why, in a sentence with the remedy. */
+export interface Loss {
+  readonly cidr: Cidr;
+  readonly problem: string;
+}
+
+/** What becomes of the claims of all Nodes, by Node name; Nodes that lost nothing are left out. */
+export type Losses = ReadonlyMap<string, readonly Loss[]>;
+
+/** The pod CIDRs of a Node that count. */
+export const heldCidrs = (node: Node, losses: Losses): readonly Cidr[] =>
+  node.podCidrs.filter((cidr) => !losses.get(node.name)?.some((loss) => loss.cidr === cidr));
+
+/** What the underlay has to reach of a node. */
+export const addressesOf = (node: Node): readonly IpAddress[] => [...node.internalIps, ...node.underlayIps];
+
+/** Wider than this is no node's share of a cluster: a route for it would take the host's other traffic away. */
+const WIDEST_PREFIX = { ipv4: 8, ipv6: 16 } as const;
+
+interface Claim {
+  readonly node: Node;
+  readonly cidr: Cidr;
+  readonly first: bigint;
+  readonly last: bigint;
+  readonly rank: string;
+}
+
+/** Pure; O(n log n) plus the overlaps. A claim that is refused or lost takes nothing away from others. */
+export function findLosses(nodes: Iterable<Node>): Losses {
+  const all = [...nodes];
+  const losses = new Map<string, Loss[]>();
+  const lose = ({ node, cidr }: Claim, problem: string): void => {
+    losses.set(node.name, [...(losses.get(node.name) ?? []), { cidr, problem }]);
+  };
+  const addresses = sortedAddresses(all);
+  const accepted = claimsOf(all).filter((claim) => {
+    const problem = refusalOf(claim, addresses);
+    if (problem !== undefined) lose(claim, problem);
+    return problem === undefined;
+  });
+  for (const group of touchingGroups(accepted)) {
+    const winners: Claim[] = [];
+    for (const claim of group.sort((a, b) => (a.rank < b.rank ? -1 : 1))) {
+      const winner = winners.find(
+        (other) => other.first <= claim.last && claim.first <= other.last && other.node !== claim.node,
+      );
+      if (winner) lose(claim, overlapProblem(claim, winner));
+      else winners.push(claim);
+    }
+  }
+  return losses;
+}
+
+const claimsOf = (nodes: readonly Node[]): readonly Claim[] =>
+  nodes.flatMap((node) =>
+    node.podCidrs.map((cidr) => ({ node, cidr, ...rangeOf(cidr), rank: rankOf(node.creationMs, node.uid) })),
+  );
+
+const overlapProblem = ({ node, cidr }: Claim, winner: Claim): string =>
+  `podCIDR ${cidr} of Node ${node.name} overlaps ${winner.cidr} of the older Node ${winner.node.name}, which keeps it: give ${node.name} another podCIDR (re-create the Node)`;
+
+interface NodeAddress {
+  readonly ip: IpAddress;
+  readonly bits: bigint;
+}
+type SortedAddresses = { readonly [F in Family]: readonly NodeAddress[] };
+
+function sortedAddresses(nodes: readonly Node[]): SortedAddresses {
+  const addresses = nodes.flatMap(addressesOf).map((ip) => ({ ip, bits: bitsOf(ip) }));
+  const ofFamily = (family: Family) =>
+    addresses.filter(({ ip }) => familyOf(ip) === family).sort((a, b) => (a.bits < b.bits ? -1 : 1));
+  return { ipv4: ofFamily('ipv4'), ipv6: ofFamily('ipv6') };
+}
+
+function refusalOf({ node, cidr, first, last }: Claim, addresses: SortedAddresses): string | undefined {
+  const family = familyOf(cidr);
+  const refused = `podCIDR ${cidr} of Node ${node.name} is refused`;
+  if (prefixLengthOf(cidr) < WIDEST_PREFIX[family]) {
+    return `${refused}: expected a prefix of /${WIDEST_PREFIX[family]} or longer, for one node's pods`;
+  }
+  const covered = firstFrom(addresses[family], first);
+  if (!covered || covered.bits > last) return undefined;
+  return `${refused}: it covers the node address ${covered.ip}, which could then not be reached; pods and nodes need separate ranges`;
+}
+
+/** The least address that is not below `bits`. */
+function firstFrom(sorted: readonly NodeAddress[], bits: bigint): NodeAddress | undefined {
+  let low = 0;
+  let high = sorted.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((sorted[middle] as NodeAddress).bits < bits) low = middle + 1;
+    else high = middle;
+  }
+  return sorted[low];
+}
+
+/** Claims in groups that touch each other, directly or through others; almost always one claim each. */
+function* touchingGroups(claims: readonly Claim[]): Generator<Claim[]> {
+  const sorted = claims.toSorted((a, b) => {
+    const [familyA, familyB] = [familyOf(a.cidr), familyOf(b.cidr)];
+    if (familyA !== familyB) return familyA < familyB ? -1 : 1;
+    return a.first < b.first ? -1 : a.first > b.first ? 1 : 0;
+  });
+  let group: Claim[] = [];
+  let last = -1n;
+  for (const claim of sorted) {
+    const [head] = group;
+    if (head && !(familyOf(head.cidr) === familyOf(claim.cidr) && claim.first <= last)) {
+      if (group.length > 1) yield group;
+      group = [];
+      last = -1n;
+    }
+    group.push(claim);
+    if (claim.last > last) last = claim.last;
+  }
+  if (group.length > 1) yield group;
+}
