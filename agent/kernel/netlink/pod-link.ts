@@ -1,10 +1,12 @@
 /** Pod links: both ends of a pod's veth pair and everything inside the pod, made together and destroyed together. */
 import { isDeepStrictEqual } from 'node:util';
 import { type Key, keyOf, type PodLink, type Sysctl } from '../../model/items.ts';
+import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { ignoreNotFound, isExists, KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
+import { parseAttributes } from './attributes.ts';
 import { isPodLink, type Links, readLink } from './links.ts';
 import type { NetlinkClient, NetlinkMessage } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
@@ -26,7 +28,7 @@ import {
   renderPodSetup,
 } from './pod-link-requests.ts';
 import type { LinkReaper } from './reaper.ts';
-import { type LinkFacts, RTM, readLinkFacts } from './rtnetlink.ts';
+import { IFA, ipOf, type LinkFacts, RTM, readLinkFacts } from './rtnetlink.ts';
 
 export interface PodLinkDriverOptions {
   readonly client: NetlinkClient;
@@ -109,9 +111,18 @@ function listener(notice: Notice<'pod-link'>, { links, reaper }: PodLinkDriverOp
       const changed = conf?.family === 'ipv4' ? links.byIndex(conf.ifindex) : undefined;
       const altered = conf && confAlteration(conf);
       if (changed && altered && isPodLink(changed)) tell(changed, altered);
+      const bare = withoutGateway(message, links);
+      if (bare) tell(bare, `has lost ${POD_GATEWAY.ipv6}`);
     },
     lost: (reason: string) => notice.stale(reason),
   };
+}
+
+/** The pod link whose host side a message says has lost the pods' next hop. One that goes down is told of otherwise. */
+function withoutGateway({ type, payload }: NetlinkMessage, links: Links): LinkFacts | undefined {
+  if (type !== RTM.DELADDR || ipOf(parseAttributes(payload, 8).get(IFA.ADDRESS)) !== POD_GATEWAY.ipv6) return undefined;
+  const link = links.byIndex(payload.readUInt32LE(4));
+  return link?.up && isPodLink(link) ? link : undefined;
 }
 
 async function applyPodLinks(
