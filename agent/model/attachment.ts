@@ -1,7 +1,7 @@
 /** One interface that the CNI server gave to one container. */
 import type { FragmentId } from './fragment.ts';
 import type { IpAddress } from './ip.ts';
-import type { PodLink } from './items.ts';
+import type { PodBridge, PodLink } from './items.ts';
 
 /** The part of a pod record that reaches the kernel. */
 export interface Attachment {
@@ -11,6 +11,8 @@ export interface Attachment {
   readonly podNamespace?: string;
   readonly podName?: string;
   readonly ips: readonly IpAddress[];
+  /** Of a bridged pod, as it was when the pod was attached; absent for a routed one. */
+  readonly bridge?: PodBridge;
 }
 
 export const podFragmentId = ({ containerId, ifName }: Pick<Attachment, 'containerId' | 'ifName'>): FragmentId =>

@@ -13,7 +13,7 @@ export interface Sysctl {
 }
 
 /** A device of the node's own. A backend that needs another type adds it to this union. */
-export type Link = VxlanLink;
+export type Link = VxlanLink | BridgeLink;
 
 export interface VxlanLink {
   readonly type: 'vxlan';
@@ -31,6 +31,16 @@ export interface VxlanLink {
   readonly txChecksumOffload: boolean;
 }
 
+/** Joins the host sides of bridged pods. It neither learns nor floods: what its ports may do is said by the pod links. */
+export interface BridgeLink {
+  readonly type: 'bridge';
+  readonly name: string;
+  /** IFLA_IFALIAS; starts with `tulle:`. */
+  readonly alias: string;
+  readonly mac: MacAddress;
+  readonly mtuBytes: number;
+}
+
 /** Both ends of one pod's veth pair. Inside the pod it is written at creation, and again only to follow the MTU. */
 export interface PodLink {
   /** Host side; see podLinkName. */
@@ -46,6 +56,16 @@ export interface PodLink {
   readonly netns: { readonly path: string; readonly device: string; readonly inode: string };
   /** The pod's addresses, in the order of the result. */
   readonly ips: readonly IpAddress[];
+  /** Present: the host side is a port of this bridge. Absent: the pod is routed. */
+  readonly bridge?: PodBridge;
+}
+
+/** The bridge as its pods see it. */
+export interface PodBridge {
+  readonly name: string;
+  readonly mac: MacAddress;
+  /** The node's own address in each family of the pod network, with the prefix length of the pod CIDR. */
+  readonly gateways: readonly { readonly ip: IpAddress; readonly prefixLength: number }[];
 }
 
 export interface Address {
@@ -76,11 +96,12 @@ export interface Neighbour {
   readonly mac: MacAddress;
 }
 
-/** A permanent forwarding entry of a VXLAN link: frames to `mac` leave to the tunnel end `destination`. */
+/** A lasting forwarding entry: frames to `mac` leave by this VXLAN link to a tunnel end, or by this port of a bridge. */
 export interface Fdb {
   readonly link: string;
   readonly mac: MacAddress;
-  readonly destination: IpAddress;
+  /** Tunnel end; absent on a bridge's port. */
+  readonly destination?: IpAddress;
 }
 
 /** Header of an ip set. */

@@ -2,10 +2,11 @@ import test from 'ava';
 import fc from 'fast-check';
 import { FAMILIES } from './ip.ts';
 import {
+  BRIDGE_NAME,
   baseChain,
   hash,
+  POD_INTERFACES,
   POD_LINK_NAME,
-  POD_LINK_PATTERN,
   podLinkMac,
   podLinkName,
   setName,
@@ -16,13 +17,23 @@ import {
 const containerId = fc.stringMatching(/^[0-9a-f]{64}$/);
 const ifName = fc.stringMatching(/^[a-z][a-z0-9]{0,14}$/);
 
+/** As iptables reads an interface: `+` at the end stands for anything. */
+const matches = (pattern: string, link: string): boolean =>
+  pattern.endsWith('+') ? link.startsWith(pattern.slice(0, -1)) : link === pattern;
+
+test('the interfaces of pods are the pod links and the bridge, and no tunnel', (t) => {
+  const isOfPods = (link: string) => POD_INTERFACES.some((pattern) => matches(pattern, link));
+  t.true(isOfPods(BRIDGE_NAME));
+  t.false([vxlanLinkName(0), vxlanLinkName(84), `${BRIDGE_NAME}1`, 'eth0'].some(isOfPods));
+});
+
 test('names of pod links have their shape and fit, whatever they stand for', (t) => {
   fc.assert(
     fc.property(containerId, ifName, (id, name) => {
       const link = podLinkName(id, name);
       t.regex(link, POD_LINK_NAME);
       t.true(link.length <= 15);
-      t.true(link.startsWith(POD_LINK_PATTERN.replace('+', '')));
+      t.true(POD_INTERFACES.some((pattern) => matches(pattern, link)));
       t.not(podLinkMac(id, name, 'host'), podLinkMac(id, name, 'pod'));
     }),
   );

@@ -28,8 +28,14 @@ export const vxlanLinkName = (vni: number): string => limited(`tulle.${vni}`, LI
 
 /** Every host side of a pod link, and nothing else of Tulle's, has a name of this shape. */
 export const POD_LINK_NAME = /^tl[0-9a-f]{12}$/;
-/** The same as an iptables interface pattern. */
-export const POD_LINK_PATTERN = 'tl+';
+
+/** The bridge of bridged pods. */
+export const BRIDGE_NAME = 'tulle0';
+/** MAC of the bridge: bridged pods hold it as their gateway's, so a device that is made again must have it again. */
+export const bridgeMac = (nodeName: string): MacAddress => macOf(`bridge/${nodeName}`);
+
+/** The interfaces, as iptables patterns, by which packets of this node's pods come in. */
+export const POD_INTERFACES = ['tl+', BRIDGE_NAME] as const;
 
 /** Host side of the veth of one attachment. */
 export const podLinkName = (containerId: string, ifName: string): string =>

@@ -6,7 +6,7 @@ import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type Cidr, FAMILIES, type Family, type FamilyFacts, familyOf } from '../model/ip.ts';
 import { type AnyItem, type ChainPart, item, type Key, keyOf, type Rule } from '../model/items.ts';
-import { baseChain, POD_LINK_PATTERN, setName } from '../model/kernel-names.ts';
+import { baseChain, POD_INTERFACES, setName } from '../model/kernel-names.ts';
 import type { PlanSettings, PodNetwork, Underlay } from './underlay.ts';
 
 export const NODE_NETWORK = 'node-network';
@@ -86,10 +86,10 @@ function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
     'DROP',
   ];
   return [
-    {
-      args: ['-i', POD_LINK_PATTERN, ...unlessReady('src')],
-      comment: 'from a pod link, not the address of a ready pod',
-    },
+    ...POD_INTERFACES.map((pattern) => ({
+      args: ['-i', pattern, ...unlessReady('src')],
+      comment: 'from a pod, not the address of a ready pod',
+    })),
     { args: ['-s', cidr, ...unlessReady('src')], comment: 'from a pod that is not ready' },
     { args: ['-d', cidr, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
   ];

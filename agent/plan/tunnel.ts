@@ -1,7 +1,7 @@
 /** What every tunnel over UDP needs beside its device: the set of its ends, and a port that is for nodes only. */
 import { FAMILIES, type Family, type IpAddress } from '../model/ip.ts';
 import { type AnyItem, type ChainPart, item, type Key, keyOf, memberOf, type Rule } from '../model/items.ts';
-import { baseChain, CHAIN_PREFIX, POD_LINK_PATTERN, setName } from '../model/kernel-names.ts';
+import { baseChain, CHAIN_PREFIX, POD_INTERFACES, setName } from '../model/kernel-names.ts';
 import type { Underlay } from './underlay.ts';
 
 type Tunnel = NonNullable<Underlay['tunnel']>;
@@ -49,8 +49,9 @@ function portParts(family: Family, port: number): readonly ChainPart[] {
   const notFrom = ['-m', 'set', '!', '--match-set', nodes, 'src'];
   const to = ['-m', 'set', '--match-set', nodes, 'dst'];
   const toThisNode = ['-m', 'addrtype', '--dst-type', 'LOCAL'];
-  const fromPod = ['-i', POD_LINK_PATTERN];
   const drop = (comment: string, ...args: readonly string[]): Rule => ({ args: [...args, '-j', 'DROP'], comment });
+  const dropFromPods = (...args: readonly string[]) =>
+    POD_INTERFACES.map((pattern) => drop('a pod is no tunnel end', ...args, '-i', pattern));
   const part = (table: ChainPart['table'], chain: string, ...rules: readonly Rule[]): ChainPart => ({
     family,
     table,
@@ -62,8 +63,8 @@ function portParts(family: Family, port: number): readonly ChainPart[] {
     part(
       'raw',
       TUNNEL_CHAIN,
-      drop('a pod is no tunnel end', ...fromPod, ...to),
-      drop('a pod is no tunnel end', ...fromPod, ...toThisNode),
+      ...dropFromPods(...to),
+      ...dropFromPods(...toThisNode),
       drop('tunnel packet from a stranger', ...toThisNode, ...notFrom),
       drop('tunnel packet for a node from a stranger', ...to, ...notFrom),
       { args: [...toThisNode, '-j', 'CT', '--notrack'], comment: 'tunnel packets are not tracked' },
@@ -76,7 +77,7 @@ function portParts(family: Family, port: number): readonly ChainPart[] {
     part(
       'mangle',
       baseChain('INPUT'),
-      drop('a pod is no tunnel end', ...toPort, ...fromPod),
+      ...dropFromPods(...toPort),
       drop('tunnel packet from a stranger', ...toPort, ...notFrom),
     ),
     part('filter', baseChain('INPUT'), {

@@ -1,9 +1,9 @@
-/** Addresses on the devices of backends. Those of pod links belong to the pod link. */
+/** Addresses on the node's own devices. Those of pod links belong to the pod link. */
 import { bytesOf, factsOf, families } from '../../model/ip.ts';
 import type { Address } from '../../model/items.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
 import { attribute, parseAttributes, u32 } from './attributes.ts';
-import { isBackendLink, type Links } from './links.ts';
+import { isNodeLink, type Links } from './links.ts';
 import { type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import {
   type Found,
@@ -26,7 +26,7 @@ export const addressKind: ObjectKind<'address'> = {
   linksOf: ({ link }) => [link],
   render: renderAddress,
   dumps: (links) =>
-    links.filter(isBackendLink).flatMap((link) => families.map(({ addressFamily }) => dumpOf(link, addressFamily))),
+    links.filter(isNodeLink).flatMap((link) => families.map(({ addressFamily }) => dumpOf(link, addressFamily))),
   readBack: readAddress,
   isGone: ({ type }) => type === RTM.DELADDR,
 };
@@ -102,7 +102,7 @@ const dumpOf = ({ ifindex, name }: LinkFacts, addressFamily: number): NetlinkReq
 function readAddress({ type, payload }: NetlinkMessage, links: Links): Found<'address'> | undefined {
   if (type !== RTM.NEWADDR && type !== RTM.DELADDR) return undefined;
   const link = links.byIndex(payload.readUInt32LE(4));
-  if (!link || !isBackendLink(link)) return undefined;
+  if (!link || !isNodeLink(link)) return undefined;
   const attributes = parseAttributes(payload, 8);
   // IPv6 has no IFA_LOCAL unless the address has a peer.
   const ip = ipOf(attributes.get(IFA.LOCAL) ?? attributes.get(IFA.ADDRESS));

@@ -5,9 +5,9 @@ import { macBytes } from '../../model/mac.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { isExists, KernelError } from '../errors.ts';
 import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
-import type { Ethtool } from './ethtool.ts';
-import type { LinkType } from './link-type.ts';
-import { dumpLinks, isBackendLink, type Links, readLink } from './links.ts';
+import { bridgeType } from './bridge.ts';
+import type { LinkFiles, LinkType } from './link-type.ts';
+import { dumpLinks, isNodeLink, type Links, readLink } from './links.ts';
 import { type NetlinkClient, type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { type Altered, isAltered } from './object-driver.ts';
@@ -15,30 +15,34 @@ import type { LinkReaper } from './reaper.ts';
 import { ADDR_GEN_MODE_NONE, AF, IFF_UP, IFLA, type LinkFacts, linkHeader, RTM, readLinkFacts } from './rtnetlink.ts';
 import { vxlanType } from './vxlan.ts';
 
-const LINK_TYPES: { readonly [T in Link['type']]: LinkType<Extract<Link, { type: T }>> } = { vxlan: vxlanType };
+const LINK_TYPES: { readonly [T in Link['type']]: LinkType<Extract<Link, { type: T }>> } = {
+  vxlan: vxlanType,
+  bridge: bridgeType,
+};
+/** A type is only ever given links of its own. */
+const typeOf = ({ type }: Pick<Link, 'type'>): LinkType<Link> => LINK_TYPES[type] as LinkType<Link>;
 
-export interface LinkDriverOptions {
+export interface LinkDriverOptions extends LinkFiles {
   readonly client: NetlinkClient;
   readonly links: Links;
-  readonly ethtool: Ethtool;
   readonly reaper: LinkReaper;
   readonly monitor?: NetlinkMonitor | undefined;
 }
 
 export function linkDriver(options: LinkDriverOptions): Driver<'link'> {
-  const { links, ethtool, monitor } = options;
+  const { links, monitor } = options;
   return {
     kind: 'link',
     lane: 'netlink',
     merge: 'one',
     equal: (wanted, found) => !isAltered(wanted) && !isAltered(found) && sameLink(wanted, found),
     async list() {
-      const own = (await links.refresh()).flatMap((facts) => foundLink(facts, ethtool) ?? []);
+      const own = (await links.refresh()).flatMap((facts) => foundLink(facts, options) ?? []);
       return new Map(own.map((link) => [keyOf('link', link), link]));
     },
     apply: (batch, signal) => applyLinks(batch, options, signal),
     ...(monitor && {
-      watch: (notice: Notice<'link'>, signal: AbortSignal) => monitor.subscribe(listener(notice, ethtool), signal),
+      watch: (notice: Notice<'link'>, signal: AbortSignal) => monitor.subscribe(listener(notice, options), signal),
     }),
   };
 }
@@ -49,28 +53,27 @@ const sameLink = (a: Link, b: Link): boolean =>
   a.alias === b.alias &&
   a.mac === b.mac &&
   a.mtuBytes === b.mtuBytes &&
-  LINK_TYPES[a.type].same(a, b);
+  typeOf(a).same(a, b);
 
 /** An own link as it is; a device that is down is altered. */
-function foundLink(facts: LinkFacts, ethtool: Ethtool): (Link & Altered) | undefined {
-  if (!isBackendLink(facts) || !isLinkType(facts.kind)) return undefined;
-  const link = LINK_TYPES[facts.kind].readBack(facts, ethtool);
-  return link && !facts.up && !isAltered(link) ? { ...link, altered: DOWN } : link;
+function foundLink(facts: LinkFacts, files: LinkFiles): (Link & Altered) | undefined {
+  const link = readBackLink(facts, files);
+  return link && !facts.up && !isAltered(link) ? { ...link, altered: 'is down' } : link;
 }
 
-/** The one alteration that is cured in place. */
-const DOWN = 'is down';
+const readBackLink = (facts: LinkFacts, files: LinkFiles): (Link & Altered) | undefined =>
+  isNodeLink(facts) && isLinkType(facts.kind) ? typeOf({ type: facts.kind }).readBack(facts, files) : undefined;
 
 const isLinkType = (kind: string): kind is Link['type'] => Object.hasOwn(LINK_TYPES, kind);
 
-function listener(notice: Notice<'link'>, ethtool: Ethtool) {
+function listener(notice: Notice<'link'>, files: LinkFiles) {
   return {
     message(message: NetlinkMessage, before: LinkFacts | undefined) {
       const facts = readLinkFacts(message);
       if (!facts) return;
-      const link = message.type === RTM.NEWLINK ? foundLink(facts, ethtool) : undefined;
+      const link = message.type === RTM.NEWLINK ? foundLink(facts, files) : undefined;
       // Gone, renamed, or no longer marked as Tulle's.
-      if (before && isBackendLink(before) && before.name !== link?.name) notice.found(`link ${before.name}`, undefined);
+      if (before && isNodeLink(before) && before.name !== link?.name) notice.found(`link ${before.name}`, undefined);
       if (link) notice.found(keyOf('link', link), link);
     },
     lost: (reason: string) => notice.stale(reason),
@@ -98,17 +101,16 @@ async function applyLinks(
 
 async function removeLink({ name }: Link, { client, reaper }: LinkDriverOptions): Promise<void> {
   const facts = await readLink(client, name);
-  if (facts && isBackendLink(facts)) await reaper.destroy([facts]);
+  if (facts && isNodeLink(facts)) await reaper.destroy([facts]);
 }
 
 /** Makes the device what is wanted, in place where the kernel can. */
 async function ensureLink(wanted: Link, options: LinkDriverOptions): Promise<void> {
-  const { client, ethtool, reaper } = options;
+  const { client, reaper } = options;
   const facts = await readLink(client, wanted.name);
-  if (facts && !isBackendLink(facts) && !isHalfMade(wanted, facts)) throw foreignLink(wanted, facts);
-  const found = facts && foundLink(facts, ethtool);
-  const data =
-    found && (!isAltered(found) || found.altered === DOWN) ? LINK_TYPES[wanted.type].change(wanted, found) : undefined;
+  if (facts && !isNodeLink(facts) && !isHalfMade(wanted, facts)) throw foreignLink(wanted, facts);
+  const found = facts && readBackLink(facts, options);
+  const data = found?.type === wanted.type ? typeOf(wanted).change(wanted, found) : undefined;
   if (facts && data) return configure(wanted, facts, data, options);
   if (facts) await reaper.destroy([facts]);
   await createLink(wanted, options);
@@ -118,12 +120,12 @@ async function ensureLink(wanted: Link, options: LinkDriverOptions): Promise<voi
 const isHalfMade = (wanted: Link, { alias, kind, mac }: LinkFacts): boolean =>
   alias === '' && kind === wanted.type && mac === wanted.mac;
 
-const foreignLink = ({ name }: Link, { alias }: LinkFacts): KernelError =>
+const foreignLink = ({ name, type }: Link, { alias }: LinkFacts): KernelError =>
   new KernelError({
     code: 'EEXIST',
     operation: 'create',
     object: `link ${name}`,
-    detail: `a link ${name} exists and is not Tulle's (${alias ? `its alias is ${alias}` : 'it has no alias tulle:'}): remove it, or set another VNI`,
+    detail: `a link ${name} exists and is not Tulle's (${alias ? `its alias is ${alias}` : 'it has no alias tulle:'}): ${typeOf({ type }).nameAdvice}`,
   });
 
 async function createLink(wanted: Link, options: LinkDriverOptions): Promise<void> {
@@ -149,13 +151,13 @@ async function createLink(wanted: Link, options: LinkDriverOptions): Promise<voi
   }
 }
 
+/** Without the MTU: a bridge keeps one that is set later, and lets its ports change one that it was made with. */
 function renderCreation(wanted: Link): NetlinkRequest {
-  const { type, data } = LINK_TYPES[wanted.type];
+  const { type, data } = typeOf(wanted);
   const payload = Buffer.concat([
     linkHeader(),
     text(IFLA.IFNAME, wanted.name),
     attribute(IFLA.ADDRESS, macBytes(wanted.mac)),
-    u32(IFLA.MTU, wanted.mtuBytes),
     nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, type), nested(IFLA.INFO_DATA, ...data(wanted))),
   ]);
   return {
@@ -168,11 +170,13 @@ function renderCreation(wanted: Link): NetlinkRequest {
 }
 
 async function explainRival(wanted: Link, error: KernelError, client: NetlinkClient): Promise<KernelError> {
-  const { isRival, rivalAdvice } = LINK_TYPES[wanted.type];
-  const rival = (await dumpLinks(client)).find((facts) => isRival(wanted, facts));
-  if (!rival) return error;
-  const { code, operation, object } = error;
-  return new KernelError({ code, operation, object, detail: rivalAdvice(wanted, rival.name), cause: error });
+  for (const other of await dumpLinks(client)) {
+    const detail = typeOf(wanted).rivalAdvice(wanted, other);
+    if (detail === undefined) continue;
+    const { code, operation, object } = error;
+    return new KernelError({ code, operation, object, detail, cause: error });
+  }
+  return error;
 }
 
 /** Everything that can be set on an existing device; the mark and the missing link-local address before it comes up. */
@@ -180,11 +184,12 @@ async function configure(
   wanted: Link,
   facts: LinkFacts,
   data: readonly Buffer[],
-  { client, ethtool }: LinkDriverOptions,
+  options: LinkDriverOptions,
 ): Promise<void> {
+  const { client } = options;
   const { ifindex } = facts;
   const object = `link ${wanted.name}`;
-  const kind = LINK_TYPES[wanted.type];
+  const kind = typeOf(wanted);
   const request = (type: number, header: Buffer, ...attributes: readonly Buffer[]): NetlinkRequest => ({
     type,
     payload: Buffer.concat([header, ...attributes]),
@@ -193,13 +198,13 @@ async function configure(
   });
   // Setting an address flushes the neighbours of the link, even when it is what it was.
   const mac = facts.mac === wanted.mac ? [] : [attribute(IFLA.ADDRESS, macBytes(wanted.mac))];
-  const marks = [plainText(IFLA.IFALIAS, wanted.alias), u32(IFLA.MTU, wanted.mtuBytes), ...mac];
+  const marks = [plainText(IFLA.IFALIAS, wanted.alias), u32(IFLA.MTU, wanted.mtuBytes), ...mac, ...kind.marks(wanted)];
   await client.request(request(RTM.SETLINK, linkHeader({ ifindex }), ...marks));
   if (data.length > 0) {
     const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, kind.type), nested(IFLA.INFO_DATA, ...data));
     await client.request(request(RTM.NEWLINK, linkHeader({ ifindex }), info));
   }
-  kind.configure(wanted, ethtool);
+  kind.configure(wanted, options);
   await setAddrGenModeNone(client, ifindex, object);
   await client.request(request(RTM.SETLINK, linkHeader({ ifindex, flags: IFF_UP, change: IFF_UP })));
 }

@@ -7,18 +7,18 @@ import { IFLA, type LinkFacts, linkHeader, RTEXT_FILTER_SKIP_STATS, RTM, readLin
 
 /** IFLA_IFALIAS of every host side of a pod link starts with this. */
 export const POD_ALIAS_PREFIX = `${ALIAS_PREFIX}pod:`;
-/** Names of the devices of backends: `tulle.84`. */
-const BACKEND_LINK_NAME = /^tulle\.\d+$/;
+/** Names of the node's own devices: `tulle.84`, a backend's, and `tulle0`, the bridge. */
+const NODE_LINK_NAME = /^tulle(\.\d+|0)$/;
 
-/** Whether a link carries both marks of a backend's device: the name's shape and the alias. */
-export const isBackendLink = ({ name, alias }: LinkFacts): boolean =>
-  BACKEND_LINK_NAME.test(name) && alias.startsWith(ALIAS_PREFIX) && !alias.startsWith(POD_ALIAS_PREFIX);
+/** Whether a link carries both marks of a device of the node's own: the name's shape and the alias. */
+export const isNodeLink = ({ name, alias }: LinkFacts): boolean =>
+  NODE_LINK_NAME.test(name) && alias.startsWith(ALIAS_PREFIX) && !alias.startsWith(POD_ALIAS_PREFIX);
 
 /** Whether a link carries both marks of the host side of a pod link. */
 export const isPodLink = ({ name, alias }: LinkFacts): boolean =>
   POD_LINK_NAME.test(name) && alias.startsWith(POD_ALIAS_PREFIX);
 
-export const isOwnLink = (facts: LinkFacts): boolean => isBackendLink(facts) || isPodLink(facts);
+export const isOwnLink = (facts: LinkFacts): boolean => isNodeLink(facts) || isPodLink(facts);
 
 const dumpRequest: NetlinkRequest = {
   type: RTM.GETLINK,

@@ -2,9 +2,8 @@
  * Compares a pod link with both ends in the kernel, for CHECK: every single object that its creation wrote is looked at, and
  * nothing else. What a pod adds of its own (addresses, routes, links) is no difference.
  */
-import { factsOf, families, familyOf, hostCidr, type IpAddress } from '../../model/ip.ts';
+import { factsOf, families, familyOf, type IpAddress } from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
-import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import { KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
@@ -14,11 +13,15 @@ import type { NetlinkClient } from './message.ts';
 import {
   aliasOf,
   familiesOf,
+  gatewayOf,
+  HOST_LINK_LOCAL,
+  hasHostLinkLocal,
   hasIpv6,
   hostAlteration,
   hostSysctls,
   LOOPBACK_IFINDEX,
   type PodRoute,
+  podAddress,
   podRoutes,
   podSysctls,
   RTN_UNICAST,
@@ -63,14 +66,26 @@ async function describeHostSide(value: PodLink, { client, sysctls }: PodLinkChec
   const differences = [...linkDifferences(facts, { name: value.name, mac: value.hostMac, mtuBytes: value.mtuBytes })];
   if (facts.alias !== aliasOf(value))
     differences.push(`the alias of ${value.name} is ${quoted(facts.alias)}, not ${quoted(aliasOf(value))}`);
+  const master = await masterDifference(value, facts, client);
+  if (master) differences.push(master);
   const altered = facts.up ? hostAlteration(facts) : undefined;
   if (altered) differences.push(`interface ${value.name} ${altered}`);
-  if (hasIpv6(value) && !(await readIps(client, facts)).has(hostLinkLocal))
+  if (hasHostLinkLocal(value) && !(await readIps(client, facts)).has(hostLinkLocal))
     differences.push(`address ${hostLinkLocal} is missing on ${value.name}`);
   return [...differences, ...sysctlDifferences(sysctls, hostSysctls(value), value)];
 }
 
-const hostLinkLocal = `${POD_GATEWAY.ipv6}/64`;
+async function masterDifference(
+  { name, bridge }: PodLink,
+  { masterIfindex }: LinkFacts,
+  client: NetlinkClient,
+): Promise<string | undefined> {
+  if (!bridge) return masterIfindex === 0 ? undefined : `interface ${name} is a port of a bridge`;
+  const isPort = masterIfindex !== 0 && (await readLink(client, bridge.name))?.ifindex === masterIfindex;
+  return isPort ? undefined : `interface ${name} is no port of ${bridge.name}`;
+}
+
+const hostLinkLocal = `${HOST_LINK_LOCAL.ip}/${HOST_LINK_LOCAL.prefixLength}`;
 
 async function describePodSide(value: PodLink, openPodNetns: OpenPodNetns): Promise<readonly string[]> {
   let netns: OpenNetns;
@@ -97,22 +112,24 @@ async function describePodInterface(
   facts: LinkFacts,
   { client, sysctls }: OpenNetns,
 ): Promise<readonly string[]> {
-  const { ifName, podMac, hostMac, mtuBytes } = value;
+  const { ifName, podMac, mtuBytes } = value;
   const differences = [...linkDifferences(facts, { name: ifName, mac: podMac, mtuBytes })];
   const ips = await readIps(client, facts);
-  for (const ip of value.ips)
-    if (!ips.has(hostCidr(ip))) differences.push(`address ${hostCidr(ip)} is missing on ${ifName}`);
+  for (const { ip, prefixLength } of value.ips.map((each) => podAddress(value, each))) {
+    const address = `${ip}/${prefixLength}`;
+    if (!ips.has(address)) differences.push(`address ${address} is missing on ${ifName}`);
+  }
   for (const { family } of familiesOf(value)) {
-    const gateway = POD_GATEWAY[family];
+    const { ip: gateway, mac } = gatewayOf(value, family);
     const neighbour = (await readPermanentNeighbours(client, facts)).get(gateway);
-    if (neighbour !== hostMac)
+    if (neighbour !== mac)
       differences.push(
         neighbour
-          ? `the neighbour ${gateway} has the address ${neighbour}, not ${hostMac}`
+          ? `the neighbour ${gateway} has the address ${neighbour}, not ${mac}`
           : `the permanent neighbour ${gateway} is missing`,
       );
     const routes = await readRoutes(client, facts, gateway);
-    for (const route of podRoutes(family))
+    for (const route of podRoutes(gateway))
       if (!routes.has(routeName(route))) differences.push(`${routeName(route)} is missing`);
   }
   return [...differences, ...sysctlDifferences(sysctls, podSysctls(value), value)];

@@ -1,6 +1,7 @@
 /** Pure half of pod links: what is asked of the kernel on either side, and what is read back of the host side. */
 import {
   bytesOf,
+  FAMILIES,
   type Family,
   type FamilyFacts,
   factsOf,
@@ -12,16 +13,18 @@ import {
 } from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
 import { POD_GATEWAY } from '../../model/kernel-names.ts';
-import { macBytes } from '../../model/mac.ts';
+import { type MacAddress, macBytes } from '../../model/mac.ts';
 import { addressPayload } from './address.ts';
 import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
+import { portAlteration, renderPort } from './bridge.ts';
+import { closedSysctls, ipv4ConfAlteration, renderIpv4Conf } from './link-conf.ts';
 import { type NetlinkRequest, NLM } from './message.ts';
 import { neighbourPayload } from './neighbour.ts';
-import { NETCONFA, type Netconf } from './netconf.ts';
 import {
   ADDR_GEN_MODE_NONE,
   AF,
   IFA_F_NODAD,
+  IFA_F_NOPREFIXROUTE,
   IFF_UP,
   IFLA,
   type LinkFacts,
@@ -41,23 +44,32 @@ const ALIAS_MAX = 255;
 /** The alias as the kernel holds it. Names of pods may be longer than it takes. */
 export const aliasOf = ({ alias }: PodLink): string => alias.slice(0, ALIAS_MAX);
 
-/** IPV4_DEVCONF_* (linux/ip.h) and NETCONFA_* of the same setting, with the value the host side has. */
-const HOST_IPV4_CONF = [
-  { name: 'forwarding', conf: 1, netconf: NETCONFA.FORWARDING, value: 1 },
-  { name: 'accept_redirects', conf: 4, netconf: undefined, value: 0 },
-  { name: 'send_redirects', conf: 6, netconf: undefined, value: 0 },
-  // Strict reverse path: a pod cannot send with an address that is not routed to it.
-  { name: 'rp_filter', conf: 8, netconf: NETCONFA.RP_FILTER, value: 1 },
-] as const;
-
-/** fe80::1 is on every host side: the pods' next hop, and the source of what the host itself sends them about neighbours. */
-const HOST_LINK_LOCAL = { ip: POD_GATEWAY.ipv6, prefixLength: 64 } as const;
+/**
+ * fe80::1 is on the host side of every routed pod: its next hop, and the source of what the host itself sends it about
+ * neighbours. A bridge's port has no addresses.
+ */
+export const HOST_LINK_LOCAL = { ip: POD_GATEWAY.ipv6, prefixLength: 64 } as const;
 
 /** The families of a pod's addresses. */
 export const familiesOf = ({ ips }: PodLink): readonly FamilyFacts[] =>
   families.filter(({ family }) => hasFamily(ips, family));
 const hasFamily = (ips: readonly IpAddress[], family: Family): boolean => ips.some((ip) => familyOf(ip) === family);
 export const hasIpv6 = ({ ips }: PodLink): boolean => hasFamily(ips, 'ipv6');
+export const hasHostLinkLocal = (value: PodLink): boolean => hasIpv6(value) && !value.bridge;
+
+/** The pod's next hop in one family, and the address of hardware that its permanent neighbour entry has. */
+export function gatewayOf({ bridge, hostMac }: PodLink, family: Family): { ip: IpAddress; mac: MacAddress } {
+  const ip = bridge?.gateways.find((gateway) => familyOf(gateway.ip) === family)?.ip ?? POD_GATEWAY[family];
+  return { ip, mac: bridge?.mac ?? hostMac };
+}
+
+/** An address as the pod has it. A bridged pod knows the length of its subnet, but reaches everything by its gateway. */
+export function podAddress({ bridge }: PodLink, ip: IpAddress): { ip: IpAddress; prefixLength: number; flags: number } {
+  const gateway = bridge?.gateways.find((each) => familyOf(each.ip) === familyOf(ip));
+  return gateway
+    ? { ip, prefixLength: gateway.prefixLength, flags: IFA_F_NODAD | IFA_F_NOPREFIXROUTE }
+    : { ip, prefixLength: factsOf(ip).bits, flags: IFA_F_NODAD };
+}
 
 /** The pair, its peer at once in the pod's namespace under its final name. Neither end is up. */
 export function renderPair(value: PodLink, netnsFd: number): NetlinkRequest {
@@ -80,25 +92,34 @@ export function renderPair(value: PodLink, netnsFd: number): NetlinkRequest {
 
 /**
  * The mark of ownership and all settings of the host side, before it comes up. The kernel takes neither an alias nor an
- * AF_SPEC with the creation. IPv4 settings go this way because /proc/sys may be read-only; IPv6 knows only the address mode.
+ * AF_SPEC with the creation; of IPv6 it knows only the address mode. `masterIfindex` is that of the bridge, 0 without one.
  */
-export function renderHostMarks(value: PodLink, facts: LinkFacts, { ipv6 }: { ipv6: boolean }): NetlinkRequest {
-  const settings = HOST_IPV4_CONF.map((setting) => u32(setting.conf, setting.value));
-  const conf = nested(AF.INET, nested(IFLA.INET_CONF, ...settings));
+export function renderHostMarks(
+  value: PodLink,
+  facts: LinkFacts,
+  { ipv6, masterIfindex }: { ipv6: boolean; masterIfindex: number },
+): NetlinkRequest {
   const inet6 = ipv6 ? [nested(AF.INET6, u8(IFLA.INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE))] : [];
   return setLink(value, linkHeader({ ifindex: facts.ifindex }), [
     plainText(IFLA.IFALIAS, aliasOf(value)),
     u32(IFLA.MTU, value.mtuBytes),
     // Setting an address flushes the neighbours of the link, even when it is what it was.
     ...(facts.mac === value.hostMac ? [] : [attribute(IFLA.ADDRESS, macBytes(value.hostMac))]),
-    nested(IFLA.AF_SPEC, conf, ...inet6),
+    ...(facts.masterIfindex === masterIfindex ? [] : [u32(IFLA.MASTER, masterIfindex)]),
+    nested(IFLA.AF_SPEC, renderIpv4Conf(), ...inet6),
   ]);
 }
 
-/** Host side up, and its link-local address, which goes when a link goes down. */
+/** What the port of a bridge lets through, before it comes up. */
+export const renderHostPort = (value: PodLink, ifindex: number): NetlinkRequest => ({
+  ...setLink(value, linkHeader({ ifindex }), [renderPort()]),
+  type: RTM.NEWLINK,
+});
+
+/** Host side up, and that of a routed pod its link-local address, which goes when a link goes down. */
 export function renderHostUp(value: PodLink, ifindex: number): readonly NetlinkRequest[] {
   const up = setLink(value, linkHeader({ ifindex, flags: IFF_UP, change: IFF_UP }));
-  if (!hasIpv6(value)) return [up];
+  if (!hasHostLinkLocal(value)) return [up];
   return [
     up,
     {
@@ -120,14 +141,16 @@ export function renderPodSetup(value: PodLink, ifindex: number): readonly Netlin
   const add = (type: number, payload: Buffer) => addRequest(type, payload, value);
   return [
     up(LOOPBACK_IFINDEX),
-    ...value.ips.map((ip) =>
-      add(RTM.NEWADDR, addressPayload({ ip, prefixLength: factsOf(ip).bits }, ifindex, IFA_F_NODAD)),
-    ),
+    ...value.ips
+      .map((ip) => podAddress(value, ip))
+      .map((address) => add(RTM.NEWADDR, addressPayload(address, ifindex, address.flags))),
     up(ifindex),
-    ...familiesOf(value).flatMap(({ family }) => [
-      add(RTM.NEWNEIGH, neighbourPayload(POD_GATEWAY[family], value.hostMac, ifindex)),
-      ...podRoutes(family).map((route) => add(RTM.NEWROUTE, podRoutePayload(route, ifindex))),
-    ]),
+    ...familiesOf(value)
+      .map(({ family }) => gatewayOf(value, family))
+      .flatMap(({ ip, mac }) => [
+        add(RTM.NEWNEIGH, neighbourPayload(ip, mac, ifindex)),
+        ...podRoutes(ip).map((route) => add(RTM.NEWROUTE, podRoutePayload(route, ifindex))),
+      ]),
   ];
 }
 
@@ -140,14 +163,15 @@ export interface PodRoute {
 }
 
 /** The gateway's own route is for tools that look for it; fe80::1 is covered by the kernel's route of link-local addresses. */
-export function podRoutes(family: Family): readonly PodRoute[] {
-  const gateway = POD_GATEWAY[family];
-  const toGateway: PodRoute[] = family === 'ipv4' ? [{ family, destination: gateway, gateway: undefined }] : [];
+export function podRoutes(gateway: IpAddress): readonly PodRoute[] {
+  const family = familyOf(gateway);
+  const isCovered = gateway === POD_GATEWAY.ipv6;
+  const toGateway: PodRoute[] = isCovered ? [] : [{ family, destination: gateway, gateway: undefined }];
   return [...toGateway, { family, destination: undefined, gateway }];
 }
 
 function podRoutePayload({ destination, gateway, family }: PodRoute, ifindex: number): Buffer {
-  const facts = factsOf(POD_GATEWAY[family]);
+  const facts = FAMILIES[family];
   const header = routeHeader({
     family: facts.addressFamily,
     prefixLength: destination ? facts.bits : 0,
@@ -168,42 +192,28 @@ function podRoutePayload({ destination, gateway, family }: PodRoute, ifindex: nu
 const RTPROT_BOOT = 3;
 export const RTN_UNICAST = 1;
 
-/** IPv6 of the host side: what a pod says must not configure the host, and without an IPv6 pod there is none at all. */
+/** IPv6 of the host side: without a routed IPv6 pod there is none at all. */
 export const hostSysctls = (value: PodLink): readonly Sysctl[] => [
   ...closedSysctls(value.name),
-  { path: `net/ipv6/conf/${value.name}/disable_ipv6`, value: hasIpv6(value) ? '0' : '1' },
+  { path: `net/ipv6/conf/${value.name}/disable_ipv6`, value: hasHostLinkLocal(value) ? '0' : '1' },
 ];
 
-/** IPv6 of the pod's side. A namespace may start with IPv6 switched off. */
-export const podSysctls = (value: PodLink): readonly Sysctl[] =>
-  hasIpv6(value)
+/** Of the pod's side. A namespace may start with IPv6 switched off. */
+export const podSysctls = (value: PodLink): readonly Sysctl[] => [
+  ...(value.bridge ? ['all', value.ifName].map(noRedirects) : []),
+  ...(hasIpv6(value)
     ? [...closedSysctls(value.ifName), { path: `net/ipv6/conf/${value.ifName}/disable_ipv6`, value: '0' }]
-    : [];
-
-const closedSysctls = (link: string): readonly Sysctl[] => [
-  { path: `net/ipv6/conf/${link}/accept_ra`, value: '0' },
-  { path: `net/ipv6/conf/${link}/accept_redirects`, value: '0' },
+    : []),
 ];
+
+/** Another pod of the bridge could forge a redirect of the gateway. IPv4 obeys when either the link or `all` says so. */
+const noRedirects = (link: string): Sysctl => ({ path: `net/ipv4/conf/${link}/accept_redirects`, value: '0' });
 
 /** How a host side differs from what Tulle makes, beyond what a PodLink says. */
-export function hostAlteration({ up, kind, mac, ipv4Conf }: LinkFacts): string | undefined {
-  if (kind !== 'veth' || !mac) return `is a ${kind}`;
-  if (!up) return 'is down';
-  for (const { name, conf, value } of HOST_IPV4_CONF) {
-    const at = 4 * (conf - 1);
-    const found = ipv4Conf && at + 4 <= ipv4Conf.length ? ipv4Conf.readUInt32LE(at) : value;
-    if (found !== value) return `has ${name} ${found}`;
-  }
-  return undefined;
-}
-
-/** How a setting that the kernel announces differs from what Tulle gave a host side. */
-export function confAlteration({ settings }: Netconf): string | undefined {
-  for (const { name, netconf, value } of HOST_IPV4_CONF) {
-    const found = netconf && settings.get(netconf);
-    if (found !== undefined && found !== value) return `has ${name} ${found}`;
-  }
-  return undefined;
+export function hostAlteration(facts: LinkFacts): string | undefined {
+  if (facts.kind !== 'veth' || !facts.mac) return `is a ${facts.kind}`;
+  if (!facts.up) return 'is down';
+  return ipv4ConfAlteration(facts) ?? portAlteration(facts.port);
 }
 
 const nameOf = ({ name }: Pick<PodLink, 'name'>): string => `pod link ${name}`;

@@ -1,26 +1,29 @@
 /** Pod links: both ends of a pod's veth pair and everything inside the pod, made together and destroyed together. */
 import { isDeepStrictEqual } from 'node:util';
-import { type Key, keyOf, type PodLink, type Sysctl } from '../../model/items.ts';
+import { type Key, keyOf, type PodLink } from '../../model/items.ts';
 import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { ignoreNotFound, isExists, KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { parseAttributes } from './attributes.ts';
-import { isPodLink, type Links, readLink } from './links.ts';
+import { portAlteration, readPort } from './bridge.ts';
+import { netconfAlteration, writeSysctls } from './link-conf.ts';
+import { isNodeLink, isPodLink, type Links, readLink } from './links.ts';
 import type { NetlinkClient, NetlinkMessage } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
+import { NO_MAC } from './neighbour.ts';
 import { readNetconf } from './netconf.ts';
 import { type Altered, isAltered } from './object-driver.ts';
 import { describePodLink } from './pod-link-check.ts';
 import {
   aliasOf,
-  confAlteration,
   hasIpv6,
   hostAlteration,
   hostSysctls,
   podSysctls,
   renderHostMarks,
+  renderHostPort,
   renderHostUp,
   renderLinkDown,
   renderMtu,
@@ -53,7 +56,7 @@ export function podLinkDriver(options: PodLinkDriverOptions): Driver<'pod-link'>
     async list() {
       const own = (await links.refresh())
         .filter((facts) => isPodLink(facts) && !reaper.isDoomed(facts.ifindex))
-        .map(foundPodLink);
+        .map((facts) => foundPodLink(facts, links));
       return new Map(own.map((link) => [keyOf('pod-link', link), link]));
     },
     apply: (batch, signal) => applyPodLinks(batch, options, signal),
@@ -64,7 +67,11 @@ export function podLinkDriver(options: PodLinkDriverOptions): Driver<'pod-link'>
 }
 
 const sameHostSide = (a: PodLink, b: PodLink): boolean =>
-  a.name === b.name && aliasOf(a) === aliasOf(b) && a.hostMac === b.hostMac && a.mtuBytes === b.mtuBytes;
+  a.name === b.name &&
+  aliasOf(a) === aliasOf(b) &&
+  a.hostMac === b.hostMac &&
+  a.mtuBytes === b.mtuBytes &&
+  a.bridge?.name === b.bridge?.name;
 
 /** What only the pod's namespace shows is compared when both sides know it: a value that was listed does not. */
 function samePodSide(a: PodLink, b: PodLink): boolean {
@@ -73,14 +80,16 @@ function samePodSide(a: PodLink, b: PodLink): boolean {
     a.ifName === b.ifName &&
     a.podMac === b.podMac &&
     isDeepStrictEqual(a.ips, b.ips) &&
+    isDeepStrictEqual(a.bridge, b.bridge) &&
     a.netns.device === b.netns.device &&
     a.netns.inode === b.netns.inode
   );
 }
 
 /** The host side of a pair. The fields of the pod's side are empty: they are the pod's own, and looked at by CHECK only. */
-function foundPodLink(facts: LinkFacts): FoundPodLink {
-  const { name, alias, mac, mtuBytes } = facts;
+function foundPodLink(facts: LinkFacts, links: Links): FoundPodLink {
+  const { name, alias, mac, mtuBytes, masterIfindex } = facts;
+  const bridge = links.byIndex(masterIfindex)?.name ?? `#${masterIfindex}`;
   const altered = hostAlteration(facts);
   return {
     name,
@@ -91,13 +100,14 @@ function foundPodLink(facts: LinkFacts): FoundPodLink {
     ifName: '',
     netns: { path: '', device: '', inode: '' },
     ips: [],
+    ...(masterIfindex !== 0 && { bridge: { name: bridge, mac: NO_MAC, gateways: [] } }),
     ...(altered && { altered }),
   };
 }
 
 function listener(notice: Notice<'pod-link'>, { links, reaper }: PodLinkDriverOptions) {
   const tell = (facts: LinkFacts, altered?: string): void => {
-    const link = { ...foundPodLink(facts), ...(altered && { altered }) };
+    const link = { ...foundPodLink(facts, links), ...(altered && { altered }) };
     notice.found(keyOf('pod-link', link), reaper.isDoomed(facts.ifindex) ? undefined : link);
   };
   return {
@@ -107,15 +117,22 @@ function listener(notice: Notice<'pod-link'>, { links, reaper }: PodLinkDriverOp
       if (facts && before && isPodLink(before) && (!isThere || before.name !== facts.name))
         notice.found(`pod-link ${before.name}`, undefined);
       if (isThere) tell(facts);
-      const conf = readNetconf(message);
-      const changed = conf?.family === 'ipv4' ? links.byIndex(conf.ifindex) : undefined;
-      const altered = conf && confAlteration(conf);
+      const { ifindex, altered } = settingAlteration(message) ?? {};
+      const changed = ifindex === undefined ? undefined : links.byIndex(ifindex);
       if (changed && altered && isPodLink(changed)) tell(changed, altered);
       const bare = withoutGateway(message, links);
       if (bare) tell(bare, `has lost ${POD_GATEWAY.ipv6}`);
     },
     lost: (reason: string) => notice.stale(reason),
   };
+}
+
+/** What a message about the settings of a link or of a bridge's port says is not as Tulle made it. */
+function settingAlteration(message: NetlinkMessage): { ifindex: number; altered: string | undefined } | undefined {
+  const conf = readNetconf(message);
+  if (conf?.family === 'ipv4') return { ifindex: conf.ifindex, altered: netconfAlteration(conf) };
+  const port = readPort(message);
+  return port && { ifindex: port.ifindex, altered: portAlteration(port.settings) };
 }
 
 /** The pod link whose host side a message says has lost the pods' next hop. One that goes down is told of otherwise. */
@@ -182,14 +199,30 @@ async function isThereAlready(value: PodLink, options: PodLinkDriverOptions): Pr
 }
 
 async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptions): Promise<void> {
-  const { client, sysctls } = options;
+  const { client } = options;
   const facts = await readLink(client, value.name);
   if (!facts) throw vanished(value);
-  await client.request(renderHostMarks(value, facts, { ipv6: hasIpv6Stack(sysctls) }));
-  writeAll(sysctls, hostSysctls(value), value);
-  writeAll(pod.sysctls, podSysctls(value), value);
+  await prepareHostSide(value, facts, options);
+  writeSysctls(pod.sysctls, podSysctls(value), { needed: hasIpv6(value) });
   await all(client.batch(renderHostUp(value, facts.ifindex)));
   await all(pod.client.batch(renderPodSetup(value, facts.peerIfindex)));
+}
+
+/** Everything but coming up. Of a bridged pod the host side becomes a port of the bridge. */
+async function prepareHostSide(value: PodLink, facts: LinkFacts, options: PodLinkDriverOptions): Promise<void> {
+  const { client, sysctls } = options;
+  const masterIfindex = value.bridge ? await readBridgeIndex(value.bridge.name, client) : 0;
+  const ipv6 = sysctls.read('net/ipv6/conf/all/disable_ipv6') !== undefined;
+  await client.request(renderHostMarks(value, facts, { ipv6, masterIfindex }));
+  if (value.bridge) await client.request(renderHostPort(value, facts.ifindex));
+  writeSysctls(sysctls, hostSysctls(value), { needed: hasIpv6(value) });
+}
+
+async function readBridgeIndex(name: string, client: NetlinkClient): Promise<number> {
+  const bridge = await readLink(client, name);
+  if (bridge && isNodeLink(bridge)) return bridge.ifindex;
+  const detail = bridge ? "it is not Tulle's" : 'it does not exist';
+  throw new KernelError({ code: 'ENODEV', operation: 'use', object: `bridge ${name}`, detail });
 }
 
 async function discard(value: PodLink, { client, reaper }: PodLinkDriverOptions): Promise<void> {
@@ -203,7 +236,7 @@ const isHalfMade = ({ hostMac }: PodLink, { alias, kind, mac }: LinkFacts): bool
 
 /** In place, as far as the kernel can: destroying the pair would take away what the pod made inside. */
 async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriverOptions): Promise<void> {
-  const { client, sysctls, reaper } = options;
+  const { client, reaper } = options;
   const facts = await readLink(client, value.name);
   if (facts && !isPodLink(facts)) throw foreignLink(value, facts);
   if (facts?.kind !== 'veth' || !samePodSide(value, from)) {
@@ -211,8 +244,7 @@ async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriv
     return createPodLink(value, options);
   }
   if (facts.mtuBytes !== value.mtuBytes) await followMtu(value, facts.peerIfindex, options);
-  await client.request(renderHostMarks(value, facts, { ipv6: hasIpv6Stack(sysctls) }));
-  writeAll(sysctls, hostSysctls(value), value);
+  await prepareHostSide(value, facts, options);
   await all(client.batch(renderHostUp(value, facts.ifindex)));
 }
 
@@ -233,17 +265,6 @@ async function removePodLink({ name }: PodLink, { client, reaper }: PodLinkDrive
 function openPod(value: PodLink, { openPodNetns }: PodLinkDriverOptions): Disposable & { readonly netns: OpenNetns } {
   const netns = openPodNetns(value.netns);
   return { netns, [Symbol.dispose]: () => netns.close() };
-}
-
-const hasIpv6Stack = (sysctls: SysctlFiles): boolean => sysctls.read('net/ipv6/conf/all/disable_ipv6') !== undefined;
-
-/** Without IPv6 in the kernel there are no such files, and nothing to close. A pod with IPv6 addresses needs them. */
-function writeAll(sysctls: SysctlFiles, wanted: readonly Sysctl[], value: PodLink): void {
-  for (const { path, value: text } of wanted) {
-    const found = sysctls.read(path);
-    if (found === undefined && !hasIpv6(value)) continue;
-    if (found !== text) sysctls.write(path, text);
-  }
 }
 
 /** The first failure of a batch. */

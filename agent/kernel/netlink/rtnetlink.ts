@@ -47,6 +47,8 @@ export const IFLA = {
   IFNAME: 3,
   MTU: 4,
   LINK: 5,
+  MASTER: 10,
+  PROTINFO: 12,
   LINKINFO: 18,
   IFALIAS: 20,
   AF_SPEC: 26,
@@ -56,6 +58,8 @@ export const IFLA = {
   LINK_NETNSID: 37,
   INFO_KIND: 1,
   INFO_DATA: 2,
+  INFO_SLAVE_KIND: 4,
+  INFO_SLAVE_DATA: 5,
   INET_CONF: 1,
   INET6_ADDR_GEN_MODE: 8,
   VETH_INFO_PEER: 1,
@@ -71,10 +75,21 @@ export const IFA_F_NODAD = 0x02;
 export const IFA_F_NOPREFIXROUTE = 0x200;
 
 /** linux/neighbour.h */
-export const NDA = { DST: 1, LLADDR: 2, PORT: 6, VNI: 7, IFINDEX: 8, MASTER: 9, SRC_VNI: 11, NH_ID: 13 } as const;
+export const NDA = {
+  DST: 1,
+  LLADDR: 2,
+  VLAN: 5,
+  PORT: 6,
+  VNI: 7,
+  IFINDEX: 8,
+  MASTER: 9,
+  SRC_VNI: 11,
+  NH_ID: 13,
+} as const;
 export const NUD_PERMANENT = 0x80;
 export const NUD_NOARP = 0x40;
 export const NTF_SELF = 0x02;
+export const NTF_MASTER = 0x04;
 export const NTF_PROXY = 0x08;
 
 /** linux/rtnetlink.h */
@@ -192,6 +207,10 @@ export interface LinkFacts {
   readonly kind: string;
   /** IFLA_INFO_DATA by type. */
   readonly data: ReadonlyMap<number, Buffer>;
+  /** IFLA_MASTER: index of the bridge that the link is a port of; 0 for none. */
+  readonly masterIfindex: number;
+  /** IFLA_INFO_SLAVE_DATA by type; of a bridge's port IFLA_BRPORT_*. */
+  readonly port: ReadonlyMap<number, Buffer>;
   readonly group: number;
   /** IFLA_LINK: of a veth, the index of the other end in its own namespace. */
   readonly peerIfindex: number;
@@ -207,6 +226,7 @@ export function readLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | '
   const info = attributes.get(IFLA.LINKINFO);
   const infoAttributes = info && parseAttributes(info);
   const data = infoAttributes?.get(IFLA.INFO_DATA);
+  const port = infoAttributes?.get(IFLA.INFO_SLAVE_DATA);
   const flags = payload.readUInt32LE(8);
   return {
     ifindex: payload.readInt32LE(4),
@@ -218,6 +238,8 @@ export function readLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | '
     alias: textOf(attributes.get(IFLA.IFALIAS)) ?? '',
     kind: textOf(infoAttributes?.get(IFLA.INFO_KIND)) ?? '',
     data: data ? parseAttributes(data) : new Map(),
+    masterIfindex: u32Of(attributes.get(IFLA.MASTER)) ?? 0,
+    port: port ? parseAttributes(port) : new Map(),
     group: u32Of(attributes.get(IFLA.GROUP)) ?? 0,
     peerIfindex: u32Of(attributes.get(IFLA.LINK)) ?? 0,
     ipv4Conf: ipv4ConfOf(attributes.get(IFLA.AF_SPEC)),

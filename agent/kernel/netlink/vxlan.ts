@@ -3,6 +3,7 @@ import { bytesOf, familyOf } from '../../model/ip.ts';
 import type { VxlanLink } from '../../model/items.ts';
 import { attribute, u8, u16Be, u32, u32Of } from './attributes.ts';
 import type { LinkType } from './link-type.ts';
+import { isAltered } from './object-driver.ts';
 import { ipOf, type LinkFacts } from './rtnetlink.ts';
 
 const VXLAN = {
@@ -26,13 +27,14 @@ export const vxlanType: LinkType<VxlanLink> = {
   type: 'vxlan',
   data: (link) => [u32(VXLAN.ID, link.vni), u16Be(VXLAN.PORT, link.port), u8(VXLAN.LEARNING, 0), localOf(link)],
   change(wanted, found) {
+    if (isAltered(found)) return undefined;
     const sameTunnel =
       wanted.vni === found.vni && wanted.port === found.port && familyOf(wanted.local) === familyOf(found.local);
     if (!sameTunnel) return undefined;
     // A request that carries the VNI or the port is refused even when they are what they were.
     return wanted.local === found.local ? [] : [localOf(wanted)];
   },
-  readBack(facts, ethtool) {
+  readBack(facts, { ethtool }) {
     const local = ipOf(facts.data.get(VXLAN.LOCAL)) ?? ipOf(facts.data.get(VXLAN.LOCAL6));
     const defect = defectOf(facts);
     const { name, alias, mac, mtuBytes } = facts;
@@ -52,13 +54,16 @@ export const vxlanType: LinkType<VxlanLink> = {
   },
   same: (a, b) =>
     a.vni === b.vni && a.port === b.port && a.local === b.local && a.txChecksumOffload === b.txChecksumOffload,
-  configure(wanted, ethtool) {
+  marks: () => [],
+  configure(wanted, { ethtool }) {
     if (ethtool.readTxChecksum(wanted.name) !== wanted.txChecksumOffload)
       ethtool.writeTxChecksum(wanted.name, wanted.txChecksumOffload);
   },
-  isRival: (wanted, facts) => facts.kind === 'vxlan' && vniOf(facts) === wanted.vni && portOf(facts) === wanted.port,
-  rivalAdvice: ({ vni, port }, name) =>
-    `the VXLAN device ${name} has VNI ${vni} and port ${port} already: remove it, or set another VNI or port`,
+  rivalAdvice({ vni, port }, other) {
+    if (other.kind !== 'vxlan' || vniOf(other) !== vni || portOf(other) !== port) return undefined;
+    return `the VXLAN device ${other.name} has VNI ${vni} and port ${port} already: remove it, or set another VNI or port`;
+  },
+  nameAdvice: 'remove it, or set another VNI',
 };
 
 const localOf = ({ local }: VxlanLink): Buffer =>

@@ -1,0 +1,53 @@
+/** The settings of each family that an interface towards pods has on the host: what a pod sends must not configure it. */
+import type { Sysctl } from '../../model/items.ts';
+import type { SysctlFiles } from '../sysctl/files.ts';
+import { nested, u32 } from './attributes.ts';
+import { NETCONFA, type Netconf } from './netconf.ts';
+import { AF, IFLA, type LinkFacts } from './rtnetlink.ts';
+
+/** IPV4_DEVCONF_* (linux/ip.h) and NETCONFA_* of the same setting, with the value that it has towards pods. */
+const IPV4_CONF = [
+  { name: 'forwarding', conf: 1, netconf: NETCONFA.FORWARDING, value: 1 },
+  { name: 'accept_redirects', conf: 4, netconf: undefined, value: 0 },
+  { name: 'send_redirects', conf: 6, netconf: undefined, value: 0 },
+  // Strict reverse path: a pod cannot send with an address that is not routed to its interface.
+  { name: 'rp_filter', conf: 8, netconf: NETCONFA.RP_FILTER, value: 1 },
+] as const;
+
+/** Part of IFLA_AF_SPEC. The settings go with the link request because /proc/sys may be read-only. */
+export const renderIpv4Conf = (): Buffer =>
+  nested(AF.INET, nested(IFLA.INET_CONF, ...IPV4_CONF.map(({ conf, value }) => u32(conf, value))));
+
+/** How the settings of a link differ from those that it should have. */
+export function ipv4ConfAlteration({ ipv4Conf }: LinkFacts): string | undefined {
+  for (const { name, conf, value } of IPV4_CONF) {
+    const at = 4 * (conf - 1);
+    const found = ipv4Conf && at + 4 <= ipv4Conf.length ? ipv4Conf.readUInt32LE(at) : value;
+    if (found !== value) return `has ${name} ${found}`;
+  }
+  return undefined;
+}
+
+/** The same of settings that the kernel announces. */
+export function netconfAlteration({ settings }: Netconf): string | undefined {
+  for (const { name, netconf, value } of IPV4_CONF) {
+    const found = netconf && settings.get(netconf);
+    if (found !== undefined && found !== value) return `has ${name} ${found}`;
+  }
+  return undefined;
+}
+
+/** IPv6 has no such request: neither advertisements nor redirects are taken. */
+export const closedSysctls = (link: string): readonly Sysctl[] => [
+  { path: `net/ipv6/conf/${link}/accept_ra`, value: '0' },
+  { path: `net/ipv6/conf/${link}/accept_redirects`, value: '0' },
+];
+
+/** Writes what differs. Without IPv6 in the kernel there are no such files: an error only where they are `needed`. */
+export function writeSysctls(sysctls: SysctlFiles, wanted: readonly Sysctl[], { needed }: { needed: boolean }): void {
+  for (const { path, value } of wanted) {
+    const found = sysctls.read(path);
+    if (found === undefined && !needed) continue;
+    if (found !== value) sysctls.write(path, value);
+  }
+}
