@@ -1,15 +1,17 @@
 /** Puts the rooms together: watch → plan → state → reconciler → drivers, and the CNI server beside them. */
 import { mkdirSync } from 'node:fs';
-import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { renderConflist } from '../cni/conflist.ts';
 import { ApiClient } from './cluster/api-client.ts';
 import { type ClusterStatus, ClusterWatch } from './cluster/cluster.ts';
 import type { CredentialsSource } from './cluster/credentials.ts';
 import type { Config } from './config.ts';
+import { readFormerUnderlay, saveUnderlay } from './former-underlay.ts';
+import { Installer } from './installer.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
+import type { Key } from './model/items.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { type Plan, Planner } from './plan/planner.ts';
 import { planPod } from './plan/pods.ts';
@@ -17,16 +19,16 @@ import type { Underlay } from './plan/underlay.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
 import { DeleteQueue } from './pods/delete-queue.ts';
-import { installConflist, installExecutable } from './pods/install.ts';
 import { type PodRecord, PodRecords } from './pods/records.ts';
+import { StaticAddresses } from './pods/static-addresses.ts';
 import { KernelState } from './reconcile/kernel-state.ts';
 import { Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
+import type { Change } from './reconcile/types.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
 import { serveControl } from './telemetry/control-server.ts';
 
 /** How often attachments whose pods vanished without a DEL are looked for. */
 const COLLECT_INTERVAL_MS = 30_000;
-const INSTALL_RETRY_MS = 2_000;
 
 export interface AgentOptions {
   readonly config: Config;
@@ -67,16 +69,14 @@ class Agent {
   readonly #state: KernelState;
   readonly #reconciler: Reconciler;
   readonly #watch: ClusterWatch;
-  readonly #planner = new Planner();
+  readonly #planner: Planner;
+  readonly #installer: Installer;
   readonly #attachments: Attachments;
   readonly #queue: DeleteQueue;
   readonly #server: CniServer;
   #host: Host;
   #plan: Plan | undefined;
   #planScheduled = false;
-  /** The node's own network has been in the kernel once; from then on the conflist stands. */
-  #installed = false;
-  #installing: Promise<void> | undefined;
 
   constructor({ config, credentials, log, ...rest }: AgentOptions, kernel: Kernel) {
     this.#options = { config, credentials, log, ...rest };
@@ -94,6 +94,14 @@ class Agent {
       nodeName: config.nodeName,
       log: log.child({ component: 'cluster' }),
     });
+    this.#planner = new Planner(readFormerUnderlay(config.runDir, config.nodeName));
+    this.#installer = new Installer({
+      ...rest,
+      ...config,
+      conflist: renderConflist({ chain: config['cni.chain'] }),
+      settle: (signal) => this.#reconciler.settle(this.#ownKeys(), signal),
+      log,
+    });
     const cniLog = log.child({ component: 'cni' });
     const readiness = () => this.readiness();
     this.#attachments = new Attachments({
@@ -104,6 +112,13 @@ class Agent {
       readiness,
       identifyNetns: kernel.identifyNetns,
       describePodLink: kernel.describePodLink,
+      staticAddresses: new StaticAddresses({
+        namespaces: config['ipam.staticNamespaces'],
+        source: {
+          pods: () => this.#watch.snapshot().pods,
+          onChange: (listener) => this.#watch.onChange(listener),
+        },
+      }),
       reuseDelayMs: config['ipam.reuseDelaySeconds'] * 1000,
       log: cniLog,
     });
@@ -118,17 +133,12 @@ class Agent {
   }
 
   async run(signal: AbortSignal): Promise<void> {
-    const { config, executable, log } = this.#options;
+    const { config, log } = this.#options;
     this.#reconciler.start(signal);
     this.#watch.start(signal);
-    await serveControl(
-      config.runDir,
-      { status: () => this.status(), diff: (gone) => this.#reconciler.diff(gone) },
-      signal,
-    );
+    await serveControl(config.runDir, { status: () => this.status(), diff: (gone) => this.#diff(gone) }, signal);
     await this.#reconciler.listed;
     this.#attachments.restore();
-    installExecutable(executable, config.cniBinDir);
     await this.#queue.drainThen(() => this.#server.listen());
     this.#follow(signal);
     log.info('the agent runs');
@@ -138,16 +148,23 @@ class Agent {
     await this.#kernel.close();
   }
 
+  /** Ready means: the node has a network now, the runtime was told, and nothing of the node's own fails in the kernel. */
   readiness(): Readiness {
     const underlay = this.#plan?.underlay;
-    if (!underlay)
-      return { ready: false, reason: this.#watch.snapshot().synced ? 'the agent is starting' : this.#whyNotSynced() };
-    if (underlay.podNetworks.length === 0 || !this.#installed) {
-      const problem =
-        underlay.problems[0] ?? this.#state.problems()[0]?.problem ?? 'its own network is not in the kernel yet';
-      return { ready: false, reason: problem };
-    }
+    const reason = underlay ? this.#whyNoPods(underlay) : this.#whyNotPlanned();
+    if (!underlay || reason !== undefined) return { ready: false, reason: reason ?? 'the agent is starting' };
     return { ready: true, podCidrs: underlay.podNetworks.map(({ cidr }) => cidr), mtuBytes: underlay.mtuBytes };
+  }
+
+  #whyNoPods(underlay: Underlay): string | undefined {
+    if (underlay.suspended || underlay.podNetworks.length === 0) return underlay.problems[0];
+    return this.#installer.reason ?? this.#reconciler.failure(this.#ownKeys())?.message;
+  }
+
+  #whyNotPlanned(): string {
+    if (this.#watch.snapshot().synced) return 'the agent is starting';
+    const failing = this.#watch.status().resources.find(({ error }) => error);
+    return failing?.error ? `the cluster API cannot be read: ${failing.error}` : 'the cluster API has not answered yet';
   }
 
   status(): AgentStatus {
@@ -180,11 +197,13 @@ class Agent {
   }
 
   async #housekeep(): Promise<void> {
-    try {
-      await this.#attachments.collect();
-      await this.#queue.drain();
-    } catch (err) {
-      this.#options.log.warn({ err }, 'left-over attachments cannot be released yet');
+    const chores = [() => this.#attachments.collect(), () => this.#queue.drain(), async () => this.#installer.keep()];
+    for (const chore of chores) {
+      try {
+        await chore();
+      } catch (err) {
+        this.#options.log.warn({ err }, 'housekeeping failed and is tried again');
+      }
     }
   }
 
@@ -193,7 +212,12 @@ class Agent {
     this.#planScheduled = true;
     setImmediate(() => {
       this.#planScheduled = false;
-      if (!signal.aborted) this.#replan(signal);
+      if (signal.aborted) return;
+      try {
+        this.#replan(signal);
+      } catch (err) {
+        this.#options.log.error({ err }, 'planning failed and is tried again at the next change');
+      }
     });
   }
 
@@ -202,8 +226,7 @@ class Agent {
     const { config } = this.#options;
     const cluster = this.#watch.snapshot();
     if (!cluster.synced) return;
-    const first = this.#plan === undefined;
-    const before = this.#plan?.fragments ?? new Map();
+    const before = this.#plan;
     const plan = this.#planner.plan({
       nodeName: config.nodeName,
       cluster,
@@ -213,52 +236,30 @@ class Agent {
     });
     this.#plan = plan;
     for (const [id, fragment] of plan.fragments) this.#state.replace(id, fragment);
-    for (const id of before.keys()) if (!plan.fragments.has(id)) this.#state.replace(id, undefined);
-    if (plan.underlay.podNetworks.length > 0) this.#attachments.follow(plan.underlay.mtuBytes);
-    if (first) this.#reconciler.enableSweep();
-    if (plan.underlay.podNetworks.length > 0)
-      this.#installing ??= this.#install(signal).catch((err: unknown) => this.#installFailed(err, signal));
+    for (const id of before?.fragments.keys() ?? []) if (!plan.fragments.has(id)) this.#state.replace(id, undefined);
+    // Without a network nothing can be told to be left over: an earlier agent's may still carry pods.
+    if (plan.underlay.podNetworks.length > 0) this.#networkPlanned(plan.underlay, before?.underlay, signal);
   }
 
-  /** The conflist is what tells the runtime that pods can start: written last, when the node's own network stands. */
-  async #install(signal: AbortSignal): Promise<void> {
-    const { config, log } = this.#options;
-    await this.#settleOwnNetwork(signal);
-    installConflist(renderConflist({ chain: config['cni.chain'] }), config.cniConfDir);
-    this.#installed = true;
-    log.info(this.readiness(), 'ready for pods');
-    await this.#kernel.sweepOtherBackend(signal);
+  #networkPlanned(underlay: Underlay, before: Underlay | undefined, signal: AbortSignal): void {
+    if (before === undefined || before.podNetworks.length === 0) this.#reconciler.enableSweep();
+    this.#installer.start(signal, () => {
+      this.#options.log.info(this.readiness(), 'ready for pods');
+      void this.#kernel.sweepOtherBackend(signal);
+    });
+    this.#attachments.follow(underlay.mtuBytes);
+    if (underlay !== before && !underlay.suspended) saveUnderlay(this.#options.config.runDir, underlay);
   }
 
-  /** Until it succeeds: what keeps the node from being ready is logged once, and shown by status. */
-  async #settleOwnNetwork(signal: AbortSignal): Promise<void> {
-    for (let told = ''; ; ) {
-      const own = [...(this.#plan?.fragments.values() ?? [])].filter(({ rank }) => rank === '');
-      try {
-        return await this.#reconciler.settle(
-          own.flatMap(({ items }) => items.map(({ key }) => key)),
-          signal,
-        );
-      } catch (err) {
-        signal.throwIfAborted();
-        const reason = String(err);
-        if (reason !== told)
-          this.#options.log.error({ err }, "not ready for pods: the node's own network cannot be set up");
-        told = reason;
-        // A settle would try again at once; the reconciler has its own backoff.
-        await delay(INSTALL_RETRY_MS, undefined, { signal });
-      }
-    }
+  /** What the node needs for itself: everything that no other Node's fragment wants. */
+  #ownKeys(): readonly Key[] {
+    const own = [...(this.#plan?.fragments.values() ?? [])].filter(({ rank }) => rank === '');
+    return own.flatMap(({ items }) => items.map(({ key }) => key));
   }
 
-  #installFailed(err: unknown, signal: AbortSignal): void {
-    if (!signal.aborted)
-      this.#options.log.error({ err }, 'the network configuration cannot be installed; tried again at the next change');
-    this.#installing = undefined;
-  }
-
-  #whyNotSynced(): string {
-    const failing = this.#watch.status().resources.find(({ error }) => error);
-    return failing?.error ? `the cluster API cannot be read: ${failing.error}` : 'the cluster API has not answered yet';
+  /** Before there is a plan nothing is wanted, and an empty answer would be a lie. */
+  #diff(signal: AbortSignal): Promise<readonly Change[]> {
+    if (!this.#plan) throw new Error(`nothing is planned yet: ${this.#whyNotPlanned()}`);
+    return this.#reconciler.diff(signal);
   }
 }

@@ -5,7 +5,7 @@ import { ConfigError } from './model/config-error.ts';
 import { type Cidr, parseCidr } from './model/ip.ts';
 
 /** Plugins that work without a configuration of their own: hostPort, and the bandwidth annotations. */
-export const CHAINED_PLUGINS = ['portmap', 'bandwidth'] as const;
+const CHAINED_PLUGINS = ['portmap', 'bandwidth'] as const;
 
 /** How a value is read from text, and how it is described to people. */
 interface ValueType<T> {
@@ -54,6 +54,12 @@ const listOf = <T>(element: ValueType<T>, expected: string): ValueType<readonly 
 
 const cidr: ValueType<Cidr> = { expected: 'a CIDR', parse: parseCidr };
 const cidrList = listOf(cidr, 'CIDRs joined by commas, such as 10.0.0.0/8,fd00::/8');
+
+/** DNS-1123 label. */
+const namespace: ValueType<string> = {
+  expected: 'the name of a namespace',
+  parse: (value) => (/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/.test(value) ? value : undefined),
+};
 
 const setting = <T>(type: ValueType<T>, standard: NoInfer<T>, help: string): Setting<T> => ({
   type,
@@ -114,6 +120,11 @@ export const SETTINGS = {
     integer(0, 86400),
     60,
     'how long a released address is not given out again, while others are free',
+  ),
+  'ipam.staticNamespaces': setting(
+    listOf(namespace, 'names of namespaces joined by commas'),
+    [],
+    'namespaces whose pods may ask for addresses by the annotation tulle.dev/ips',
   ),
   resyncSeconds: setting(integer(5, 86400), 300, 'how often the kernel is listed in full without a reason'),
   logLevel: setting(choice('trace', 'debug', 'info', 'warn', 'error', 'fatal'), 'info', 'least level that is logged'),

@@ -2,11 +2,15 @@
  * API objects from `unknown` to the trimmed model. Nothing here throws: a field that is absent is empty, a field that is
  * unusable is a problem sentence, an object without a proper name is no object.
  */
-import type { Node, Pod } from '../model/cluster.ts';
+import { IPS_ANNOTATION, type Node, type Pod } from '../model/cluster.ts';
 import { type Cidr, containsIp, factsOf, familyOf, type IpAddress, parseCidr, parseIp } from '../model/ip.ts';
 
 /** Annotation by which an administrator names a node's tunnel end: one address a family, comma separated. */
 export const UNDERLAY_IP_ANNOTATION = 'tulle.dev/underlay-ip';
+
+/** On the mirror of a static pod, by the kubelet alone; the hash is the uid that the runtime is told. */
+const MIRROR_ANNOTATION = 'kubernetes.io/config.mirror';
+const CONFIG_HASH_ANNOTATION = 'kubernetes.io/config.hash';
 
 export interface Narrowed<T> {
   /** Absent when the object has no usable identity. */
@@ -65,8 +69,19 @@ export function narrowPod(raw: unknown): Narrowed<Pod> {
     hostNetwork: field(field(raw, 'spec'), 'hostNetwork') === true,
     phase: text(field(field(raw, 'status'), 'phase')),
     podIps: Object.freeze(podIps(raw, problems)),
+    ...podAnnotations(field(field(raw, 'metadata'), 'annotations')),
   };
   return { value: Object.freeze(value), problems };
+}
+
+function podAnnotations(annotations: unknown): Pick<Pod, 'ipsAnnotation' | 'staticPodUid'> {
+  const ips = field(annotations, IPS_ANNOTATION);
+  const isMirror = field(annotations, MIRROR_ANNOTATION) !== undefined;
+  const uid = isMirror ? text(field(annotations, CONFIG_HASH_ANNOTATION)) : '';
+  return {
+    ...(typeof ips === 'string' && { ipsAnnotation: ips.length <= TEXT_MAX ? ips : `${ips.slice(0, TEXT_MAX)}…` }),
+    ...(uid !== '' && { staticPodUid: uid }),
+  };
 }
 
 function identity(raw: unknown, problems: string[]): { readonly uid: string; readonly creationMs: number } {

@@ -16,6 +16,9 @@ export interface Node {
   readonly problems: readonly string[];
 }
 
+/** Annotation by which a pod asks for addresses: at most one a family, comma separated. */
+export const IPS_ANNOTATION = 'tulle.dev/ips';
+
 export interface Pod {
   readonly namespace: string;
   readonly name: string;
@@ -25,6 +28,10 @@ export interface Pod {
   readonly hostNetwork: boolean;
   readonly phase: string;
   readonly podIps: readonly IpAddress[];
+  /** IPS_ANNOTATION as it is; a longer text than any proper one is cut and ends in `…`. */
+  readonly ipsAnnotation?: string;
+  /** Of a mirror pod: the uid under which the kubelet runs the static pod that it stands for. */
+  readonly staticPodUid?: string;
 }
 
 /** An immutable view of everything the watch knows. `synced` once every cache has listed once. */

@@ -76,6 +76,7 @@ async function createWorld(
       records,
       planPod,
       readiness: () => world.ready,
+      staticAddresses: { requestOf: async () => ({ ips: [] }), claims: () => new Map() },
       identifyNetns: (path) => {
         const inode = namespaces.get(path);
         if (inode === undefined) throw new KernelError({ code: 'ENOENT', operation: 'open', object: path });
@@ -278,6 +279,56 @@ test('a second process takes over what lives without a write, and releases what 
   t.deepEqual((await addresses(after, 'next'))[0], '10.84.1.4');
   await after.attachments.del({ containerId: 'lives' });
   t.false(held(after).includes(`pod-link ${podLinkName('lives', 'eth0')}`));
+});
+
+test('a removal that failed half-way is finished by the next one before the address is free', async (t) => {
+  const world = await createWorld(t);
+  await addresses(world, 'web');
+  world.drivers.route.failNext({ action: 'remove' }, 1);
+  await t.throwsAsync(world.attachments.del({ containerId: 'web' }), { instanceOf: CniError });
+  t.is(world.records.all().length, 1);
+  await world.attachments.del({ containerId: 'web' });
+  t.deepEqual(held(world), []);
+  t.deepEqual(world.records.all(), []);
+});
+
+test('another MTU does not bring an attachment back that is being removed', async (t) => {
+  const world = await createWorld(t);
+  await addresses(world, 'web');
+  const gate = world.drivers.route.hold();
+  const removal = world.attachments.del({ containerId: 'web' });
+  await gate.reached;
+  world.attachments.follow(1400);
+  gate.release();
+  await removal;
+  t.deepEqual(held(world), []);
+});
+
+test('undoing an ADD spares what came after it', async (t) => {
+  const world = await createWorld(t);
+  const first = await world.attachments.add(addRequest(world, 'web'), signal());
+  await world.attachments.undo(first);
+  t.deepEqual(held(world), []);
+  await world.attachments.add(addRequest(world, 'web'), signal());
+  await world.attachments.undo(first);
+  t.is(world.records.all().length, 1);
+});
+
+test('one attachment that cannot be released does not keep the others', async (t) => {
+  const world = await createWorld(t);
+  for (const id of ['stuck', 'gone']) await addresses(world, id);
+  for (const id of ['stuck', 'gone']) {
+    world.namespaces.delete(`/run/netns/${id}`);
+    world.drivers['pod-link'].failNext({ action: 'create' }, 1000);
+    world.drivers['pod-link'].tamper(`pod-link ${podLinkName(id, 'eth0')}`, undefined, { notice: true });
+  }
+  const stuck = world.records.ofContainer('stuck')[0]?.ips[0];
+  world.drivers.route.failNext({ key: `route ${stuck}/32 metric 0`, action: 'remove' }, 1000);
+  await world.attachments.collect();
+  t.deepEqual(
+    world.records.all().map(({ containerId }) => containerId),
+    ['stuck'],
+  );
 });
 
 test('an attachment whose namespace vanished without a DEL is released', async (t) => {

@@ -20,8 +20,9 @@ import { POD_GATEWAY, podLinkMac, podLinkName } from '../model/kernel-names.ts';
 import type { KernelState } from '../reconcile/kernel-state.ts';
 import type { Reconciler } from '../reconcile/reconciler.ts';
 import { toCniError } from './cni-errors.ts';
-import { capacityOf, nextAddress } from './ipam.ts';
+import { type AddressUse, capacityOf, nextAddress } from './ipam.ts';
 import { type PodRecord, type PodRecords, recordKey } from './records.ts';
+import { checkRequest, type StaticAddresses, type StaticRequest } from './static-addresses.ts';
 
 /** Whether pods can be attached now, and with what. */
 export type Readiness =
@@ -38,6 +39,7 @@ export interface AttachmentsOptions {
   readonly identifyNetns: (path: string) => { readonly device: string; readonly inode: string };
   /** What differs inside and outside between a pod link and the kernel, in words. */
   readonly describePodLink: (link: PodLink) => Promise<readonly string[]>;
+  readonly staticAddresses: Pick<StaticAddresses, 'requestOf' | 'claims'>;
   readonly reuseDelayMs: number;
   readonly log: Logger;
   readonly now?: () => number;
@@ -51,6 +53,8 @@ export class Attachments {
   readonly #now: () => number;
   /** The address given out last, by CIDR. */
   readonly #last = new Map<Cidr, IpAddress>();
+  /** What each answer stands for, as long as somebody holds it. */
+  readonly #made = new WeakMap<PodResult, PodRecord>();
   /** The end of the queue of each container that has something under way. */
   readonly #turns = new Map<string, Promise<unknown>>();
 
@@ -67,14 +71,19 @@ export class Attachments {
     }
   }
 
-  /** Gives every attachment this MTU. */
+  /** Gives every attachment this MTU, except those that are being removed. */
   follow(mtuBytes: number): void {
-    const { records } = this.#options;
+    const { records, state } = this.#options;
     for (const record of records.all()) {
-      if (record.mtuBytes === mtuBytes) continue;
+      if (record.mtuBytes === mtuBytes || !state.fragment(podFragmentId(record))) continue;
       const moved = Object.freeze({ ...record, mtuBytes });
-      records.save(moved);
       this.#plan(moved);
+      try {
+        records.save(moved);
+      } catch (err) {
+        // The kernel has the right MTU; a restart would follow again.
+        this.#options.log.warn({ err, pod: attachmentName(record) }, 'the MTU of a pod cannot be recorded');
+      }
     }
   }
 
@@ -85,19 +94,23 @@ export class Attachments {
 
   /** Releases what no runtime will ever delete: records whose link and namespace are both gone. */
   async collect(): Promise<void> {
-    for (const record of this.#options.records.all()) {
+    const { records, reuseDelayMs, log } = this.#options;
+    for (const record of records.all()) {
       if (this.#isAlive(record)) continue;
-      await this.#inTurn(record.containerId, async () => {
-        if (this.#options.records.get(recordKey(record)) !== record || this.#isAlive(record)) return;
-        await this.#remove(record);
-      });
+      try {
+        await this.#inTurn(record.containerId, async () => {
+          if (records.get(recordKey(record)) === record && !this.#isAlive(record)) await this.#remove(record);
+        });
+      } catch (err) {
+        log.warn({ err, pod: attachmentName(record) }, 'an attachment without a pod cannot be released yet');
+      }
     }
-    this.#options.records.forgetReleased(this.#now() - this.#options.reuseDelayMs);
+    records.forgetReleased(this.#now() - reuseDelayMs);
   }
 
   add(request: AddRequest, signal: AbortSignal): Promise<PodResult> {
     return this.#inTurn(request.containerId, async () => {
-      const record = await this.#reserve(request);
+      const record = await this.#reserve(request, signal);
       const keys = this.#plan(record);
       try {
         await this.#options.reconciler.settle(keys, signal);
@@ -105,7 +118,20 @@ export class Attachments {
         await this.#remove(record);
         throw toCniError(cause, `connect ${attachmentName(record)}`);
       }
-      return this.#resultOf(record);
+      const result = this.#resultOf(record);
+      this.#made.set(result, record);
+      return result;
+    });
+  }
+
+  /** Removes what this very ADD made, and nothing that came after it. */
+  undo(result: PodResult): Promise<void> {
+    const record = this.#made.get(result);
+    if (!record) return Promise.resolve();
+    return this.#inTurn(record.containerId, async () => {
+      const current = this.#options.records.get(recordKey(record));
+      // The same attachment, whatever has been recorded of its MTU since.
+      if (current && current.netns === record.netns) await this.#remove(current);
     });
   }
 
@@ -113,7 +139,9 @@ export class Attachments {
   del({ containerId, ifName }: Pick<DelRequest, 'containerId' | 'ifName'>): Promise<void> {
     return this.#inTurn(containerId, async () => {
       const records = this.#options.records.ofContainer(containerId);
-      for (const record of records) if (ifName === undefined || record.ifName === ifName) await this.#remove(record);
+      const asked = records.filter((record) => ifName === undefined || record.ifName === ifName);
+      const outcomes = await Promise.allSettled(asked.map((record) => this.#remove(record)));
+      for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
     });
   }
 
@@ -154,9 +182,9 @@ export class Attachments {
   }
 
   /** Checks the request and takes addresses for it; the saved record holds them. */
-  async #reserve(request: AddRequest): Promise<PodRecord> {
-    const { records } = this.#options;
-    const { podCidrs, mtuBytes } = this.#requireReady();
+  async #reserve(request: AddRequest, signal: AbortSignal): Promise<PodRecord> {
+    const { records, staticAddresses } = this.#options;
+    this.#requireReady();
     const existing = records.get(recordKey(request));
     if (existing && this.#isAlive(existing)) {
       throw new CniError(
@@ -166,7 +194,10 @@ export class Attachments {
     }
     if (existing) await this.#remove(existing);
     const netns = this.#checkNetns(request);
-    const record = this.#recordOf(request, netns, this.#allocate(podCidrs), mtuBytes);
+    const wanted = await staticAddresses.requestOf(request.args, signal);
+    // Nothing is waited for from here on: two ADDs must not choose the same address.
+    const { podCidrs, mtuBytes } = this.#requireReady();
+    const record = this.#recordOf(request, netns, this.#allocate(podCidrs, wanted), mtuBytes);
     try {
       records.save(record);
     } catch (cause) {
@@ -176,6 +207,12 @@ export class Attachments {
   }
 
   #checkNetns({ netns }: AddRequest): PodLink['netns'] {
+    if (netns.error !== undefined) {
+      throw new CniError(
+        CNI_CODES.invalidEnvironment,
+        `cannot use CNI_NETNS ${netns.path}: the runtime's side finds ${netns.error} there`,
+      );
+    }
     try {
       const { device, inode } = this.#options.identifyNetns(netns.path);
       if (netns.inode === undefined || (netns.device === device && netns.inode === inode))
@@ -210,21 +247,29 @@ export class Attachments {
     });
   }
 
-  #allocate(podCidrs: readonly Cidr[]): readonly IpAddress[] {
-    const { records, reuseDelayMs } = this.#options;
+  /** One address of each CIDR: the one that the pod asks for, or the next that is free and asked for by no other. */
+  #allocate(podCidrs: readonly Cidr[], wanted: StaticRequest): readonly IpAddress[] {
+    const { records, reuseDelayMs, staticAddresses } = this.#options;
     records.forgetReleased(this.#now() - reuseDelayMs);
+    const all = records.all();
+    const claims = staticAddresses.claims(new Set(all.flatMap(({ podUid }) => podUid ?? [])));
+    const holderOf = (ip: IpAddress) => all.filter(({ ips }) => ips.includes(ip)).map(attachmentName)[0];
+    checkRequest(wanted, { podCidrs, holderOf, claims });
     const { inUse, released } = records;
-    return podCidrs.map((cidr) => {
-      const ip = nextAddress(cidr, { inUse, released, last: this.#lastOf(cidr) });
-      if (ip === undefined) {
-        throw new CniError(
-          CNI_CODES.tryAgainLater,
-          `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`,
-        );
-      }
-      this.#last.set(cidr, ip);
-      return ip;
-    });
+    const use = { inUse: inUse.union(claims), released };
+    return podCidrs.map((cidr) => wanted.ips.find((ip) => familyOf(ip) === familyOf(cidr)) ?? this.#nextOf(cidr, use));
+  }
+
+  #nextOf(cidr: Cidr, use: Omit<AddressUse, 'last'>): IpAddress {
+    const ip = nextAddress(cidr, { ...use, last: this.#lastOf(cidr) });
+    if (ip === undefined) {
+      throw new CniError(
+        CNI_CODES.tryAgainLater,
+        `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`,
+      );
+    }
+    this.#last.set(cidr, ip);
+    return ip;
   }
 
   /** After a restart the round goes on after the youngest attachment. */
@@ -238,8 +283,10 @@ export class Attachments {
   }
 
   async #remove(record: PodRecord): Promise<void> {
-    const { state, reconciler } = this.#options;
-    const keys = state.replace(podFragmentId(record), undefined);
+    const { state, reconciler, planPod } = this.#options;
+    // Not only what was wanted until now: an earlier removal may have failed half-way.
+    const keys = planPod(record, record.mtuBytes).items.map(({ key }) => key);
+    state.replace(podFragmentId(record), undefined);
     try {
       await reconciler.settle(keys, AbortSignal.timeout(REMOVE_TIMEOUT_MS));
     } catch (cause) {

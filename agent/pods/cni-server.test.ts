@@ -41,6 +41,7 @@ async function startServer(t: ExecutionContext): Promise<Stand> {
     del: async ({ containerId }: { containerId: string }) => void stand.deleted.push(containerId),
     check: async () => undefined,
     gc: async () => undefined,
+    undo: async ({ hostLink }: { hostLink: string }) => void stand.deleted.push(hostLink),
   } as unknown as Attachments;
   const server = new CniServer({
     runDir,
@@ -161,9 +162,9 @@ test('an ADD whose caller died before the answer is undone', async (t) => {
   await new Promise<void>((resolve) => socket.destroy().once('close', () => resolve()));
   answer.resolve(RESULT);
   while (stand.deleted.length === 0) await new Promise((resolve) => setImmediate(resolve));
-  t.deepEqual(stand.deleted, ['orphan']);
+  t.deepEqual(stand.deleted, [RESULT.hostLink]);
   t.deepEqual((await ask(stand.runDir, renderRequest(variables('DEL', 'other'), config()))).exitCode, 0);
-  t.deepEqual(stand.deleted, ['orphan', 'other']);
+  t.deepEqual(stand.deleted, [RESULT.hostLink, 'other']);
 });
 
 test("only root reaches the socket, and a dead process's socket is replaced", async (t) => {

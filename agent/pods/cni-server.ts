@@ -8,6 +8,7 @@ import {
   CNI_CODES,
   CniError,
   type CniRequest,
+  type PodResult,
   parseRequest,
   REQUEST_MAX_BYTES,
   renderAnswer,
@@ -92,44 +93,48 @@ export class CniServer {
   async #answer(socket: Socket, bytes: Buffer): Promise<void> {
     const startedMs = performance.now();
     let request: CniRequest | undefined;
+    let made: PodResult | undefined;
     let code = 0;
     let answer: Buffer;
     try {
       request = parseRequest(bytes);
-      answer = renderAnswer(0, await this.#perform(request));
+      if (request.verb === 'ADD') {
+        made = await this.#add(request);
+        answer = renderAnswer(0, renderResult(request.config.cniVersion, made));
+      } else answer = renderAnswer(0, await this.#perform(request));
     } catch (cause) {
       const error = toCniError(cause, request ? `carry out ${request.verb}` : 'read the request');
       code = error.code;
       answer = renderAnswer(1, renderError(versionOf(request), error));
     }
-    const durationMs = performance.now() - startedMs;
-    this.#report(request, code, durationMs, answer);
-    socket.end(answer, () => undefined);
-    if (request?.verb === 'ADD' && code === 0) this.#rollBackUnlessRead(socket, request);
+    this.#report(request, code, performance.now() - startedMs, answer);
+    if (made) this.#undoUnlessRead(socket, made);
+    socket.end(answer);
   }
 
-  /** The answer's object, or undefined where the SPEC wants no output. */
-  async #perform(request: CniRequest): Promise<object | undefined> {
-    const { attachments, queue, readiness } = this.#options;
-    const signal = AbortSignal.any([this.#stopped.signal, AbortSignal.timeout(VERB_TIMEOUT_MS)]);
+  async #add(request: AddRequest): Promise<PodResult> {
+    await this.#options.queue.carryOutBefore(request);
+    return this.#options.attachments.add(request, this.#deadline());
+  }
+
+  #deadline(): AbortSignal {
+    return AbortSignal.any([this.#stopped.signal, AbortSignal.timeout(VERB_TIMEOUT_MS)]);
+  }
+
+  /** The verbs whose success has no output (SPEC, section 2). */
+  async #perform(request: Exclude<CniRequest, AddRequest>): Promise<undefined> {
+    const { attachments, readiness } = this.#options;
     switch (request.verb) {
-      case 'ADD':
-        await queue.carryOutBefore(request);
-        return renderResult(request.config.cniVersion, await attachments.add(request, signal));
       case 'DEL':
-        await attachments.del(request);
-        return undefined;
+        return void (await attachments.del(request));
       case 'CHECK':
-        await attachments.check(request, signal);
-        return undefined;
+        return void (await attachments.check(request, this.#deadline()));
       case 'GC':
-        await attachments.gc(request);
-        return undefined;
+        return void (await attachments.gc(request));
       case 'STATUS': {
         const state = readiness();
-        if (!state.ready)
-          throw new CniError(CNI_CODES.notAvailable, `the network of this node is not ready: ${state.reason}`);
-        return undefined;
+        if (state.ready) return;
+        throw new CniError(CNI_CODES.notAvailable, `the network of this node is not ready: ${state.reason}`);
       }
       default:
         throw new CniError(CNI_CODES.invalidEnvironment, `CNI_COMMAND ${request.verb} is not for the agent`);
@@ -137,15 +142,13 @@ export class CniServer {
   }
 
   /** An ADD whose caller died before it read the answer would leave an attachment that no runtime knows of. */
-  #rollBackUnlessRead(socket: Socket, request: AddRequest): void {
+  #undoUnlessRead(socket: Socket, made: PodResult): void {
+    const { attachments, log } = this.#options;
     socket.once('error', () => {
-      const { containerId, ifName } = request;
-      this.#options.log.warn({ containerId, ifName }, 'the caller of an ADD went away, which is undone');
-      this.#options.attachments
-        .del(request)
-        .catch((err: unknown) =>
-          this.#options.log.error({ containerId, err }, 'an ADD without a caller cannot be undone'),
-        );
+      log.warn({ link: made.hostLink }, 'the caller of an ADD went away, which is undone');
+      attachments.undo(made).catch((err: unknown) => {
+        log.error({ link: made.hostLink, err }, 'an ADD without a caller cannot be undone');
+      });
     });
   }
 

@@ -6,7 +6,7 @@ import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, 
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
-import { type AttachmentId, CNI_CODES, CniError, deleteQueueName, parseRequest } from '../../cni/protocol.ts';
+import { type AttachmentId, type CniRequest, deleteQueueName, parseRequest } from '../../cni/protocol.ts';
 import { tryLockExclusive } from '../kernel/libc.ts';
 import type { Attachments } from './attachments.ts';
 
@@ -61,18 +61,22 @@ export class DeleteQueue {
 
   async #carryOut(path: string): Promise<void> {
     const { attachments, log } = this.#options;
+    const request = this.#read(path);
     try {
-      const request = parseRequest(readFileSync(path));
-      if (request.verb === 'DEL') await attachments.del(request);
+      if (request?.verb === 'DEL') await attachments.del(request);
       rmSync(path, { force: true });
     } catch (err) {
-      // What cannot be understood now never will be: the attachment is collected when its namespace is gone.
-      const hopeless = err instanceof CniError && err.code === CNI_CODES.decodingFailure;
-      if (hopeless) rmSync(path, { force: true });
-      log.warn(
-        { err, path },
-        hopeless ? 'a queued DEL cannot be read and is dropped' : 'a queued DEL failed and stays queued',
-      );
+      log.warn({ err, path }, 'a queued DEL failed and stays queued');
+    }
+  }
+
+  /** What cannot be understood now never will be: its attachment is collected when the namespace is gone. */
+  #read(path: string): CniRequest | undefined {
+    try {
+      return parseRequest(readFileSync(path));
+    } catch (err) {
+      this.#options.log.warn({ err, path }, 'a queued DEL cannot be read and is dropped');
+      return undefined;
     }
   }
 

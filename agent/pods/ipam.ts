@@ -32,6 +32,13 @@ export function nextAddress(cidr: Cidr, { inUse, released, last }: AddressUse): 
   return resting;
 }
 
+/** Whether a pod may have this address: of the CIDR, and none of the reserved ones. */
+export function isUsable(cidr: Cidr, ip: IpAddress): boolean {
+  const { first, count } = usableRange(cidr);
+  const offset = offsetIn(cidr, ip);
+  return offset !== undefined && offset >= first && offset < first + count;
+}
+
 /** How many addresses of a CIDR can be given to pods. */
 export const capacityOf = (cidr: Cidr): bigint => usableRange(cidr).count;
 

@@ -129,6 +129,15 @@ export class Reconciler {
     await done;
   }
 
+  /** The error of the first of these keys whose last attempt failed. Cost: one look-up a key. */
+  failure(keys: Iterable<Key>): Error | undefined {
+    for (const key of keys) {
+      const failure = this.#ledgers.get(kindOf(key))?.dirty.failures.get(key);
+      if (failure) return failure.error;
+    }
+    return undefined;
+  }
+
   /** Schedules a full list of one kind or of all. */
   resync(kind?: Kind): void {
     for (const ledger of this.#ledgers.values()) {
