@@ -127,6 +127,18 @@ const NAMELESS = [
   })),
 ];
 
+test('narrowPod carries the annotation of addresses as it is, and the hash of a mirror pod only', (t) => {
+  const narrowed = (annotations: unknown) => narrowPod({ metadata: { namespace: 'a', name: 'b', annotations } }).value;
+  const hash = { 'kubernetes.io/config.hash': 'abc' };
+  t.like(narrowed({ 'tulle.dev/ips': ' 10.0.0.9,x' }), { ipsAnnotation: ' 10.0.0.9,x' });
+  t.regex(narrowed({ 'tulle.dev/ips': '1'.repeat(10_000) })?.ipsAnnotation ?? '', /^1{253}…$/);
+  t.is(narrowed({ ...hash, 'kubernetes.io/config.mirror': 'abc' })?.staticPodUid, 'abc');
+  for (const annotations of [undefined, null, [], hash, { 'tulle.dev/ips': 7, 'kubernetes.io/config.mirror': 'abc' }]) {
+    t.false('ipsAnnotation' in (narrowed(annotations) ?? {}));
+    t.false('staticPodUid' in (narrowed(annotations) ?? {}));
+  }
+});
+
 test('an object without a name of DNS form is no object, and says so in short', (t) => {
   for (const raw of NAMELESS) {
     for (const { value, problems } of [narrowNode(raw), narrowPod(raw)]) {

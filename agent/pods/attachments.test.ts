@@ -83,6 +83,7 @@ async function createWorld(
         return { device: '4', inode };
       },
       describePodLink: async () => [],
+      staticAddresses: { requestOf: async () => ({ ips: [] }), claims: () => new Map() },
       reuseDelayMs: 60_000,
       log,
     }),
