@@ -4,9 +4,10 @@
  */
 import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
-import { type Cidr, FAMILIES, type Family, type FamilyFacts, familyOf } from '../model/ip.ts';
-import { type AnyItem, type ChainPart, item, type Key, keyOf, type Rule } from '../model/items.ts';
+import { type Cidr, FAMILIES, type Family, type FamilyFacts, factsOf, familyOf } from '../model/ip.ts';
+import { type AnyItem, type ChainPart, item, type Key, keyOf, type Member, type Rule } from '../model/items.ts';
 import { baseChain, POD_INTERFACES, setName } from '../model/kernel-names.ts';
+import { BRIDGE } from './bridge.ts';
 import type { PlanSettings, PodNetwork, Underlay } from './underlay.ts';
 
 export const NODE_NETWORK = 'node-network';
@@ -25,10 +26,13 @@ export function planNodeNetwork(underlay: Underlay, host: Host, settings: PlanSe
     cause: `node ${underlay.nodeName}`,
     rank: '',
     items,
-    requires: [],
+    requires: settings.podLink === 'bridge' ? [BRIDGE] : [],
     problems: underlay.problems,
   };
 }
+
+/** Destinations in this CIDR see pod addresses as they are. */
+export const directMember = (entry: Cidr): Member => ({ set: setName('direct', factsOf(entry)), entry });
 
 /** What must be in the kernel before any pod is connected: the gate and everything that it refers to. */
 export const gateKeys = (family: Family): readonly Key[] => [
@@ -51,6 +55,7 @@ function networkItems(network: PodNetwork, host: Host, settings: PlanSettings): 
     ...directCidrs(network, settings).map((entry) => item('member', { set: direct.value.name, entry }, [direct.key])),
     item('chain-part', { ...gatePart(network.family), rules: gateRules(network.cidr, facts) }, [ready.key]),
     item('chain-part', acceptPart(network)),
+    ...spoofingItems(facts),
     item('route', { destination: network.cidr, metric: DEAD_END_METRIC, type: 'unreachable' }),
     ...forwardingItems(facts, host),
   ];
@@ -94,6 +99,26 @@ function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
     { args: ['-d', cidr, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
   ];
 }
+
+/**
+ * A pod sends with its own addresses only. For IPv4 the kernel sees to it (rp_filter of the pod's link); IPv6 has no such
+ * setting, and the gate does not see what a pod sends to the node itself.
+ */
+const spoofingItems = ({ family }: FamilyFacts): readonly AnyItem[] =>
+  family === 'ipv4'
+    ? []
+    : [
+        item('chain-part', {
+          family,
+          table: 'raw',
+          chain: baseChain('PREROUTING'),
+          order: '05-spoofing',
+          rules: POD_INTERFACES.map((pattern) => ({
+            args: ['-i', pattern, '-m', 'rpfilter', '--invert', '-j', 'DROP'],
+            comment: 'not an address of the pod that sends it',
+          })),
+        }),
+      ];
 
 /** Pod traffic is forwarded also where the policy of FORWARD is DROP (Docker, ufw). */
 const acceptPart = ({ cidr, family }: PodNetwork): ChainPart => ({

@@ -81,6 +81,7 @@ test('the gate, masquerade and the tunnel port are rules over sets', (t) => {
   -d 10.84.0.0/24 -j ACCEPT
 chain-part ipv4 mangle TULLE-FORWARD 10-gate
   -i tl+ -m set ! --match-set tulle-ready-4 src -j DROP
+  -i tulle0 -m set ! --match-set tulle-ready-4 src -j DROP
   -s 10.84.0.0/24 -m set ! --match-set tulle-ready-4 src -j DROP
   -d 10.84.0.0/24 -m set ! --match-set tulle-ready-4 dst -j DROP
 chain-part ipv4 nat TULLE-POSTROUTING 50-masquerade
@@ -90,16 +91,25 @@ set {"name":"tulle-direct-4","type":"hash:net","family":"ipv4","maxElements":655
 set {"name":"tulle-ready-4","type":"hash:ip","family":"ipv4","maxElements":65536}
 chain-part ipv4 filter TULLE-INPUT 10-tunnel
   -p udp --dport 8472 -m set --match-set tulle-nodes-4 src -j ACCEPT
+chain-part ipv4 mangle TULLE-FORWARD 10-tunnel
+  -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -i tl+ -j DROP
+  -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -i tulle0 -j DROP
+  -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -m conntrack --ctstate DNAT -j DROP
 chain-part ipv4 mangle TULLE-INPUT 10-tunnel
   -p udp --dport 8472 -i tl+ -j DROP
+  -p udp --dport 8472 -i tulle0 -j DROP
   -p udp --dport 8472 -m set ! --match-set tulle-nodes-4 src -j DROP
+  -p udp --dport 8472 ! -d 172.30.0.11 -j DROP
+  -p udp --dport 8472 -m conntrack ! --ctstate UNTRACKED -j DROP
 chain-part ipv4 raw TULLE-OUTPUT 10-tunnel
   -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -j CT --notrack
 chain-part ipv4 raw TULLE-PREROUTING 10-tunnel
   -p udp --dport 8472 -j TULLE-TUNNEL
 chain-part ipv4 raw TULLE-TUNNEL 10-tunnel
-  -i tl+ -m set --match-set tulle-nodes-4 dst -j DROP
-  -i tl+ -m addrtype --dst-type LOCAL -j DROP
+  -m set --match-set tulle-nodes-4 dst -i tl+ -j DROP
+  -m set --match-set tulle-nodes-4 dst -i tulle0 -j DROP
+  -m addrtype --dst-type LOCAL -i tl+ -j DROP
+  -m addrtype --dst-type LOCAL -i tulle0 -j DROP
   -m addrtype --dst-type LOCAL -m set ! --match-set tulle-nodes-4 src -j DROP
   -m set --match-set tulle-nodes-4 dst -m set ! --match-set tulle-nodes-4 src -j DROP
   -m addrtype --dst-type LOCAL -j CT --notrack

@@ -6,12 +6,12 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Cluster, Node } from '../model/cluster.ts';
 import { type Fragment, type FragmentId, rankOf } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
-import { type Cidr, factsOf, familyOf } from '../model/ip.ts';
+import { type Cidr, familyOf } from '../model/ip.ts';
 import { type AnyItem, item } from '../model/items.ts';
-import { setName } from '../model/kernel-names.ts';
 import type { Backend } from './backend.ts';
+import { planBridge } from './bridge.ts';
 import { addressesOf, findLosses, heldCidrs, type Losses } from './claims.ts';
-import { NODE_NETWORK, planNodeNetwork } from './node-network.ts';
+import { directMember, NODE_NETWORK, planNodeNetwork } from './node-network.ts';
 import { type PlanSettings, planUnderlay, type Underlay } from './underlay.ts';
 
 export interface PlanInput {
@@ -95,7 +95,7 @@ function nodeFragments({ host, settings, backend }: PlanInput, underlay: Underla
     requires: [NODE_NETWORK],
     problems: [],
   };
-  return [planNodeNetwork(underlay, host, settings), device];
+  return [planNodeNetwork(underlay, host, settings), planBridge(underlay, host), device];
 }
 
 function planPeer(node: Node, underlay: Underlay, losses: Losses, input: PlanInput): Fragment {
@@ -114,7 +114,4 @@ function planPeer(node: Node, underlay: Underlay, losses: Losses, input: PlanInp
 }
 
 /** Pods of this node send to the peer's pods with their own addresses. */
-function directItem(entry: Cidr): AnyItem {
-  const set = setName('direct', factsOf(entry));
-  return item('member', { set, entry }, [`set ${set}`]);
-}
+const directItem = (entry: Cidr): AnyItem => item('member', directMember(entry), [`set ${directMember(entry).set}`]);

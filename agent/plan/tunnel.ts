@@ -22,7 +22,7 @@ export function endItem(end: IpAddress, family: Family): AnyItem {
 /** The set with this node's own end, and the rules that guard the port. */
 export function tunnelItems({ family, local }: Tunnel, port: number): readonly AnyItem[] {
   const set = item('set', nodesSet(family));
-  const parts = portParts(family, port).map((part) => item('chain-part', part, [set.key]));
+  const parts = portParts(family, local, port).map((part) => item('chain-part', part, [set.key]));
   return [set, endItem(local, family), ...parts];
 }
 
@@ -30,6 +30,7 @@ const GUARDS = [
   ['raw', TUNNEL_CHAIN],
   ['raw', baseChain('PREROUTING')],
   ['mangle', baseChain('INPUT')],
+  ['mangle', baseChain('FORWARD')],
 ] as const satisfies readonly (readonly [ChainPart['table'], string])[];
 
 /** What must stand before the device is up. */
@@ -39,10 +40,11 @@ export const guardKeys = ({ family }: Tunnel): readonly Key[] =>
 /**
  * Without these rules any unprivileged pod can send one UDP datagram that masquerade turns into a node's and that the peer
  * decapsulates, with an inner source of the sender's choice. What is accepted is not tracked: each inner connection would
- * cost an outer conntrack entry. The raw table stops most of it early; what cannot be recognised there as meant for this
- * node (groups, broadcasts, IPv6 anycast, a DNAT to the port) is stopped on INPUT.
+ * cost an outer conntrack entry. The raw table stops most of it early. What cannot be recognised there is stopped later:
+ * on INPUT what comes to another address than the tunnel's own (a second one of the node, a group, a broadcast) and what a
+ * DNAT of this node sent here, which is tracked as no tunnel packet is; on FORWARD what a DNAT sends to another node.
  */
-function portParts(family: Family, port: number): readonly ChainPart[] {
+function portParts(family: Family, local: IpAddress, port: number): readonly ChainPart[] {
   const toPort = ['-p', 'udp', '--dport', String(port)];
   const nodes = nodesSet(family).name;
   const from = ['-m', 'set', '--match-set', nodes, 'src'];
@@ -79,6 +81,14 @@ function portParts(family: Family, port: number): readonly ChainPart[] {
       baseChain('INPUT'),
       ...dropFromPods(...toPort),
       drop('tunnel packet from a stranger', ...toPort, ...notFrom),
+      drop('not to the tunnel end', ...toPort, '!', '-d', local),
+      drop('sent to the tunnel port by a DNAT', ...toPort, '-m', 'conntrack', '!', '--ctstate', 'UNTRACKED'),
+    ),
+    part(
+      'mangle',
+      baseChain('FORWARD'),
+      ...dropFromPods(...toPort, ...to),
+      drop('sent to a tunnel port by a DNAT', ...toPort, ...to, '-m', 'conntrack', '--ctstate', 'DNAT'),
     ),
     part('filter', baseChain('INPUT'), {
       args: [...toPort, ...from, '-j', 'ACCEPT'],

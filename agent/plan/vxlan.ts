@@ -7,8 +7,9 @@ import type { Node } from '../model/cluster.ts';
 import type { Host } from '../model/host.ts';
 import { type Cidr, FAMILIES, factsOf, familyOf, type IpAddress } from '../model/ip.ts';
 import { type AnyItem, defaultMetric, item, keyOf, type Link } from '../model/items.ts';
-import { ALIAS_PREFIX, vtepMac, vxlanLinkName } from '../model/kernel-names.ts';
+import { ALIAS_PREFIX, BRIDGE_NAME, vtepMac, vxlanLinkName } from '../model/kernel-names.ts';
 import type { Backend, PeerPlan } from './backend.ts';
+import { directMember } from './node-network.ts';
 import { plainRoute } from './plain-route.ts';
 import { endItem, guardKeys, tunnelItems } from './tunnel.ts';
 import { nodeIpOf, type PlanSettings, type Underlay, underlayIpOf } from './underlay.ts';
@@ -26,7 +27,9 @@ function device(underlay: Underlay, host: Host, settings: PlanSettings): readonl
   const { tunnel } = underlay;
   if (!tunnel) return [];
   const link = item('link', vxlanLink(underlay, tunnel, host, settings), guardKeys(tunnel));
-  const addresses = underlay.podNetworks.flatMap(({ cidr, nodeIp }) =>
+  // With bridged pods the node's own addresses are on the bridge.
+  const networks = settings.podLink === 'bridge' ? [] : underlay.podNetworks;
+  const addresses = networks.flatMap(({ cidr, nodeIp }) =>
     nodeIp
       ? [item('address', { link: link.value.name, ip: nodeIp, prefixLength: factsOf(cidr).bits }, [link.key])]
       : [],
@@ -79,12 +82,14 @@ function tunnelRoutes(
     const gateway = nodeIpOf(destination);
     if (!own?.nodeIp || !gateway) return [];
     const neighbour = item('neighbour', { link, ip: gateway, mac }, [linkKey, fdb.key]);
-    const source = keyOf('address', { link, ip: own.nodeIp, prefixLength: 0 });
+    const owner = settings.podLink === 'bridge' ? BRIDGE_NAME : link;
+    const source = keyOf('address', { link: owner, ip: own.nodeIp, prefixLength: 0 });
     const metric = defaultMetric(destination);
     const route = item(
       'route',
       { destination, metric, type: 'unicast', link, gateway, onlink: true, source: own.nodeIp },
-      [neighbour.key, source],
+      // The exception from masquerade, too: conntrack would keep what an early connection got for its whole life.
+      [neighbour.key, source, keyOf('member', directMember(destination))],
     );
     return [neighbour, route];
   });
