@@ -146,6 +146,8 @@ const RUN_FILES = [
   'control.sock',
   'sysctl.json',
   'sysctl.json.new',
+  'underlay.json',
+  'underlay.json.new',
 ] as const;
 
 function podLinkOf(change: Change): readonly (PodLink & { readonly isDown: boolean })[] {

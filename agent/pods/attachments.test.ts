@@ -76,7 +76,6 @@ async function createWorld(
       records,
       planPod,
       readiness: () => world.ready,
-      staticAddresses: { requestOf: async () => ({ ips: [] }), claims: () => new Map() },
       identifyNetns: (path) => {
         const inode = namespaces.get(path);
         if (inode === undefined) throw new KernelError({ code: 'ENOENT', operation: 'open', object: path });
