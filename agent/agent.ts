@@ -13,6 +13,7 @@ import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
 import type { Key } from './model/items.ts';
 import { BACKENDS } from './plan/backends.ts';
+import { podBridge } from './plan/bridge.ts';
 import { type Plan, Planner } from './plan/planner.ts';
 import { planPod } from './plan/pods.ts';
 import type { Underlay } from './plan/underlay.ts';
@@ -153,7 +154,9 @@ class Agent {
     const underlay = this.#plan?.underlay;
     const reason = underlay ? this.#whyNoPods(underlay) : this.#whyNotPlanned();
     if (!underlay || reason !== undefined) return { ready: false, reason: reason ?? 'the agent is starting' };
-    return { ready: true, podCidrs: underlay.podNetworks.map(({ cidr }) => cidr), mtuBytes: underlay.mtuBytes };
+    const { podNetworks, mtuBytes } = underlay;
+    const bridge = this.#options.config.podLink === 'bridge' ? podBridge(underlay) : undefined;
+    return { ready: true, podCidrs: podNetworks.map(({ cidr }) => cidr), mtuBytes, ...(bridge && { bridge }) };
   }
 
   #whyNoPods(underlay: Underlay): string | undefined {

@@ -98,6 +98,11 @@ export const SETTINGS = {
   ),
   'vxlan.directRouting': setting(flag, false, 'plain routes to peers on the same segment, the tunnel for the rest'),
   backend: setting(choice('vxlan', 'host-gw'), 'vxlan', 'how pod traffic reaches other nodes; the same on all nodes'),
+  podLink: setting(
+    choice('routed', 'bridge'),
+    'routed',
+    'how new pods are connected to the node; those that run keep what they have',
+  ),
   tunnelFamily: setting(
     choice('auto', 'ipv4', 'ipv6'),
     'auto',

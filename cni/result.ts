@@ -11,6 +11,8 @@ export interface PodResult {
   readonly hostMac: MacAddress;
   /** Pod side. */
   readonly ifName: string;
+  /** The bridge that the host side is a port of; absent for a routed pod. */
+  readonly bridge?: { readonly name: string; readonly mac: MacAddress };
   readonly podMac: MacAddress;
   /** CNI_NETNS as the runtime gave it. */
   readonly sandbox: string;
@@ -54,28 +56,29 @@ export interface PrevIp {
   readonly interface?: number;
 }
 
-/** Index of the pod side among the interfaces of our results. */
-const POD_INTERFACE = 1;
-
 /** The result of an ADD in the version that was asked for, ready for JSON. */
 export function renderResult(version: CniVersion, result: PodResult): object {
   const mtu = isAtLeast(version, '1.1.0') ? { mtu: result.mtuBytes } : {};
+  // Of the host first, the bridge before its port: as the reference plugin has them.
+  const interfaces = [
+    ...(result.bridge ? [{ name: result.bridge.name, mac: result.bridge.mac, ...mtu }] : []),
+    { name: result.hostLink, mac: result.hostMac, ...mtu },
+    { name: result.ifName, mac: result.podMac, ...mtu, sandbox: result.sandbox },
+  ];
   return {
     cniVersion: version,
-    interfaces: [
-      { name: result.hostLink, mac: result.hostMac, ...mtu },
-      { name: result.ifName, mac: result.podMac, ...mtu, sandbox: result.sandbox },
-    ],
-    ips: result.ips.map((ip) => renderIp(version, ip)),
+    interfaces,
+    ips: result.ips.map((ip) => renderIp(version, ip, interfaces.length - 1)),
     routes: result.routes.map(({ dst, gateway }) => ({ dst, ...(gateway !== undefined && { gw: gateway }) })),
     dns: {},
   };
 }
 
-function renderIp(version: CniVersion, { address, prefixLength, gateway }: PodIp): object {
+/** `podInterface` is the index of the pod side among the interfaces. */
+function renderIp(version: CniVersion, { address, prefixLength, gateway }: PodIp, podInterface: number): object {
   return {
     ...(!isAtLeast(version, '1.0.0') && { version: factsOf(address).digit }),
-    interface: POD_INTERFACE,
+    interface: podInterface,
     address: `${address}/${prefixLength}`,
     gateway,
   };

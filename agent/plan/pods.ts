@@ -2,26 +2,37 @@
 import { type Attachment, attachmentName, podFragmentId } from '../model/attachment.ts';
 import type { Fragment } from '../model/fragment.ts';
 import { factsOf, familyOf, hostCidr, type IpAddress } from '../model/ip.ts';
-import { type AnyItem, defaultMetric, item, memberOf, type PodLink } from '../model/items.ts';
+import {
+  type AnyItem,
+  defaultMetric,
+  item,
+  type Key,
+  keyOf,
+  memberOf,
+  type PodBridge,
+  type PodLink,
+} from '../model/items.ts';
 import { podLinkAlias, podLinkMac, podLinkName, setName } from '../model/kernel-names.ts';
+import { BRIDGE, bridgeKeys, sourcePart } from './bridge.ts';
 import { gateKeys } from './node-network.ts';
 
 export function planPod(attachment: Attachment, mtuBytes: number): Fragment {
   const link = podLink(attachment, mtuBytes);
   const families = [...new Set(attachment.ips.map(familyOf))];
-  const linkItem = item('pod-link', link, families.flatMap(gateKeys));
+  const needs = [...families.flatMap(gateKeys), ...(link.bridge ? families.flatMap(bridgeKeys) : [])];
+  const linkItem = item('pod-link', link, [...new Set(needs)]);
   return {
     id: podFragmentId(attachment),
     cause: `pod ${attachmentName(attachment)}`,
     rank: '',
-    items: [linkItem, ...attachment.ips.flatMap((ip) => addressItems(ip, link, linkItem.key))],
-    requires: [],
+    items: [linkItem, ...(link.bridge ? bridgedItems(link, link.bridge) : routedItems(link))],
+    requires: link.bridge ? [BRIDGE] : [],
     problems: [],
   };
 }
 
 function podLink(attachment: Attachment, mtuBytes: number): PodLink {
-  const { containerId, ifName, netns, ips } = attachment;
+  const { containerId, ifName, netns, ips, bridge } = attachment;
   return {
     name: podLinkName(containerId, ifName),
     alias: podLinkAlias(attachmentName(attachment)),
@@ -31,16 +42,37 @@ function podLink(attachment: Attachment, mtuBytes: number): PodLink {
     ifName,
     netns,
     ips,
+    ...(bridge && { bridge }),
   };
 }
 
 /** The neighbour is permanent: the host never asks a pod for its address, and no other pod can answer for it. */
-function addressItems(ip: IpAddress, link: PodLink, linkKey: `pod-link ${string}`): readonly AnyItem[] {
-  const neighbour = item('neighbour', { link: link.name, ip, mac: link.podMac }, [linkKey]);
-  const destination = hostCidr(ip);
-  const route = item('route', { destination, metric: defaultMetric(destination), type: 'unicast', link: link.name }, [
-    linkKey,
-    neighbour.key,
-  ]);
-  return [neighbour, route, item('member', memberOf(setName('ready', factsOf(ip)), ip), [route.key])];
+function routedItems(link: PodLink): readonly AnyItem[] {
+  return link.ips.flatMap((ip) => {
+    const neighbour = item('neighbour', { link: link.name, ip, mac: link.podMac }, [keyOf('pod-link', link)]);
+    const route = item('route', { ...hostRoute(ip), link: link.name }, [neighbour.key]);
+    return [neighbour, route, readyItem(ip, route.key)];
+  });
 }
+
+/**
+ * The route names the pod as its own next hop: the kernel takes neighbours of one interface that have no next hop to be
+ * neighbours of each other, and tells them so (ICMP redirects) when it routes from one to the other.
+ */
+function bridgedItems(link: PodLink, { name }: PodBridge): readonly AnyItem[] {
+  const entry = item('fdb', { link: link.name, mac: link.podMac }, [keyOf('pod-link', link)]);
+  const perAddress = link.ips.flatMap((ip) => {
+    const source = item('chain-part', sourcePart(link, ip));
+    const neighbour = item('neighbour', { link: name, ip, mac: link.podMac }, [entry.key]);
+    const route = item('route', { ...hostRoute(ip), link: name, gateway: ip, onlink: true }, [neighbour.key]);
+    return [source, neighbour, route, readyItem(ip, route.key, source.key)];
+  });
+  return [entry, ...perAddress];
+}
+
+const hostRoute = (ip: IpAddress) =>
+  ({ destination: hostCidr(ip), metric: defaultMetric(hostCidr(ip)), type: 'unicast' }) as const;
+
+/** The place in the gate's set, taken last. */
+const readyItem = (ip: IpAddress, ...needs: readonly Key[]): AnyItem =>
+  item('member', memberOf(setName('ready', factsOf(ip)), ip), needs);

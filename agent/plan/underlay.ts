@@ -25,6 +25,7 @@ export interface PlanSettings {
   /** 0: from the underlay. */
   readonly mtuBytes: number;
   readonly masquerade: boolean;
+  readonly podLink: 'routed' | 'bridge';
   readonly clusterCidrs: readonly Cidr[];
   readonly nonMasqueradeCidrs: readonly Cidr[];
 }

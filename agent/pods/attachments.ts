@@ -14,9 +14,10 @@ import {
 } from '../../cni/protocol.ts';
 import { type Attachment, attachmentName, podFragmentId } from '../model/attachment.ts';
 import type { Fragment } from '../model/fragment.ts';
-import { type Cidr, factsOf, familyOf, type IpAddress, parseCidr } from '../model/ip.ts';
-import type { Key, PodLink } from '../model/items.ts';
-import { POD_GATEWAY, podLinkMac, podLinkName } from '../model/kernel-names.ts';
+import { type Cidr, familyOf, type IpAddress, parseCidr } from '../model/ip.ts';
+import type { Key, PodBridge, PodLink } from '../model/items.ts';
+import { podLinkName } from '../model/kernel-names.ts';
+import { gatewayOf, podPrefixLength } from '../model/pod-link.ts';
 import type { KernelState } from '../reconcile/kernel-state.ts';
 import type { Reconciler } from '../reconcile/reconciler.ts';
 import { toCniError } from './cni-errors.ts';
@@ -26,7 +27,13 @@ import { checkRequest, type StaticAddresses, type StaticRequest } from './static
 
 /** Whether pods can be attached now, and with what. */
 export type Readiness =
-  | { readonly ready: true; readonly podCidrs: readonly Cidr[]; readonly mtuBytes: number }
+  | {
+      readonly ready: true;
+      readonly podCidrs: readonly Cidr[];
+      readonly mtuBytes: number;
+      /** New pods are connected to this bridge; absent: they are routed. */
+      readonly bridge?: PodBridge;
+    }
   | { readonly ready: false; readonly reason: string };
 
 export interface AttachmentsOptions {
@@ -196,8 +203,8 @@ export class Attachments {
     const netns = this.#checkNetns(request);
     const wanted = await staticAddresses.requestOf(request.args, signal);
     // Nothing is waited for from here on: two ADDs must not choose the same address.
-    const { podCidrs, mtuBytes } = this.#requireReady();
-    const record = this.#recordOf(request, netns, this.#allocate(podCidrs, wanted), mtuBytes);
+    const ready = this.#requireReady();
+    const record = this.#recordOf(request, netns, this.#allocate(ready.podCidrs, wanted), ready);
     try {
       records.save(record);
     } catch (cause) {
@@ -230,7 +237,7 @@ export class Attachments {
     { containerId, ifName, args, config }: AddRequest,
     netns: PodLink['netns'],
     ips: readonly IpAddress[],
-    mtuBytes: number,
+    { mtuBytes, bridge }: Pick<Extract<Readiness, { ready: true }>, 'mtuBytes' | 'bridge'>,
   ): PodRecord {
     const { podNamespace, podName, podUid } = args;
     return Object.freeze({
@@ -242,6 +249,7 @@ export class Attachments {
       ...(podName !== undefined && { podName }),
       ...(podUid !== undefined && { podUid }),
       ips,
+      ...(bridge && { bridge }),
       mtuBytes,
       createdMs: this.#now(),
     });
@@ -328,24 +336,25 @@ export class Attachments {
   }
 
   #resultOf(record: PodRecord): PodResult {
-    const { containerId, ifName, netns, ips } = record;
+    const { ifName, netns, ips } = record;
     const fragment = this.#options.state.fragment(podFragmentId(record));
     const link = fragment?.items.find(({ kind }) => kind === 'pod-link')?.value as PodLink;
     return {
       hostLink: link.name,
       hostMac: link.hostMac,
       ifName,
-      podMac: podLinkMac(containerId, ifName, 'pod'),
+      podMac: link.podMac,
+      ...(link.bridge && { bridge: { name: link.bridge.name, mac: link.bridge.mac } }),
       sandbox: netns.path,
       mtuBytes: link.mtuBytes,
       ips: ips.map((address) => ({
         address,
-        prefixLength: factsOf(address).bits,
-        gateway: POD_GATEWAY[familyOf(address)],
+        prefixLength: podPrefixLength(link, address),
+        gateway: gatewayOf(link, familyOf(address)).ip,
       })),
       routes: ips.map((address) => ({
         dst: DEFAULT_ROUTE[familyOf(address)],
-        gateway: POD_GATEWAY[familyOf(address)],
+        gateway: gatewayOf(link, familyOf(address)).ip,
       })),
     };
   }

@@ -20,7 +20,9 @@ import { join } from 'node:path';
 import type { Logger } from 'pino';
 import type { Attachment } from '../model/attachment.ts';
 import { type IpAddress, parseIp } from '../model/ip.ts';
-import { hash } from '../model/kernel-names.ts';
+import type { PodBridge } from '../model/items.ts';
+import { BRIDGE_NAME, hash } from '../model/kernel-names.ts';
+import { parseMac } from '../model/mac.ts';
 
 export interface PodRecord extends Attachment {
   /** Name of the CNI network configuration that the attachment belongs to. */
@@ -164,6 +166,19 @@ export function parseRecord(text: string): PodRecord | undefined {
     ].every(isText) &&
     [record.createdMs, record.mtuBytes].every((field) => typeof field === 'number') &&
     Array.isArray(record.ips) &&
-    record.ips.every((ip) => typeof ip === 'string' && parseIp(ip) === ip);
+    record.ips.every(isAddress) &&
+    (record.bridge === undefined || isBridge(record.bridge));
   return valid ? Object.freeze(record as PodRecord) : undefined;
+}
+
+const isAddress = (value: unknown): boolean => typeof value === 'string' && parseIp(value) === value;
+
+function isBridge({ name, mac, gateways }: Partial<PodBridge>): boolean {
+  return (
+    name === BRIDGE_NAME &&
+    typeof mac === 'string' &&
+    parseMac(mac) === mac &&
+    Array.isArray(gateways) &&
+    gateways.every(({ ip, prefixLength }) => isAddress(ip) && Number.isInteger(prefixLength))
+  );
 }

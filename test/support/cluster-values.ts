@@ -63,6 +63,7 @@ export const settings: PlanSettings = {
   tunnelFamily: 'auto',
   mtuBytes: 0,
   masquerade: true,
+  podLink: 'routed',
   clusterCidrs: [],
   nonMasqueradeCidrs: [],
 };

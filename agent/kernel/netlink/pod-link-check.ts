@@ -4,6 +4,7 @@
  */
 import { factsOf, families, familyOf, type IpAddress } from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
+import { gatewayOf, podPrefixLength } from '../../model/pod-link.ts';
 import { KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
@@ -13,7 +14,6 @@ import type { NetlinkClient } from './message.ts';
 import {
   aliasOf,
   familiesOf,
-  gatewayOf,
   HOST_LINK_LOCAL,
   hasHostLinkLocal,
   hasIpv6,
@@ -21,7 +21,6 @@ import {
   hostSysctls,
   LOOPBACK_IFINDEX,
   type PodRoute,
-  podAddress,
   podRoutes,
   podSysctls,
   RTN_UNICAST,
@@ -115,8 +114,8 @@ async function describePodInterface(
   const { ifName, podMac, mtuBytes } = value;
   const differences = [...linkDifferences(facts, { name: ifName, mac: podMac, mtuBytes })];
   const ips = await readIps(client, facts);
-  for (const { ip, prefixLength } of value.ips.map((each) => podAddress(value, each))) {
-    const address = `${ip}/${prefixLength}`;
+  for (const ip of value.ips) {
+    const address = `${ip}/${podPrefixLength(value, ip)}`;
     if (!ips.has(address)) differences.push(`address ${address} is missing on ${ifName}`);
   }
   for (const { family } of familiesOf(value)) {

@@ -4,7 +4,6 @@ import {
   FAMILIES,
   type Family,
   type FamilyFacts,
-  factsOf,
   families,
   familyOf,
   hostCidr,
@@ -13,7 +12,8 @@ import {
 } from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
 import { POD_GATEWAY } from '../../model/kernel-names.ts';
-import { type MacAddress, macBytes } from '../../model/mac.ts';
+import { macBytes } from '../../model/mac.ts';
+import { gatewayOf, podPrefixLength } from '../../model/pod-link.ts';
 import { addressPayload } from './address.ts';
 import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
 import { portAlteration, renderPort } from './bridge.ts';
@@ -56,20 +56,6 @@ export const familiesOf = ({ ips }: PodLink): readonly FamilyFacts[] =>
 const hasFamily = (ips: readonly IpAddress[], family: Family): boolean => ips.some((ip) => familyOf(ip) === family);
 export const hasIpv6 = ({ ips }: PodLink): boolean => hasFamily(ips, 'ipv6');
 export const hasHostLinkLocal = (value: PodLink): boolean => hasIpv6(value) && !value.bridge;
-
-/** The pod's next hop in one family, and the address of hardware that its permanent neighbour entry has. */
-export function gatewayOf({ bridge, hostMac }: PodLink, family: Family): { ip: IpAddress; mac: MacAddress } {
-  const ip = bridge?.gateways.find((gateway) => familyOf(gateway.ip) === family)?.ip ?? POD_GATEWAY[family];
-  return { ip, mac: bridge?.mac ?? hostMac };
-}
-
-/** An address as the pod has it. A bridged pod knows the length of its subnet, but reaches everything by its gateway. */
-export function podAddress({ bridge }: PodLink, ip: IpAddress): { ip: IpAddress; prefixLength: number; flags: number } {
-  const gateway = bridge?.gateways.find((each) => familyOf(each.ip) === familyOf(ip));
-  return gateway
-    ? { ip, prefixLength: gateway.prefixLength, flags: IFA_F_NODAD | IFA_F_NOPREFIXROUTE }
-    : { ip, prefixLength: factsOf(ip).bits, flags: IFA_F_NODAD };
-}
 
 /** The pair, its peer at once in the pod's namespace under its final name. Neither end is up. */
 export function renderPair(value: PodLink, netnsFd: number): NetlinkRequest {
@@ -139,11 +125,13 @@ export const renderMtu = (value: PodLink, ifindex: number): NetlinkRequest =>
 export function renderPodSetup(value: PodLink, ifindex: number): readonly NetlinkRequest[] {
   const up = (index: number) => setLink(value, linkHeader({ ifindex: index, flags: IFF_UP, change: IFF_UP }));
   const add = (type: number, payload: Buffer) => addRequest(type, payload, value);
+  // A bridged pod knows its subnet, but has no route to it: everything goes by the gateway.
+  const flags = value.bridge ? IFA_F_NODAD | IFA_F_NOPREFIXROUTE : IFA_F_NODAD;
   return [
     up(LOOPBACK_IFINDEX),
-    ...value.ips
-      .map((ip) => podAddress(value, ip))
-      .map((address) => add(RTM.NEWADDR, addressPayload(address, ifindex, address.flags))),
+    ...value.ips.map((ip) =>
+      add(RTM.NEWADDR, addressPayload({ ip, prefixLength: podPrefixLength(value, ip) }, ifindex, flags)),
+    ),
     up(ifindex),
     ...familiesOf(value)
       .map(({ family }) => gatewayOf(value, family))
