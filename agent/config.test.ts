@@ -12,7 +12,7 @@ test('flags win over the environment, that over the file, that over the defaults
     ['nodeName', 'from-file'],
   ]);
   const config = resolveConfig({ 'vxlan.vni': '3' }, { TULLE_VXLAN_VNI: '4', TULLE_VXLAN_PORT: '5' }, file);
-  t.like(config, { 'vxlan.vni': 3, 'vxlan.port': 5, nodeName: 'from-file', resyncSeconds: 300, masquerade: true });
+  t.like(config, { 'vxlan.vni': 3, 'vxlan.port': 5, nodeName: 'from-file', resyncSeconds: 60, masquerade: true });
   t.true(Object.isFrozen(config));
 });
 

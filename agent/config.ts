@@ -131,7 +131,7 @@ export const SETTINGS = {
     [],
     'namespaces whose pods may ask for addresses by the annotation tulle.dev/ips',
   ),
-  resyncSeconds: setting(integer(5, 86400), 300, 'how often the kernel is listed in full without a reason'),
+  resyncSeconds: setting(integer(5, 86400), 60, 'how often the kernel is listed in full without a reason'),
   logLevel: setting(choice('trace', 'debug', 'info', 'warn', 'error', 'fatal'), 'info', 'least level that is logged'),
 } as const;
 
