@@ -146,8 +146,10 @@ test('an address outside, reserved or taken is refused, each with its code', (t)
     11,
   );
   t.is(
-    t.throws(() => check('10.84.1.2', undefined, pod('older')), { instanceOf: CniError, message: /fixed\/older has/ })
-      ?.code,
+    t.throws(() => check('10.84.1.2', undefined, pod('older')), {
+      instanceOf: CniError,
+      message: /fixed\/older waits for/,
+    })?.code,
     11,
   );
 });

@@ -158,8 +158,9 @@ export function checkRequest({ pod, ips }: StaticRequest, { podCidrs, holderOf, 
       );
     }
     const claimant = claims.get(ip);
-    const taken = holderOf(ip) ?? (claimant && claimant !== pod ? `${claimant.namespace}/${claimant.name}` : undefined);
-    if (taken !== undefined)
-      throw refuse(CNI_CODES.tryAgainLater, 'addresses that are free', `${ip}, which ${taken} has`);
+    const holder = holderOf(ip);
+    if (holder === undefined && (claimant === undefined || claimant === pod)) continue;
+    const who = holder === undefined ? `${claimant?.namespace}/${claimant?.name} waits for` : `${holder} has`;
+    throw refuse(CNI_CODES.tryAgainLater, 'addresses that are free', `${ip}, which ${who}`);
   }
 }
