@@ -11,21 +11,25 @@ const OFF = [
   { name: 'stp_state', type: 5, bytes: 4 },
   { name: 'vlan_filtering', type: 7, bytes: 1 },
   { name: 'mcast_snooping', type: 23, bytes: 1 },
-  // A forwarding entry would come twice, with and without the VLAN of the port.
-  { name: 'vlan_default_pvid', type: 39, bytes: 2 },
 ] as const;
 
-const settings = (): readonly Buffer[] => OFF.map(({ type, bytes }) => attribute(type, Buffer.alloc(bytes)));
+/** A new bridge has only the last of them on. A kernel without VLANs refuses to be told that there are none. */
+const ON_AT_FIRST = 'mcast_snooping';
+
+const switchedOn = ({ data }: LinkFacts) => OFF.filter(({ type }) => data.get(type)?.some((byte) => byte !== 0));
+const switchOff = (settings: readonly (typeof OFF)[number][]): readonly Buffer[] =>
+  settings.map(({ type, bytes }) => attribute(type, Buffer.alloc(bytes)));
 
 /** Every setting can be changed in place, so a bridge with its ports is never made anew. */
 export const bridgeType: LinkType<BridgeLink> = {
   type: 'bridge',
-  data: settings,
-  change: settings,
+  data: () => switchOff(OFF.filter(({ name }) => name === ON_AT_FIRST)),
+  change: (_wanted, _found, facts) => switchOff(switchedOn(facts)),
   readBack(facts) {
     const { name, alias, mac, mtuBytes } = facts;
     if (!mac) return undefined;
-    const altered = settingAlteration(facts) ?? ipv4ConfAlteration(facts);
+    const [on] = switchedOn(facts);
+    const altered = on ? `has ${on.name} on` : ipv4ConfAlteration(facts);
     return { type: 'bridge', name, alias, mac, mtuBytes, ...(altered && { altered }) };
   },
   same: () => true,
@@ -37,11 +41,6 @@ export const bridgeType: LinkType<BridgeLink> = {
   rivalAdvice: () => undefined,
   nameAdvice: 'remove it, or set podLink to routed',
 };
-
-function settingAlteration({ data }: LinkFacts): string | undefined {
-  const found = OFF.find(({ type }) => data.get(type)?.some((byte) => byte !== 0));
-  return found && `has ${found.name} on`;
-}
 
 /**
  * What a port lets through. Nothing is learned and nothing is flooded: a frame reaches the pod whose forwarding entry it has,

@@ -17,7 +17,7 @@ export interface LinkType<L extends Link> {
   /** IFLA_INFO_DATA of a new device. */
   data(link: L): readonly Buffer[];
   /** IFLA_INFO_DATA that turns `found` into `wanted` in place; undefined when only another device will do. */
-  change(wanted: L, found: L & Altered): readonly Buffer[] | undefined;
+  change(wanted: L, found: L & Altered, facts: LinkFacts): readonly Buffer[] | undefined;
   /** The device of a dump, altered when a field of this type cannot show how it differs. Undefined for what it cannot express. */
   readBack(facts: LinkFacts, files: LinkFiles): (L & Altered) | undefined;
   /** Whether the fields of this type alone are the same. */

@@ -6,10 +6,12 @@ import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { isExists, KernelError } from '../errors.ts';
 import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
 import { bridgeType } from './bridge.ts';
+import { netconfAlteration } from './link-conf.ts';
 import type { LinkFiles, LinkType } from './link-type.ts';
 import { dumpLinks, isNodeLink, type Links, readLink } from './links.ts';
 import { type NetlinkClient, type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
+import { type Netconf, readNetconf } from './netconf.ts';
 import { type Altered, isAltered } from './object-driver.ts';
 import type { LinkReaper } from './reaper.ts';
 import { ADDR_GEN_MODE_NONE, AF, IFF_UP, IFLA, type LinkFacts, linkHeader, RTM, readLinkFacts } from './rtnetlink.ts';
@@ -66,18 +68,30 @@ const readBackLink = (facts: LinkFacts, files: LinkFiles): (Link & Altered) | un
 
 const isLinkType = (kind: string): kind is Link['type'] => Object.hasOwn(LINK_TYPES, kind);
 
-function listener(notice: Notice<'link'>, files: LinkFiles) {
+function listener(notice: Notice<'link'>, options: LinkDriverOptions) {
   return {
     message(message: NetlinkMessage, before: LinkFacts | undefined) {
+      const conf = readNetconf(message);
+      if (conf) tellOfConf(conf, notice, options);
       const facts = readLinkFacts(message);
       if (!facts) return;
-      const link = message.type === RTM.NEWLINK ? foundLink(facts, files) : undefined;
+      const link = message.type === RTM.NEWLINK ? foundLink(facts, options) : undefined;
       // Gone, renamed, or no longer marked as Tulle's.
       if (before && isNodeLink(before) && before.name !== link?.name) notice.found(`link ${before.name}`, undefined);
       if (link) notice.found(keyOf('link', link), link);
     },
     lost: (reason: string) => notice.stale(reason),
   };
+}
+
+/** The settings of a family do not show in the message that tells of their change. */
+function tellOfConf(conf: Netconf, notice: Notice<'link'>, options: LinkDriverOptions): void {
+  const facts = options.links.byIndex(conf.ifindex);
+  const link = facts && foundLink(facts, options);
+  const altered = link?.type === 'bridge' && conf.family === 'ipv4' ? netconfAlteration(conf) : undefined;
+  if (!link || !altered) return;
+  const found: Link & Altered = { ...link, altered };
+  notice.found(keyOf('link', link), found);
 }
 
 async function applyLinks(
@@ -110,7 +124,7 @@ async function ensureLink(wanted: Link, options: LinkDriverOptions): Promise<voi
   const facts = await readLink(client, wanted.name);
   if (facts && !isNodeLink(facts) && !isHalfMade(wanted, facts)) throw foreignLink(wanted, facts);
   const found = facts && readBackLink(facts, options);
-  const data = found?.type === wanted.type ? typeOf(wanted).change(wanted, found) : undefined;
+  const data = facts && found?.type === wanted.type ? typeOf(wanted).change(wanted, found, facts) : undefined;
   if (facts && data) return configure(wanted, facts, data, options);
   if (facts) await reaper.destroy([facts]);
   await createLink(wanted, options);
