@@ -49,7 +49,7 @@ const NETWORKS: readonly Cell[] = [
     mtuBytes: 1500,
   },
 ];
-const POD_LINKS = ['routed'] as const;
+const POD_LINKS = ['routed', 'bridge'] as const;
 
 /** Of node-1, node-2 and node-3: with two segments, 1 and 3 share one. */
 const PODS = [
@@ -66,12 +66,20 @@ for (const podLink of POD_LINKS) {
       await everyPairAnswers(t, ends, network);
       // First: large answers of a node's own service make the path between the nodes smaller for ten minutes, see vxlan.ts.
       await pathMtuIsTold(t, ends, network);
-      await everySizePasses(t, status, ends);
+      await everySizePasses(t, status, ends, losesFragments(network, podLink) ? ['--largest-ipv6', '1372'] : []);
       await nothingLeftToDo(t, status);
       await control.removePod('default', 'a');
     });
   }
 }
+
+/**
+ * Known: where the kernel's br_netfilter is on (its default), the sender's node puts IPv6 fragments together on the bridge
+ * and forgets their size. A path wider than the pods' MTU, a plain route beside a tunnel, then carries what the other pod's
+ * link refuses. See ARCHITECTURE.md, "Known limits".
+ */
+const losesFragments = ({ agentArgs }: Cell, podLink: (typeof POD_LINKS)[number]): boolean =>
+  podLink === 'bridge' && agentArgs.includes('--vxlan-direct-routing');
 
 async function startCell(
   t: ExecutionContext,
@@ -102,14 +110,19 @@ async function everyPairAnswers(t: ExecutionContext, ends: readonly PingEnd[], {
 }
 
 /** TCP streams and datagrams of all sizes: same node, other node, own node's pod, other node's pod, pod to node. */
-async function everySizePasses(t: ExecutionContext, { nodes }: LabStatus, ends: readonly PingEnd[]): Promise<void> {
+async function everySizePasses(
+  t: ExecutionContext,
+  { nodes }: LabStatus,
+  ends: readonly PingEnd[],
+  limits: readonly string[],
+): Promise<void> {
   const server = nodes.find(({ name }) => name === 'node-2');
   if (!server) throw new Error('no node-2');
   const end = (name: string) => ends.find((each) => each.name === name) as PingEnd;
   const serving = run(inNode(server, ['timeout', '-s', 'KILL', '30', process.execPath, ECHO, 'serve']));
   const ask = async (from: string, ...to: readonly string[]) => {
     const addresses = to.flatMap((name) => end(name).addresses);
-    const { exitCode, stderr } = await run(end(from).enter([process.execPath, ECHO, 'ask', ...addresses]));
+    const { exitCode, stderr } = await run(end(from).enter([process.execPath, ECHO, 'ask', ...limits, ...addresses]));
     t.is(exitCode, 0, `${from} → ${to.join(', ')}: ${stderr}`);
   };
   await ask('default/a', 'default/b', 'default/c', 'default/d', 'node-2');
