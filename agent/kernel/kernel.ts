@@ -57,11 +57,12 @@ export async function openKernel(
     stateFile: join(config.runDir, 'sysctl.json'),
     monitor: netlink.monitor,
   });
+  const member = createMemberDriver({ client: nfnetlink });
   const byKind = {
     ...netlink.drivers,
     sysctl,
-    set: createSetDriver({ run, client: nfnetlink }),
-    member: createMemberDriver({ client: nfnetlink }),
+    set: createSetDriver({ run, client: nfnetlink, onDestroyed: (name) => member.setDestroyed(name) }),
+    member,
     'chain-part': createChainDriver({ run, backend }),
   } satisfies { readonly [K in Kind]: { readonly kind: K } };
   const host = new HostWatch({

@@ -73,6 +73,8 @@ function bridgedItems(link: PodLink, { name }: PodBridge): readonly AnyItem[] {
 const hostRoute = (ip: IpAddress) =>
   ({ destination: hostCidr(ip), metric: defaultMetric(hostCidr(ip)), type: 'unicast' }) as const;
 
-/** The place in the gate's set, taken last. */
-const readyItem = (ip: IpAddress, ...needs: readonly Key[]): AnyItem =>
-  item('member', memberOf(setName('ready', factsOf(ip)), ip), needs);
+/** The place in the gate's set, taken last. The set goes when the node loses its podCIDR of that family. */
+function readyItem(ip: IpAddress, ...needs: readonly Key[]): AnyItem {
+  const set = setName('ready', factsOf(ip));
+  return item('member', memberOf(set, ip), [`set ${set}`, ...needs]);
+}

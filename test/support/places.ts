@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import type { ExecutionContext } from 'ava';
 import { execa } from 'execa';
+import { macOf } from '../../agent/model/mac.ts';
 import type { LabStatus } from '../../lab/control.ts';
 import { inNode, inPod, type NodeRef, pathOnHost } from '../../lab/node.ts';
 import type { PodStatus } from '../../lab/pods.ts';
@@ -98,7 +99,7 @@ export interface GuestOptions {
   readonly gateways: readonly string[];
 }
 
-/** A network namespace with one eth0. It ends with the test. */
+/** A network namespace with one eth0. It ends with the test; its MAC follows from its name, as a neighbour may remember it. */
 export async function createGuest(t: ExecutionContext, options: GuestOptions): Promise<Place> {
   const { name, beside, bridge, outerAddresses = [], addresses, gateways } = options;
   const [file, ...args] = inNetwork(networkOf(beside), [
@@ -122,10 +123,13 @@ export async function createGuest(t: ExecutionContext, options: GuestOptions): P
   const outer = bridge === undefined ? '' : `master ${bridge}`;
   const add = (address: string, link: string) =>
     `ip address add ${address} dev ${link}${address.includes(':') ? ' nodad' : ''}`;
+  const outside = networkPlace(`outside of ${name}`, beside);
+  // The kernel destroys the namespace some time after its last process, and until then the name would be taken.
+  t.teardown(() => runIn(outside, 'ip', 'link', 'delete', name));
   await shellIn(
-    networkPlace(`outside of ${name}`, beside),
+    outside,
     [
-      `ip link add ${name} ${outer} type veth peer name eth0 netns ${pid}`,
+      `ip link add ${name} ${outer} type veth peer name eth0 address ${macOf(`guest/${name}`)} netns ${pid}`,
       ...outerAddresses.map((address) => add(address, name)),
       `ip link set ${name} up`,
     ].join('\n'),

@@ -9,7 +9,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { type Cidr, FAMILIES, factsOf, prefixLengthOf } from '../../model/ip.ts';
 import { type Key, keyOf, type Member } from '../../model/items.ts';
-import type { Driver } from '../../reconcile/types.ts';
+import type { Driver, Notice } from '../../reconcile/types.ts';
 import { isNotFound } from '../errors.ts';
 import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from '../netlink/message.ts';
 import { changeElement, listElements, named, readElements } from './protocol.ts';
@@ -25,9 +25,15 @@ const HALVES: ReadonlyMap<Cidr, readonly [Cidr, Cidr]> = new Map([
 ]);
 const wholeOf = (entry: Cidr): Cidr => (factsOf(entry) === FAMILIES.ipv4 ? '0.0.0.0/0' : '::/0') as Cidr;
 
+export interface MemberDriver extends Driver<'member'> {
+  /** For the driver of sets: the members of a set go with it, and nobody else says so. */
+  setDestroyed(name: string): void;
+}
+
 /** `client` is a socket of protocol NETFILTER. */
-export function createMemberDriver({ client }: { client: NetlinkClient }): Driver<'member'> {
+export function createMemberDriver({ client }: { client: NetlinkClient }): MemberDriver {
   const asked = new AskedWide();
+  let heard: Notice<'member'> | undefined;
 
   return {
     kind: 'member',
@@ -64,6 +70,10 @@ export function createMemberDriver({ client }: { client: NetlinkClient }): Drive
       }
       return failures;
     },
+    watch(notice) {
+      heard = notice;
+    },
+    setDestroyed: (name) => heard?.stale(`set ${name} was destroyed`),
   };
 }
 

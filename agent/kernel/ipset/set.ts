@@ -17,8 +17,15 @@ import { destroySet, listElements, listHeaders, named, readElements, readHeader 
 
 const TIMEOUT_MS = 10_000;
 
-/** `client` is a socket of protocol NETFILTER in the namespace in which `run` runs. */
-export function createSetDriver({ run, client }: { run: Run; client: NetlinkClient }): Driver<'set'> {
+export interface SetDriverOptions {
+  readonly run: Run;
+  /** A socket of protocol NETFILTER in the namespace in which `run` runs. */
+  readonly client: NetlinkClient;
+  /** Told of a set that went, and with it its members. */
+  readonly onDestroyed?: (name: string) => void;
+}
+
+export function createSetDriver({ run, client, onDestroyed }: SetDriverOptions): Driver<'set'> {
   const restore = (lines: readonly string[], signal: AbortSignal) =>
     run({ file: 'ipset', args: ['restore'], stdin: `${lines.join('\n')}\n`, timeoutMs: TIMEOUT_MS, signal });
 
@@ -52,16 +59,23 @@ export function createSetDriver({ run, client }: { run: Run; client: NetlinkClie
       const removed = batch.filter((change) => change.action === 'remove');
       const failures = new Map(written.length > 0 ? await write(written, signal) : []);
       const outcomes = await client.batch(removed.map(({ from }) => destroySet(from.name)));
-      for (const [i, { key }] of removed.entries()) {
+      for (const [i, { key, from }] of removed.entries()) {
         const error = outcomes[i];
         if (error && !isNotFound(error)) failures.set(key, named(error));
+        else onDestroyed?.(from.name);
       }
+      for (const change of written) if (isRemade(change) && !failures.has(change.key)) onDestroyed?.(change.from.name);
       return failures;
     },
   };
 }
 
 type Written = Exclude<Change<'set'>, { action: 'remove' }>;
+
+/** Another type or family: destroyed and created, empty. */
+const isRemade = (change: Written): change is Extract<Written, { action: 'update' }> =>
+  change.action === 'update' &&
+  (change.from.type !== change.item.value.type || change.from.family !== change.item.value.family);
 
 /** Headers of all sets that are Tulle's by name. */
 export async function listOwnSets(client: NetlinkClient): Promise<readonly IpSet[]> {
@@ -73,8 +87,7 @@ export async function listOwnSets(client: NetlinkClient): Promise<readonly IpSet
 async function render(change: Written, client: NetlinkClient): Promise<readonly string[]> {
   const { value } = change.item;
   if (change.action === 'create') return [renderCreate(value, '-exist')];
-  const { from } = change;
-  if (from.type !== value.type || from.family !== value.family) return [`destroy ${value.name}`, renderCreate(value)];
+  if (isRemade(change)) return [`destroy ${value.name}`, renderCreate(value)];
   const elements = (await client.dump(listElements(value.name))).flatMap((message) => [...readElements(message)]);
   const next = { ...value, name: `${SET_PREFIX}next-${hash(value.name, 12)}` };
   return [
