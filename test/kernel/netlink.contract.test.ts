@@ -12,7 +12,7 @@ import { type Cidr, hostCidr, type IpAddress, parseCidr, parseIp } from '../../a
 import { defaultMetric, type Fdb, type Neighbour, type Route, type VxlanLink } from '../../agent/model/items.ts';
 import { type MacAddress, macOf, parseMac } from '../../agent/model/mac.ts';
 import { vxlanData } from '../support/fake-links.ts';
-import { fdbPayload } from '../support/fake-netlink.ts';
+import { fdbPayload } from '../support/fake-neighbours.ts';
 import { create, holds, hosts, list, type NetlinkHost, remove, update } from '../support/netlink-host.ts';
 
 const ip = (value: string) => parseIp(value) as IpAddress;

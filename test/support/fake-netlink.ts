@@ -1,5 +1,5 @@
 /**
- * A small kernel behind NetlinkClient: links (vxlan, veth), addresses, routes, neighbours and forwarding entries of several
+ * A small kernel behind NetlinkClient: links (vxlan, veth, bridge), addresses, routes, neighbours and forwarding entries of several
  * network namespaces. It refuses what Linux refuses, and loses in silence what Linux loses. Its truth is held against a real
  * kernel by test/kernel/netlink.contract.test.ts.
  */
@@ -12,33 +12,14 @@ import {
   type NetlinkRequest,
   NLM,
 } from '../../agent/kernel/netlink/message.ts';
-import {
-  AF,
-  addressHeader,
-  IFA,
-  IFF_UP,
-  IFLA,
-  ipOf,
-  NDA,
-  NTF_SELF,
-  NUD_PERMANENT,
-  neighbourHeader,
-  RTM,
-} from '../../agent/kernel/netlink/rtnetlink.ts';
+import { AF, addressHeader, IFA, IFF_UP, IFLA, ipOf, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
 import type { SysctlFiles } from '../../agent/kernel/sysctl/files.ts';
-import { bytesOf, factsOf, familyOf, type IpAddress } from '../../agent/model/ip.ts';
-import { macBytes, macFromBytes } from '../../agent/model/mac.ts';
-import { type FakeLink, linkMessage, newLink, parseLinkRequest, tunnelOf, VXLAN } from './fake-links.ts';
+import { bytesOf, factsOf, familyOf } from '../../agent/model/ip.ts';
+import { macFromBytes } from '../../agent/model/mac.ts';
+import { enslave, type FakeLink, linkMessage, newLink, parseLinkRequest, tunnelOf, VXLAN } from './fake-links.ts';
+import { FakeNeighbours } from './fake-neighbours.ts';
 import { type FakeAddress, FakeRoutes, fail, message } from './fake-routes.ts';
 
-interface FakeNeighbour {
-  readonly ifindex: number;
-  /** AF_INET, AF_INET6, or AF_BRIDGE for a forwarding entry. */
-  readonly family: number;
-  /** Address of a neighbour, hardware address of a forwarding entry. */
-  readonly id: string;
-  readonly payload: Buffer;
-}
 /** A terminating NUL counts. */
 const ALIAS_MAX_BYTES = 255;
 
@@ -71,7 +52,7 @@ export class FakeNetns implements NetlinkClient {
   readonly #kernel: FakeKernel;
   readonly #failures: { readonly type: number; readonly code: string }[] = [];
   #addresses: FakeAddress[] = [];
-  #neighbours: FakeNeighbour[] = [];
+  readonly #neighbours = new FakeNeighbours();
   readonly #routes = new FakeRoutes();
   #nextIfindex = 1;
 
@@ -79,7 +60,8 @@ export class FakeNetns implements NetlinkClient {
     this.#kernel = kernel;
     this.fd = fd;
     this.files.set('net/ipv6/conf/all/disable_ipv6', '0');
-    this.#add({ attributes: new Map(), name: 'lo', kind: '', data: new Map(), up: true });
+    this.files.set('net/ipv4/conf/all/accept_redirects', '1');
+    this.#add({ attributes: new Map(), name: 'lo', kind: '', data: new Map(), port: new Map(), up: true });
   }
 
   /** The next request of this type (RTM_*) fails. */
@@ -165,10 +147,10 @@ export class FakeNetns implements NetlinkClient {
         return this.#getAddresses(payload);
       case RTM.NEWNEIGH:
       case RTM.DELNEIGH:
-        this.#changeNeighbour(type, payload, flags);
+        this.#neighbours.change(type, payload, flags, this.links);
         return [];
       case RTM.GETNEIGH:
-        return this.#getNeighbours(payload);
+        return this.#neighbours.dump(payload, this.links);
       case RTM.NEWROUTE:
         this.#routes.add(payload, flags, { links: this.links, addresses: this.#addresses });
         return [];
@@ -203,7 +185,7 @@ export class FakeNetns implements NetlinkClient {
     const existing = this.links.get(payload.readInt32LE(4)) ?? (wanted.name ? this.#byName(wanted.name) : undefined);
     if (existing && flags & NLM.EXCL) fail('EEXIST');
     if (existing) {
-      this.#changeLink(existing, wanted.data);
+      this.#changeLink(existing, wanted);
       return;
     }
     if (!(flags & NLM.CREATE)) fail('ENODEV');
@@ -235,11 +217,16 @@ export class FakeNetns implements NetlinkClient {
     this.links.set(link.ifindex, link);
     const defaults = { accept_ra: '1', accept_redirects: '1', disable_ipv6: '0' };
     for (const [name, value] of Object.entries(defaults)) this.files.set(`net/ipv6/conf/${link.name}/${name}`, value);
+    this.files.set(`net/ipv4/conf/${link.name}/accept_redirects`, '1');
     return link;
   }
 
   /** A vxlan takes its own VNI and port for a change, and refuses it. */
-  #changeLink(link: FakeLink, data: ReadonlyMap<number, Buffer>): void {
+  #changeLink(link: FakeLink, { data, port }: ReturnType<typeof parseLinkRequest>): void {
+    if (port.size > 0 && link.masterIfindex === 0) fail('ENOTSUP');
+    for (const [type, value] of port) link.port.set(type, value);
+    if (link.kind === 'bridge') for (const [type, value] of data) link.data.set(type, value);
+    if (link.kind !== 'vxlan') return;
     if (data.has(VXLAN.ID) || data.has(VXLAN.PORT)) fail('ENOTSUP');
     for (const type of [VXLAN.LOCAL, VXLAN.LOCAL6]) {
       const local = data.get(type);
@@ -258,12 +245,21 @@ export class FakeNetns implements NetlinkClient {
     }
     link.mtuBytes = u32Of(attributes.get(IFLA.MTU)) ?? link.mtuBytes;
     link.group = u32Of(attributes.get(IFLA.GROUP)) ?? link.group;
+    const master = u32Of(attributes.get(IFLA.MASTER));
+    if (master !== undefined) this.#enslave(link, master);
     if ((attributes.get(IFLA.IFALIAS)?.length ?? 0) > ALIAS_MAX_BYTES) fail('ERANGE');
     link.alias = textOf(attributes.get(IFLA.IFALIAS)) ?? link.alias;
     const inet = parseAttributes(attributes.get(IFLA.AF_SPEC) ?? Buffer.alloc(0)).get(AF.INET);
     const conf = parseAttributes(parseAttributes(inet ?? Buffer.alloc(0)).get(IFLA.INET_CONF) ?? Buffer.alloc(0));
     for (const [number, value] of conf) link.ipv4Conf.set(number, value.readUInt32LE(0));
     if (payload.readUInt32LE(12) & IFF_UP) this.#switch(link, (payload.readUInt32LE(8) & IFF_UP) !== 0);
+  }
+
+  /** The forwarding entries of a port are its bridge's. */
+  #enslave(link: FakeLink, masterIfindex: number): void {
+    if (masterIfindex !== 0 && this.links.get(masterIfindex)?.kind !== 'bridge') fail('ENODEV');
+    this.#neighbours.drop(link, [AF.BRIDGE]);
+    enslave(link, masterIfindex);
   }
 
   /** With a link go its routes, IPv6 addresses and neighbours; IPv4 addresses and forwarding entries stay. */
@@ -279,8 +275,8 @@ export class FakeNetns implements NetlinkClient {
   }
 
   /** Permanent ones too; with a change of the hardware address even when it is none. */
-  #dropNeighbours({ ifindex: on }: FakeLink): void {
-    this.#neighbours = this.#neighbours.filter(({ ifindex, family }) => ifindex !== on || family === AF.BRIDGE);
+  #dropNeighbours(link: FakeLink): void {
+    this.#neighbours.drop(link, [AF.INET, AF.INET6]);
   }
 
   #deleteLinks(payload: Buffer): void {
@@ -294,11 +290,11 @@ export class FakeNetns implements NetlinkClient {
 
   #delete(link: FakeLink): void {
     if (!this.links.delete(link.ifindex)) return;
+    for (const other of this.links.values()) if (other.masterIfindex === link.ifindex) this.#enslave(other, 0);
     this.#switch(link, false);
     this.#addresses = this.#addresses.filter(({ ifindex }) => ifindex !== link.ifindex);
-    this.#neighbours = this.#neighbours.filter(({ ifindex }) => ifindex !== link.ifindex);
-    for (const path of [...this.files.keys()])
-      if (path.startsWith(`net/ipv6/conf/${link.name}/`)) this.files.delete(path);
+    this.#neighbours.drop(link, [AF.INET, AF.INET6, AF.BRIDGE]);
+    for (const path of [...this.files.keys()]) if (path.includes(`/conf/${link.name}/`)) this.files.delete(path);
     const peer = this.#kernel.veths.get(link);
     this.#kernel.veths.delete(link);
     if (peer) peer.netns.#delete(peer.link);
@@ -331,7 +327,7 @@ export class FakeNetns implements NetlinkClient {
   #dropWithLastAddress(link: FakeLink): void {
     if (this.#addresses.some(({ ifindex, ip }) => ifindex === link.ifindex && familyOf(ip) === 'ipv4')) return;
     this.#routes.dropLink(link.ifindex, AF.INET);
-    this.#neighbours = this.#neighbours.filter(({ ifindex, family }) => ifindex !== link.ifindex || family !== AF.INET);
+    this.#neighbours.drop(link, [AF.INET]);
   }
 
   #getAddresses(payload: Buffer): readonly NetlinkMessage[] {
@@ -345,40 +341,4 @@ export class FakeNetns implements NetlinkClient {
         return message(RTM.NEWADDR, Buffer.concat([header, bytes, ...local]));
       });
   }
-
-  // Neighbours and forwarding entries.
-
-  #changeNeighbour(type: number, payload: Buffer, flags: number): void {
-    const family = payload.readUInt8(0);
-    const ifindex = payload.readInt32LE(4);
-    const link = this.links.get(ifindex) ?? fail('ENODEV');
-    if (family === AF.BRIDGE && link.kind !== 'vxlan') fail('ENOTSUP');
-    const attributes = parseAttributes(payload, 12);
-    const id = family === AF.BRIDGE ? attributes.get(NDA.LLADDR)?.toString('hex') : ipOf(attributes.get(NDA.DST));
-    if (id === undefined) fail('EINVAL');
-    const found = this.#neighbours.find(
-      (other) => other.ifindex === ifindex && other.family === family && other.id === id,
-    );
-    if (type === RTM.DELNEIGH && !found) fail('ENOENT');
-    // The default destination may be several.
-    if (family === AF.BRIDGE && id === '000000000000' && flags & NLM.REPLACE) fail('ENOTSUP');
-    if (type === RTM.NEWNEIGH && found && flags & NLM.EXCL) fail('EEXIST');
-    this.#neighbours = this.#neighbours.filter((other) => other !== found);
-    if (type === RTM.NEWNEIGH) this.#neighbours.push({ ifindex, family, id, payload });
-  }
-
-  #getNeighbours(payload: Buffer): readonly NetlinkMessage[] {
-    const ifindex = u32Of(parseAttributes(payload, 12).get(NDA.IFINDEX));
-    return this.#neighbours
-      .filter((entry) => entry.family === payload[0] && (ifindex === undefined || entry.ifindex === ifindex))
-      .map((entry) => message(RTM.NEWNEIGH, entry.payload));
-  }
 }
-
-/** A forwarding entry as the kernel would report it, for tests that put a stranger's in. */
-export const fdbPayload = (ifindex: number, mac: Parameters<typeof macBytes>[0], destination: IpAddress): Buffer =>
-  Buffer.concat([
-    neighbourHeader(AF.BRIDGE, { ifindex, state: NUD_PERMANENT, flags: NTF_SELF }),
-    attribute(NDA.LLADDR, macBytes(mac)),
-    attribute(NDA.DST, bytesOf(destination)),
-  ]);
