@@ -35,6 +35,8 @@ interface Attack {
   readonly name: string;
   readonly from: Place;
   readonly to: string;
+  /** The tunnel's unless given. */
+  readonly port?: number;
   readonly source?: string;
   readonly unprivileged?: boolean;
   /** Where it is dropped: node, table and chain. */
@@ -142,6 +144,7 @@ async function plan(t: ExecutionContext, scene: Scene): Promise<readonly Attack[
   const input = [node1, 'mangle', 'TULLE-INPUT'] as const;
   const stranger = await createStranger(t, scene);
   const guest = await createMasqueraded(t, scene);
+  const service = await redirect(scene);
   const attack = (name: string, from: Place, to: string, dropped: Attack['dropped']): Attack => ({
     name,
     from,
@@ -153,6 +156,7 @@ async function plan(t: ExecutionContext, scene: Scene): Promise<readonly Attack[
   await shellIn(pod1, addAddress(ips.node2));
   await shellIn(pod2, addAddress(ips.node2));
   // Without the guard it is up to the host's rp_filter.
+  const spoofed = (node: Place) => (facts.family === 'ipv4' ? raw(node) : ([node, 'raw', 'TULLE-PREROUTING'] as const));
   const asNode2 = { source: ips.node2, needsGuard: false };
   return [
     { ...attack('a pod, to another node, masqueraded by its own', pod2, ips.node1, raw(node2)), ...nobody },
@@ -160,8 +164,12 @@ async function plan(t: ExecutionContext, scene: Scene): Promise<readonly Attack[
     attack("a pod, to its node's address in the pod network", pod1, ips.node1InPodNetwork, raw(node1)),
     attack("a pod, to another node's address in the pod network", pod2, ips.node1InPodNetwork, raw(node1)),
     ...NEARBY[facts.family].map((to) => attack(`a pod, to ${to}`, pod1, to, input)),
-    { ...attack('a pod as node-2, to node-1 from there', pod2, ips.node1, raw(node2)), ...asNode2 },
-    { ...attack('a pod as node-2, to node-1 from beside', pod1, ips.node1, raw(node1)), ...asNode2 },
+    { ...attack('a pod as node-2, to node-1 from there', pod2, ips.node1, spoofed(node2)), ...asNode2 },
+    { ...attack('a pod as node-2, to node-1 from beside', pod1, ips.node1, spoofed(node1)), ...asNode2 },
+    {
+      ...attack('a pod, by a DNAT of its node', pod2, service.to, [node2, 'mangle', 'TULLE-FORWARD']),
+      port: service.port,
+    },
     attack('a stranger on the segment', stranger, ips.node1, raw(node1)),
     ...NEARBY[facts.family].map((to) => attack(`a stranger on the segment, to ${to}`, stranger, to, input)),
     attack('a guest that its node masquerades', guest, ips.node1, raw(node2)),
@@ -200,6 +208,14 @@ async function createMasqueraded(t: ExecutionContext, { lab, node2, facts }: Sce
   return guest;
 }
 
+/** Somebody else's rule of node-2, as for a published port: what is sent there goes on to the tunnel's port of node-1. */
+async function redirect({ node2, ips, facts }: Scene): Promise<{ readonly to: string; readonly port: number }> {
+  const [to, end] = facts.family === 'ipv4' ? ['192.0.2.1', ips.node1] : ['2001:db8::1', `[${ips.node1}]`];
+  const dnat = `-p udp -d ${to} --dport 9 -j DNAT --to-destination ${end}:${TUNNEL_PORT}`;
+  await shellIn(node2, `${iptables(facts)} -t nat -A PREROUTING ${dnat}`);
+  return { to, port: 9 };
+}
+
 async function isDropped(t: ExecutionContext, attack: Attack, payload: string, facts: FamilyFacts): Promise<void> {
   const count = () => drops(...attack.dropped, facts);
   const before = await count();
@@ -209,10 +225,10 @@ async function isDropped(t: ExecutionContext, attack: Attack, payload: string, f
   await t.notThrowsAsync(() => until(async () => (await count()) > before, wait), attack.name);
 }
 
-const send = ({ from, to, source, unprivileged }: Attack, payload: string): Promise<void> =>
+const send = ({ from, to, port = TUNNEL_PORT, source, unprivileged }: Attack, payload: string): Promise<void> =>
   sendDatagram(from, {
     to,
-    port: TUNNEL_PORT,
+    port,
     payload,
     ...(source && { from: source }),
     ...(unprivileged && { unprivileged }),
@@ -239,7 +255,7 @@ async function withoutGuard(nodes: readonly Place[], facts: FamilyFacts, work: (
       nodes.map((node) =>
         shellIn(
           node,
-          ['raw PREROUTING', 'mangle INPUT']
+          ['raw PREROUTING', 'mangle INPUT', 'mangle FORWARD']
             .map((place) => place.split(' '))
             .map(
               ([table, chain]) =>
