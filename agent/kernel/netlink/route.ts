@@ -11,7 +11,7 @@ import {
   parseIp,
   prefixLengthOf,
 } from '../../model/ip.ts';
-import type { Key, Route } from '../../model/items.ts';
+import { type Key, keyOf, type Route } from '../../model/items.ts';
 import { ROUTE_PROTOCOL } from '../../model/kernel-names.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
 import { isExists, KernelError } from '../errors.ts';
@@ -124,24 +124,46 @@ const dumpOf = (family: number): NetlinkRequest => ({
   object: 'routes',
 });
 
-function readRoute({ type, payload }: NetlinkMessage, links: Links): Found<'route'> | undefined {
+/** A route of the main table that takes part in forwarding as Tulle's do, whoever's it is. */
+interface SeenRoute {
+  readonly header: RouteHeader;
+  readonly attributes: ReadonlyMap<number, Buffer>;
+  readonly destination: Cidr;
+  readonly metric: number;
+}
+
+function seeRoute({ type, payload }: NetlinkMessage): SeenRoute | undefined {
   if (type !== RTM.NEWROUTE && type !== RTM.DELROUTE) return undefined;
   const header = parseRouteHeader(payload);
-  const family = familyOfAf(header.family);
-  if (!family || header.protocol !== ROUTE_PROTOCOL || header.tos !== 0 || (header.flags & RTM_F_CLONED) !== 0)
-    return undefined;
+  if (!familyOfAf(header.family) || header.tos !== 0 || (header.flags & RTM_F_CLONED) !== 0) return undefined;
   const attributes = parseAttributes(payload, 12);
   if ((u32Of(attributes.get(RTA.TABLE)) ?? header.table) !== RT_TABLE_MAIN) return undefined;
   const destination = destinationOf(header, attributes.get(RTA.DST));
+  return { header, attributes, destination, metric: u32Of(attributes.get(RTA.PRIORITY)) ?? 0 };
+}
+
+function readRoute(message: NetlinkMessage, links: Links): Found<'route'> | undefined {
+  const seen = seeRoute(message);
+  if (seen?.header.protocol !== ROUTE_PROTOCOL) return undefined;
+  const { header, attributes, destination, metric } = seen;
   const routeType = (Object.keys(ROUTE_TYPES) as Route['type'][]).find((name) => ROUTE_TYPES[name] === header.type);
   const route: Route = {
     destination,
-    metric: u32Of(attributes.get(RTA.PRIORITY)) ?? 0,
+    metric,
     type: routeType ?? 'unicast',
     ...(routeType === 'unicast' && nexthopOf(header, attributes, links)),
   };
   const altered = routeType ? alterationOf(route, header, attributes) : `has the type ${header.type}`;
   return altered === undefined ? route : { ...route, altered };
+}
+
+/** The route that a stranger's has taken the place of: the kernel announces the new one, and no end of the old. */
+function replacedRoute(message: NetlinkMessage): Key<'route'> | undefined {
+  if (message.type !== RTM.NEWROUTE || (message.flags & NLM.REPLACE) === 0) return undefined;
+  const seen = seeRoute(message);
+  if (!seen || seen.header.protocol === ROUTE_PROTOCOL) return undefined;
+  const { destination, metric } = seen;
+  return keyOf('route', { destination, metric, type: 'unicast' });
 }
 
 function destinationOf({ family, prefixLength }: RouteHeader, bytes: Buffer | undefined): Cidr {
@@ -202,6 +224,8 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
       const listener = {
         message(message: NetlinkMessage, before: { readonly up: boolean; readonly name: string } | undefined) {
           for (const key of routesOnLostLink(message, before, known)) found(key, undefined);
+          const replaced = replacedRoute(message);
+          if (replaced && known.has(replaced)) found(replaced, undefined);
           const reason = removedAddress(message, known, options.links);
           if (reason) notice.stale(reason);
         },

@@ -1,0 +1,75 @@
+/** Own routes that share destination and metric with others: a real kernel, somebody with `ip route`, and the reconciler. */
+import { closeSync, openSync } from 'node:fs';
+import test, { type ExecutionContext } from 'ava';
+import { pino } from 'pino';
+import { openNetlink } from '../../agent/kernel/netlink/open.ts';
+import { type Cidr, FAMILIES, parseCidr } from '../../agent/model/ip.ts';
+import { defaultMetric, item, type Key } from '../../agent/model/items.ts';
+import { KernelState } from '../../agent/reconcile/kernel-state.ts';
+import { Reconciler } from '../../agent/reconcile/reconciler.ts';
+import { MERGE } from '../support/fragments.ts';
+import { createNetns, waitFor } from '../support/netns.ts';
+
+const DESTINATIONS = { ipv4: '10.244.1.0/24', ipv6: 'fd00:1::/64' } as const;
+
+interface Rivals {
+  readonly reconciler: Reconciler;
+  readonly key: Key<'route'>;
+  ip(command: string): Promise<unknown>;
+  /** The routes to the destination, a line each, without what a family adds to it. */
+  routes(): Promise<readonly string[]>;
+}
+
+/** A blackhole is wanted and there. Nothing is listed again unless it is asked for. */
+async function open(t: ExecutionContext, family: keyof typeof DESTINATIONS): Promise<Rivals> {
+  const host = await createNetns(t, 'host');
+  const netnsFd = openSync(host.path, 'r');
+  const netlink = openNetlink({ netnsFd });
+  const destination = parseCidr(DESTINATIONS[family]) as Cidr;
+  const route = item('route', { destination, metric: defaultMetric(destination), type: 'blackhole' });
+  const state = new KernelState(MERGE);
+  state.replace('test', { id: 'test', cause: 'test', rank: '', items: [route], requires: [], problems: [] });
+  const reconciler = new Reconciler({
+    state,
+    drivers: [netlink.drivers.route],
+    log: pino({ level: 'silent' }),
+    options: { backoff: { minMs: 1, maxMs: 50 }, resyncIntervalMs: 3_600_000 },
+  });
+  const end = new AbortController();
+  t.teardown(async () => {
+    end.abort(new Error('the test is over'));
+    await reconciler.stopped;
+    await netlink.close();
+    closeSync(netnsFd);
+  });
+  reconciler.start(end.signal);
+  await reconciler.settle([route.key], AbortSignal.timeout(10_000));
+  const flag = family === FAMILIES.ipv6.family ? '-6' : '-4';
+  return {
+    reconciler,
+    key: route.key,
+    ip: (command) => host.run('ip', flag, ...command.split(' ')),
+    routes: async () => {
+      const { stdout } = await host.run('ip', flag, 'route', 'show', destination);
+      return stdout
+        .split('\n')
+        .filter((line) => line !== '')
+        .map((line) => /^\w+/.exec(line)?.[0] + (/ proto \S+/.exec(line)?.[0] ?? ''));
+    },
+  };
+}
+
+const OWN = ['blackhole proto 84'];
+
+for (const [family, destination] of Object.entries(DESTINATIONS) as [keyof typeof DESTINATIONS, string][]) {
+  test(`${family}: a route that somebody has replaced with his own is known to be gone, and comes back after it`, async (t) => {
+    const { reconciler, key, ip, routes } = await open(t, family);
+    t.deepEqual(await routes(), OWN);
+    await ip(`route replace prohibit ${destination} proto static`);
+    await waitFor(() => reconciler.failure([key]) !== undefined, { describe: 'the failure' });
+    t.deepEqual(await routes(), ['prohibit proto static'], "the stranger's route stays");
+    await ip(`route delete prohibit ${destination} proto static`);
+    await waitFor(async () => (await routes()).join() === OWN.join(), { describe: 'the own route' });
+    t.deepEqual(await routes(), OWN);
+  });
+}
