@@ -61,7 +61,7 @@ export async function openKernel(
   const byKind = {
     ...netlink.drivers,
     sysctl,
-    set: createSetDriver({ run, client: nfnetlink, onDestroyed: (name) => member.setDestroyed(name) }),
+    set: createSetDriver({ run, client: nfnetlink, onEmptied: (name) => member.setEmptied(name) }),
     member,
     'chain-part': createChainDriver({ run, backend }),
   } satisfies { readonly [K in Kind]: { readonly kind: K } };

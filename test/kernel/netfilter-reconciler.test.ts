@@ -39,7 +39,9 @@ async function agent<T>(
   action: (reconciler: Reconciler) => Promise<T>,
 ) {
   const backend = await chooseBackend(host.run);
-  const drivers = [createSetDriver(host), createMemberDriver(host), createChainDriver({ run: host.run, backend })];
+  const member = createMemberDriver(host);
+  const set = createSetDriver({ ...host, onEmptied: (name) => member.setEmptied(name) });
+  const drivers = [set, member, createChainDriver({ run: host.run, backend })];
   const state = new KernelState({ set: 'same', member: 'same', 'chain-part': 'one' } as Record<Kind, 'one' | 'same'>);
   state.replace('test', { id: 'test', cause: 'test', rank: '', items, requires: [], problems: [] });
   const reconciler = new Reconciler({ state, drivers: drivers as AnyDriver[], log: pino({ level: 'silent' }) });
@@ -85,5 +87,18 @@ test('a restart writes nothing, what was spoilt is repaired, and what nobody wan
     await until(() => ITEMS.every(({ key }) => reconciler.known(key) === undefined), 'everything swept');
     t.deepEqual(await reconciler.diff(never), []);
     t.deepEqual((await host.run({ file: 'ipset', args: ['list', '-n'], timeoutMs: 10_000 })).stdout, '');
+  });
+});
+
+test('a set that somebody destroyed is filled again as soon as it is made again', async (t) => {
+  const host = await kernelHost(t);
+  const items = [set, ...members];
+  await agent(host, items, async (reconciler) => {
+    await reconciler.settle(keys(items), never);
+    await host.run({ file: 'ipset', args: ['destroy', set.value.name], timeoutMs: 10_000 });
+    reconciler.resync('set');
+    await until(() => (reconciler.status().kinds['set']?.lists ?? 0) === 2, 'the sets listed again');
+    await reconciler.settle(keys(items), never);
+    t.deepEqual(await reconciler.diff(never), []);
   });
 });

@@ -26,14 +26,16 @@ const HALVES: ReadonlyMap<Cidr, readonly [Cidr, Cidr]> = new Map([
 const wholeOf = (entry: Cidr): Cidr => (factsOf(entry) === FAMILIES.ipv4 ? '0.0.0.0/0' : '::/0') as Cidr;
 
 export interface MemberDriver extends Driver<'member'> {
-  /** For the driver of sets: the members of a set go with it, and nobody else says so. */
-  setDestroyed(name: string): void;
+  /** For the driver of sets: the members of a set go with it, and nobody else says so, nor what a new set replaces. */
+  setEmptied(name: string): void;
 }
 
 /** `client` is a socket of protocol NETFILTER. */
 export function createMemberDriver({ client }: { client: NetlinkClient }): MemberDriver {
   const asked = new AskedWide();
   let heard: Notice<'member'> | undefined;
+  /** Sets that had a member at the last list or were given one since. */
+  const filled = new Set<string>();
 
   return {
     kind: 'member',
@@ -43,10 +45,12 @@ export function createMemberDriver({ client }: { client: NetlinkClient }): Membe
     equal: () => true,
     async list(signal) {
       const found = new Map<Key<'member'>, Member>();
+      filled.clear();
       for (const { name } of await listOwnSets(client)) {
         const entries = await readEntries(await dumpSet(client, name), signal);
         for (const entry of asked.join(name, entries)) {
           const member = { set: name, entry };
+          filled.add(name);
           found.set(keyOf('member', member), member);
         }
       }
@@ -58,6 +62,7 @@ export function createMemberDriver({ client }: { client: NetlinkClient }): Membe
       for (const change of batch) {
         const action = change.action === 'remove' ? 'remove' : 'add';
         const { set, entry } = change.action === 'remove' ? change.from : change.item.value;
+        if (action === 'add') filled.add(set);
         for (const piece of asked.split(action, set, entry)) {
           requests.push(changeElement(action, set, piece));
           keys.push(change.key);
@@ -73,7 +78,9 @@ export function createMemberDriver({ client }: { client: NetlinkClient }): Membe
     watch(notice) {
       heard = notice;
     },
-    setDestroyed: (name) => heard?.stale(`set ${name} was destroyed`),
+    setEmptied(name) {
+      if (filled.has(name)) heard?.stale(`set ${name} was destroyed`);
+    },
   };
 }
 

@@ -21,11 +21,11 @@ export interface SetDriverOptions {
   readonly run: Run;
   /** A socket of protocol NETFILTER in the namespace in which `run` runs. */
   readonly client: NetlinkClient;
-  /** Told of a set that went, and with it its members. */
-  readonly onDestroyed?: (name: string) => void;
+  /** Told of a set that went or is new, whatever members one of its name had before. */
+  readonly onEmptied?: (name: string) => void;
 }
 
-export function createSetDriver({ run, client, onDestroyed }: SetDriverOptions): Driver<'set'> {
+export function createSetDriver({ run, client, onEmptied }: SetDriverOptions): Driver<'set'> {
   const restore = (lines: readonly string[], signal: AbortSignal) =>
     run({ file: 'ipset', args: ['restore'], stdin: `${lines.join('\n')}\n`, timeoutMs: TIMEOUT_MS, signal });
 
@@ -62,9 +62,9 @@ export function createSetDriver({ run, client, onDestroyed }: SetDriverOptions):
       for (const [i, { key, from }] of removed.entries()) {
         const error = outcomes[i];
         if (error && !isNotFound(error)) failures.set(key, named(error));
-        else onDestroyed?.(from.name);
+        else onEmptied?.(from.name);
       }
-      for (const change of written) if (isRemade(change) && !failures.has(change.key)) onDestroyed?.(change.from.name);
+      for (const change of written) if (isEmpty(change) && !failures.has(change.key)) onEmptied?.(change.item.value.name);
       return failures;
     },
   };
@@ -76,6 +76,9 @@ type Written = Exclude<Change<'set'>, { action: 'remove' }>;
 const isRemade = (change: Written): change is Extract<Written, { action: 'update' }> =>
   change.action === 'update' &&
   (change.from.type !== change.item.value.type || change.from.family !== change.item.value.family);
+
+/** What remains to be filled. One that is missing was destroyed by somebody, or never there. */
+const isEmpty = (change: Written): boolean => change.action === 'create' || isRemade(change);
 
 /** Headers of all sets that are Tulle's by name. */
 export async function listOwnSets(client: NetlinkClient): Promise<readonly IpSet[]> {
