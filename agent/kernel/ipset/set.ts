@@ -64,7 +64,8 @@ export function createSetDriver({ run, client, onEmptied }: SetDriverOptions): D
         if (error && !isNotFound(error)) failures.set(key, named(error));
         else onEmptied?.(from.name);
       }
-      for (const change of written) if (isEmpty(change) && !failures.has(change.key)) onEmptied?.(change.item.value.name);
+      for (const change of written)
+        if (isEmpty(change) && !failures.has(change.key)) onEmptied?.(change.item.value.name);
       return failures;
     },
   };
