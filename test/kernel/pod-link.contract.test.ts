@@ -4,7 +4,7 @@ import { KernelError } from '../../agent/kernel/errors.ts';
 import { nested, text } from '../../agent/kernel/netlink/attributes.ts';
 import { dumpLinks, readLink } from '../../agent/kernel/netlink/links.ts';
 import { type NetlinkClient, NLM } from '../../agent/kernel/netlink/message.ts';
-import { renderLinkDown, renderPair } from '../../agent/kernel/netlink/pod-link-requests.ts';
+import { renderLinkDown, renderMtu, renderPair } from '../../agent/kernel/netlink/pod-link-requests.ts';
 import { IFLA, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
 import { type IpAddress, parseIp } from '../../agent/model/ip.ts';
 import type { PodLink } from '../../agent/model/items.ts';
@@ -125,6 +125,29 @@ for (const [kernel, open] of Object.entries(hosts)) {
     t.is((await readLink(client, value.name))?.ifindex, before?.ifindex);
     t.deepEqual(await describe(wanted), []);
     t.true(await holds(drivers.neighbour, neighbour), 'the neighbours stay');
+  });
+
+  contract('an MTU too small for IPv6 is good enough for IPv4', async (t, { drivers, newPod, describe }) => {
+    const value = podLink(await newPod(), { ips: IPS.IPv4, mtuBytes: 1000 });
+    await create(drivers['pod-link'], value);
+    t.deepEqual(await describe(value), []);
+    const wanted = { ...value, mtuBytes: 1450 };
+    await update(drivers['pod-link'], wanted, value);
+    t.deepEqual(await describe(wanted), []);
+    await update(drivers['pod-link'], value, wanted);
+    t.deepEqual(await describe(value), []);
+  });
+
+  contract('what IPv6 lost to a small MTU comes back', async (t, { drivers, newPod, openPod, describe, client }) => {
+    const value = podLink(await newPod());
+    await create(drivers['pod-link'], value);
+    const small = { ...value, mtuBytes: 1000 };
+    const pod = openPod(value.netns).client;
+    await client.request(renderMtu(small, (await readLink(client, value.name))?.ifindex ?? 0));
+    await pod.request(renderMtu(small, (await readLink(pod, value.ifName))?.ifindex ?? 0));
+    const [found] = await list(drivers['pod-link']);
+    await update(drivers['pod-link'], value, found as PodLink);
+    t.deepEqual(await describe(value), []);
   });
 
   contract(

@@ -212,7 +212,9 @@ async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptio
 async function prepareHostSide(value: PodLink, facts: LinkFacts, options: PodLinkDriverOptions): Promise<void> {
   const { client, sysctls } = options;
   const masterIfindex = value.bridge ? await readBridgeIndex(value.bridge.name, client) : 0;
-  const ipv6 = sysctls.read('net/ipv6/conf/all/disable_ipv6') !== undefined;
+  // A link that has or gets too small an MTU knows no settings of IPv6, not even that it is off.
+  const ipv6 =
+    value.mtuBytes >= IPV6_MIN_MTU_BYTES && sysctls.read(`net/ipv6/conf/${value.name}/disable_ipv6`) !== undefined;
   await client.request(renderHostMarks(value, facts, { ipv6, masterIfindex }));
   if (value.bridge) await client.request(renderHostPort(value, facts.ifindex));
   writeSysctls(sysctls, hostSysctls(value), { needed: hasIpv6(value) });
@@ -239,7 +241,7 @@ async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriv
   const { client, reaper } = options;
   const facts = await readLink(client, value.name);
   if (facts && !isPodLink(facts)) throw foreignLink(value, facts);
-  if (facts?.kind !== 'veth' || !samePodSide(value, from)) {
+  if (facts?.kind !== 'veth' || !samePodSide(value, from) || hasLostIpv6(value, facts)) {
     if (facts) await reaper.destroy([facts]);
     return createPodLink(value, options);
   }
@@ -247,6 +249,13 @@ async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriv
   await prepareHostSide(value, facts, options);
   await all(client.batch(renderHostUp(value, facts.ifindex)));
 }
+
+/** The least MTU of IPv6 (RFC 8200 section 5). A link that goes below it loses its addresses, routes and settings of IPv6. */
+const IPV6_MIN_MTU_BYTES = 1280;
+
+/** Nothing but a new pair brings back what was inside the pod, whose end has followed. */
+const hasLostIpv6 = (value: PodLink, { mtuBytes }: LinkFacts): boolean =>
+  hasIpv6(value) && mtuBytes < IPV6_MIN_MTU_BYTES && value.mtuBytes >= IPV6_MIN_MTU_BYTES;
 
 /** The pod's end first: should it fail, the host's end still shows that there is something to do. */
 async function followMtu(value: PodLink, peerIfindex: number, options: PodLinkDriverOptions): Promise<void> {
