@@ -18,7 +18,13 @@ import { type Failures, OwnTable, type PartChange, partOf, readFamily } from './
 import { strayPart } from './read-back.ts';
 import { type FoundPart, hashOf, linesOf } from './render.ts';
 
-export function createChainDriver({ run, backend }: { run: Run; backend: Pick<Backend, 'commands'> }): Driver<'chain-part'> {
+export function createChainDriver({
+  run,
+  backend,
+}: {
+  run: Run;
+  backend: Pick<Backend, 'commands'>;
+}): Driver<'chain-part'> {
   const tables = new Map<string, OwnTable>();
   const tableOf = (family: Family, table: Table): OwnTable => {
     const id = `${family} ${table}`;
