@@ -247,6 +247,14 @@ test('fake: pod link: one whose removal failed half-way is not taken for a good 
   t.true(await holds(drivers['pod-link'], value));
 });
 
+test('fake: pod link: a former pair that vanishes while it is looked for is not in the way', async (t) => {
+  const { drivers, newPod, fake, describe } = await hosts.fake(t);
+  const value = podLink(await newPod());
+  (fake as FakeNetns).failNext(RTM.NEWLINK, 'EEXIST');
+  await create(drivers['pod-link'], value);
+  t.deepEqual(await describe(value), []);
+});
+
 async function makeVxlan(client: NetlinkClient, name: string): Promise<void> {
   const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, 'vxlan'), vxlanData(7, 4789));
   const payload = Buffer.concat([linkHeader(), text(IFLA.IFNAME, name), info]);

@@ -191,7 +191,8 @@ async function createPodLink(value: PodLink, options: PodLinkDriverOptions): Pro
 async function isThereAlready(value: PodLink, options: PodLinkDriverOptions): Promise<boolean> {
   const { client, reaper } = options;
   const facts = await readLink(client, value.name);
-  if (!facts) throw nameTaken(value);
+  // Either the pod's end has the name, or the link has vanished since: another attempt tells.
+  if (!facts) return false;
   if (!isPodLink(facts) && !isHalfMade(value, facts)) throw foreignLink(value, facts);
   const isComplete = !reaper.isDoomed(facts.ifindex) && (await describePodLink(value, options)).length === 0;
   if (!isComplete) await reaper.destroy([facts]);
