@@ -55,6 +55,8 @@ export interface AgentStatus {
   readonly version: string;
   readonly nodeName: string;
   readonly backend: Config['backend'];
+  /** How new pods are connected. */
+  readonly podLink: Config['podLink'];
   readonly readiness: Readiness;
   /** Absent before the cluster has answered. */
   readonly underlay?: Underlay;
@@ -177,6 +179,7 @@ class Agent {
       version,
       nodeName: config.nodeName,
       backend: config.backend,
+      podLink: config.podLink,
       readiness: this.readiness(),
       ...(underlay && { underlay }),
       host: { kernel: this.#host.kernel.release, iptables: this.#kernel.iptables },

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { constants } from 'node:os';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { table } from '../agent/commands/table.ts';
+import { flagName, SETTINGS } from '../agent/config.ts';
 import { families as allFamilies, type Family } from '../agent/model/ip.ts';
 import { type LabOptions, type LabStatus, labControl } from './control.ts';
 import { hasLeftovers, removeLab } from './down.ts';
@@ -24,7 +25,12 @@ const FAMILY_CHOICES: Readonly<Record<string, readonly Family[]>> = {
   dual: ['ipv4', 'ipv6'],
 };
 
-interface UpOptions {
+/** Settings of the agents that are options of the lab, under the agent's own names. */
+const AGENT_SETTINGS = ['backend', 'podLink'] as const;
+
+type AgentOptions = { readonly [K in (typeof AGENT_SETTINGS)[number]]?: string };
+
+interface UpOptions extends AgentOptions {
   readonly nodes: number;
   readonly families: string;
   readonly segments: number;
@@ -46,7 +52,6 @@ export function labCommand(): Command {
 function addLifeCommands(lab: Command): void {
   withUpOptions(lab.command('up').description('start a lab and wait until every agent is ready'))
     .option('--force', 'replace a lab that is up')
-    .argument('[agentArgs...]', 'after --: further arguments of every agent, such as --vxlan-vni 7')
     .action(up);
   lab.command('down').description('end the lab, or remove what is left of one that crashed').action(down);
   lab
@@ -83,15 +88,16 @@ function addLifeCommands(lab: Command): void {
     lab
       .command('tour')
       .description('a guided tour with real packets; starts a lab if none is up and leaves it running'),
-  ).action(async (options: UpOptions) => {
+  ).action(async (agentArgs: string[], options: UpOptions) => {
     checkRoot();
-    if (!(await isUp(layout()))) await up([], options);
+    if (!(await isUp(layout()))) await up(agentArgs, options);
     await tour(labControl(layout()));
   });
 }
 
-const withUpOptions = (command: Command): Command =>
-  command
+const withUpOptions = (command: Command): Command => {
+  for (const key of AGENT_SETTINGS) command.addOption(agentOption(key));
+  return command
     .option('--nodes <n>', 'how many nodes', wholeNumber(1, MAX_NODES), DEFAULT_OPTIONS.nodes)
     .addOption(
       new Option('--families <families>', 'addresses of nodes and pods')
@@ -103,7 +109,17 @@ const withUpOptions = (command: Command): Command =>
       'how many L2 segments the nodes are spread over, with a router between',
       wholeNumber(1, MAX_SEGMENTS),
       1,
-    );
+    )
+    .argument('[agentArgs...]', 'after --: further arguments of every agent, such as --vxlan-vni 7');
+};
+
+function agentOption(key: (typeof AGENT_SETTINGS)[number]): Option {
+  const { type, help } = SETTINGS[key];
+  return new Option(`--${flagName(key)} <value>`, `${help} (${type.expected})`).argParser((text: string) => {
+    if (type.parse(text) === undefined) throw new InvalidArgumentError(`expected ${type.expected}.`);
+    return text;
+  });
+}
 
 function addPodCommands(lab: Command): void {
   const pod = lab.command('pod').description('pods of the lab');
@@ -218,7 +234,7 @@ function addNodeCommands(lab: Command): void {
     .action(async (name: string, command: string[]) => become(inNode(findNode(await readStatus(), name), command)));
 }
 
-async function up(agentArgs: string[], { nodes, families, segments, force }: UpOptions): Promise<void> {
+async function up(agentArgs: string[], { nodes, families, segments, force, ...settings }: UpOptions): Promise<void> {
   checkMachine();
   const startMs = performance.now();
   const options: LabOptions = {
@@ -226,13 +242,17 @@ async function up(agentArgs: string[], { nodes, families, segments, force }: UpO
     nodes,
     segments,
     families: FAMILY_CHOICES[families] ?? [],
-    agentArgs,
+    agentArgs: [...agentArgumentsOf(settings), ...agentArgs],
   };
   await using _ = await lockLab(layout().dir);
   if (force) await removeLab(layout(), printStep);
   await startLabProcess(layout(), options, printStep);
   printStep(`the lab is up: ${nodes} nodes`, performance.now() - startMs);
 }
+
+/** Before those after `--`, which therefore win. */
+const agentArgumentsOf = (settings: AgentOptions): readonly string[] =>
+  AGENT_SETTINGS.flatMap((key) => (settings[key] === undefined ? [] : [`--${flagName(key)}`, settings[key]]));
 
 async function down(): Promise<void> {
   checkRoot();

@@ -4,8 +4,10 @@ import { readFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { execa } from 'execa';
+import type { AgentStatus } from '../agent/agent.ts';
 import { table } from '../agent/commands/table.ts';
 import { SETTINGS } from '../agent/config.ts';
+import { familyOf } from '../agent/model/ip.ts';
 import { ROUTE_PROTOCOL } from '../agent/model/kernel-names.ts';
 import type { LabControl, LabNodeStatus, LabStatus } from './control.ts';
 import { bridgeName } from './fabric.ts';
@@ -19,18 +21,28 @@ import { TULLE } from './up.ts';
 const PODS_PER_NODE = ['a', 'b'];
 /** For each thing that the tour waits for. */
 const DEADLINE_MS = 15_000;
-/** Unless the lab was started with another. */
+/** Unless the lab was started with another (`-- --vxlan-port`): then no packet is seen. */
 const VXLAN_PORT = SETTINGS['vxlan.port'].default;
 
 /** The lab must be up. Throws LabError when something that it shows does not happen. */
 export async function tour(control: LabControl): Promise<void> {
+  await showNetwork(await control.status());
   await showPods(control);
   const status = await control.status();
   await showPings(status);
-  await showTunnel(status);
+  await showPacket(status);
   await showRepair(status);
   await showAgent(status);
   showWaysOn(status);
+}
+
+/** What a node really uses, in its agent's words: the lab may have been started with other options than the tour. */
+async function showNetwork({ nodes: [node] }: LabStatus): Promise<void> {
+  if (!node) return;
+  const { backend, podLink, underlay } = JSON.parse(await runIn(node, [TULLE, 'status', '--json'])) as AgentStatus;
+  const tunnel = underlay?.tunnel ? `tunnel over ${underlay.tunnel.family} from ${underlay.tunnel.local}` : 'no tunnel';
+  heading(`The network that the agent of ${node.name} gives its pods`);
+  printLines([`backend ${backend} (${tunnel}), pod link ${podLink}, MTU ${underlay?.mtuBytes ?? 'unknown'}`]);
 }
 
 async function showPods(control: LabControl): Promise<void> {
@@ -62,14 +74,17 @@ async function showPings(status: LabStatus): Promise<void> {
   throw failed('reach every pod from every other', 'all pings answered', `${lost.length} of ${results.length} lost`);
 }
 
-/** One encapsulated echo request, seen from the bridge between the nodes. */
-async function showTunnel(status: LabStatus): Promise<void> {
+/** One echo request, seen from the bridge between the nodes: in a tunnel, or plain with the pods' own addresses. */
+async function showPacket(status: LabStatus): Promise<void> {
   const [from, to] = podsOnTwoNodes(status);
-  if (!from || !to) return;
+  const [family] = status.families;
+  const [source, destination] = [from, to].map((end) => end?.addresses.find((ip) => familyOf(ip) === family));
+  if (!from || !to || !source || !destination) return;
   const { segment } = nodeNamed(status, from.node);
   heading(`That ping on the wire between ${from.node} and ${to.node} (tcpdump on ${bridgeName(segment)})`);
   const inFabric = ['nsenter', '--target', `${status.supervisorPid}`, '--net', '--'];
-  const filter = ['udp', 'port', `${VXLAN_PORT}`];
+  // A tunnel's packets have the nodes' addresses, so only one of the two can be what is seen.
+  const filter = `udp port ${VXLAN_PORT} or (host ${source} and host ${destination})`;
   const [file = '', ...args] = [
     ...inFabric,
     'tcpdump',
@@ -82,7 +97,7 @@ async function showTunnel(status: LabStatus): Promise<void> {
     bridgeName(segment),
     '-c',
     '1',
-    ...filter,
+    filter,
   ];
   const capture = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   try {

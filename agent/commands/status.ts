@@ -23,6 +23,7 @@ function nodeLines({
   nodeName,
   readiness,
   backend,
+  podLink,
   underlay,
   host,
   attachments,
@@ -33,7 +34,7 @@ function nodeLines({
     `node      ${nodeName}, tulle ${version}, Linux ${host.kernel}, iptables ${host.iptables}`,
     `ready     ${readiness.ready ? 'yes' : `no: ${readiness.reason}`}`,
     `pods      ${attachments.length} attached, podCIDR ${networks}, MTU ${underlay?.mtuBytes ?? 'unknown'}`,
-    `backend   ${backend}${tunnel}`,
+    `backend   ${backend}${tunnel}, pod link ${podLink}`,
   ];
 }
 

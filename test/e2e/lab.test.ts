@@ -179,13 +179,16 @@ test.serial('when the supervisor is killed everything ends, and down removes wha
   t.deepEqual(await outsideDifferences(), []);
 });
 
-test.serial('a second lab up starts from what a crash left, and lab down ends a running lab', async (t) => {
+test.serial('a second lab up starts from what a crash left, set otherwise, and lab down ends a running lab', async (t) => {
   const options = ['--nodes', '1', '--families', 'ipv4'];
   t.is((await lab('up', ...options)).exitCode, 0);
   process.kill((await status()).supervisorPid, 'SIGKILL');
-  const second = await lab('up', ...options);
+  const settings = ['--backend', 'host-gw', '--pod-link', 'bridge', '--', '--backend', 'vxlan'];
+  const second = await lab('up', ...options, ...settings);
   t.is(second.exitCode, 0, second.stderr);
   t.regex(second.stdout, /removed /);
+  const { stdout } = await lab('exec-node', 'node-1', '--', TULLE, 'status', '--json');
+  t.like(JSON.parse(stdout), { backend: 'vxlan', podLink: 'bridge' }, 'what stands after -- wins');
   const { supervisorPid } = await status();
   t.is((await lab('down')).exitCode, 0);
   t.false(await exists(`/proc/${supervisorPid}/exe`));
