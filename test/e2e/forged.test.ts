@@ -266,8 +266,11 @@ async function withoutGuard(nodes: readonly Place[], facts: FamilyFacts, work: (
       ),
     );
   await edit('-I');
-  await work();
-  await edit('-D');
+  try {
+    await work();
+  } finally {
+    await edit('-D');
+  }
 }
 
 const iptables = ({ family }: FamilyFacts): string => (family === FAMILIES.ipv4.family ? 'iptables' : 'ip6tables');

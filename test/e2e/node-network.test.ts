@@ -96,13 +96,13 @@ test.serial('pods talk where the policy of FORWARD is DROP', async (t) => {
     Promise.all(
       [node1, node2].map((node) => shellIn(node, `iptables -P FORWARD ${policy}; ip6tables -P FORWARD ${policy}`)),
     );
+  t.teardown(() => setPolicy('ACCEPT'));
   await setPolicy('DROP');
   for (const { family } of families) {
     t.true(await pings(near, address.far[family]), family);
     t.true(await pings(far, address.near[family]), family);
     t.true(await pings(near, OUTSIDE[family]), `${family}: out of the cluster`);
   }
-  await setPolicy('ACCEPT');
 });
 
 test.serial('what is for an unused pod address ends at the node that has it', async (t) => {
