@@ -84,6 +84,18 @@ test('chooseBackend: a back end that is not installed is not chosen', async (t) 
   t.is((await chooseBackend(without(run, /-nft-/, 'ENOPKG'))).backend, 'legacy');
 });
 
+test('chooseBackend: a back end that the kernel lacks is not chosen, and the reason says so', async (t) => {
+  const { run } = await host({ 'iptables-nft': rules(5) });
+  const { backend, reason } = await chooseBackend(without(run, /-nft-/, 'EINVAL'));
+  t.is(backend, 'legacy');
+  t.regex(reason, /^no other rules on this host; nft is unusable: cannot run iptables-nft-save: EINVAL/);
+});
+
+test('chooseBackend: when neither can be read it says why', async (t) => {
+  const { run } = new FakeIptables();
+  await t.throwsAsync(chooseBackend(without(run, /tables/, 'EINVAL')), { code: 'EINVAL', message: /-nft-save/ });
+});
+
 test('chooseBackend: without any it names the package', async (t) => {
   const { run } = new FakeIptables();
   await t.throwsAsync(chooseBackend(without(run, /tables/, 'ENOPKG')), { message: /Debian package iptables/ });

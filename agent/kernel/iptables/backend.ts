@@ -33,6 +33,8 @@ interface Census {
 }
 
 const DEADLINE_MS = 10_000;
+/** Failures that say nothing about a back end. */
+const PASSING: ReadonlySet<string> = new Set(['ECANCELED', 'ETIMEDOUT', 'EAGAIN']);
 const HINT = /^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) /;
 
 export const backendCommands = (backend: BackendName): Backend['commands'] => {
@@ -44,23 +46,25 @@ export const backendCommands = (backend: BackendName): Backend['commands'] => {
 };
 
 /**
- * The kubelet's hint decides, then more rules of others, then Tulle's own rules of before, then nft. Throws KernelError
- * ENOPKG when neither back end is installed.
+ * The kubelet's hint decides, then more rules of others, then Tulle's own rules of before, then nft. One that cannot be
+ * read is not chosen: it is not installed, or the kernel lacks it. Throws KernelError: the first reason when neither can
+ * be read; at once when one is merely busy, because an answer would depend on the moment.
  */
 export async function chooseBackend(run: Run, signal?: AbortSignal): Promise<Backend> {
   const counted: Census[] = [];
-  let missing: unknown;
+  const unusable: { readonly name: BackendName; readonly error: KernelError }[] = [];
   for (const name of BACKENDS) {
     try {
       counted.push(await takeCensus(run, name, signal));
     } catch (error) {
-      if (!isMissingFamily(error)) throw error;
-      missing ??= error;
+      if (!(error instanceof KernelError) || PASSING.has(error.code)) throw error;
+      unusable.push({ name, error });
     }
   }
   const [best] = counted.sort(byEvidence);
-  if (!best) throw missing;
-  return describeBackend(run, best.name, reasonOf(best), signal);
+  if (!best) throw unusable[0]?.error;
+  const reasons = [reasonOf(best), ...unusable.map(({ name, error }) => `${name} is unusable: ${error.message}`)];
+  return describeBackend(run, best.name, reasons.join('; '), signal);
 }
 
 /** The facts of a back end that is chosen already. */
