@@ -54,19 +54,24 @@ export function advertisementFrame({ vni, mac, source, lifetimeSeconds }: Router
   return encapsulated(vni, macs, ETHERTYPE_IPV6, header, advertisement(checksum));
 }
 
-function encapsulated(vni: number, macs: TunnelFrame['macs'], etherType: number, ...packet: readonly Buffer[]): Buffer {
+export function encapsulated(
+  vni: number,
+  macs: TunnelFrame['macs'],
+  etherType: number,
+  ...packet: readonly Buffer[]
+): Buffer {
   const vxlan = Buffer.from([VNI_PRESENT, 0, 0, 0, vni >> 16, (vni >> 8) & 0xff, vni & 0xff, 0]);
   return Buffer.concat([vxlan, macBytes(macs.destination), macBytes(macs.source), u16(etherType), ...packet]);
 }
 
-function u16(...values: readonly number[]): Buffer {
+export function u16(...values: readonly number[]): Buffer {
   const bytes = Buffer.alloc(values.length * 2);
   for (const [i, value] of values.entries()) bytes.writeUInt16BE(value, i * 2);
   return bytes;
 }
 
 /** RFC 1071. */
-function checksumOf(bytes: Buffer): number {
+export function checksumOf(bytes: Buffer): number {
   let sum = 0;
   for (let i = 0; i < bytes.length; i += 2) sum += bytes.readUInt16BE(i);
   while (sum > 0xffff) sum = (sum & 0xffff) + (sum >> 16);
