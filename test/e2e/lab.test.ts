@@ -179,7 +179,7 @@ test.serial('when the supervisor is killed everything ends, and down removes wha
   t.deepEqual(await outsideDifferences(), []);
 });
 
-test.serial('a second lab up starts from what a crash left, set otherwise, and lab down ends a running lab', async (t) => {
+test.serial('a second lab up, set otherwise, starts from what a crash left, and lab down ends it', async (t) => {
   const options = ['--nodes', '1', '--families', 'ipv4'];
   t.is((await lab('up', ...options)).exitCode, 0);
   process.kill((await status()).supervisorPid, 'SIGKILL');
