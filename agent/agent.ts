@@ -22,6 +22,7 @@ import { CniServer } from './pods/cni-server.ts';
 import { DeleteQueue } from './pods/delete-queue.ts';
 import { type PodRecord, PodRecords } from './pods/records.ts';
 import { StaticAddresses } from './pods/static-addresses.ts';
+import { strayProblem } from './pods/strays.ts';
 import { KernelState } from './reconcile/kernel-state.ts';
 import { Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
 import type { Change } from './reconcile/types.ts';
@@ -63,6 +64,8 @@ export interface AgentStatus {
   readonly host: { readonly kernel: string; readonly iptables: string };
   readonly cluster: ClusterStatus;
   readonly attachments: readonly PodRecord[];
+  /** What is wrong with attachments, one sentence each. */
+  readonly problems: readonly string[];
   readonly kernel: ReconcilerStatus;
 }
 
@@ -185,6 +188,7 @@ class Agent {
       host: { kernel: this.#host.kernel.release, iptables: this.#kernel.iptables },
       cluster: this.#watch.status(),
       attachments: this.#attachments.list(),
+      problems: underlay ? this.#strays(underlay) : [],
       kernel: this.#reconciler.status(),
     };
   }
@@ -247,6 +251,14 @@ class Agent {
     if (plan.underlay.podNetworks.length > 0) this.#networkPlanned(plan.underlay, before?.underlay, signal);
   }
 
+  #strays({ podNetworks }: Underlay): readonly string[] {
+    const problem = strayProblem(
+      this.#attachments.list(),
+      podNetworks.map(({ cidr }) => cidr),
+    );
+    return problem === undefined ? [] : [problem];
+  }
+
   #networkPlanned(underlay: Underlay, before: Underlay | undefined, signal: AbortSignal): void {
     if (before === undefined || before.podNetworks.length === 0) this.#reconciler.enableSweep();
     this.#installer.start(signal, () => {
@@ -254,7 +266,9 @@ class Agent {
       void this.#kernel.sweepOtherBackend(signal);
     });
     this.#attachments.follow(underlay.mtuBytes);
-    if (underlay !== before && !underlay.suspended) saveUnderlay(this.#options.config.runDir, underlay);
+    if (underlay === before) return;
+    for (const problem of this.#strays(underlay)) this.#options.log.warn({ problem }, 'pods outlived their podCIDR');
+    if (!underlay.suspended) saveUnderlay(this.#options.config.runDir, underlay);
   }
 
   /** What the node needs for itself: everything that no other Node's fragment wants. */

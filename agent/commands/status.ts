@@ -53,8 +53,9 @@ function kernelLines({ kernel }: AgentStatus): readonly string[] {
   return table([['kind', 'wanted', 'held', 'dirty', 'failing', 'blocked', 'changes', 'repaired'], ...rows]);
 }
 
-function troubleLines({ kernel, cluster }: AgentStatus): readonly string[] {
+function troubleLines({ kernel, cluster, problems }: AgentStatus): readonly string[] {
   return [
+    ...problems.map((problem) => `problem   ${problem}`),
     ...kernel.problems.map(({ problem }) => `problem   ${problem}`),
     ...cluster.resources.flatMap(({ problems }) => problems.map((problem) => `problem   ${problem}`)),
     ...kernel.failing.map(({ key, error, attempts }) => `failing   ${key}: ${error} (${attempts} attempts)`),

@@ -6,7 +6,7 @@ import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type Cidr, FAMILIES, type Family, type FamilyFacts, factsOf, familyOf } from '../model/ip.ts';
 import { type AnyItem, type ChainPart, item, type Key, keyOf, type Member, type Rule } from '../model/items.ts';
-import { baseChain, POD_INTERFACES, setName } from '../model/kernel-names.ts';
+import { baseChain, POD_INTERFACES, type SetPurpose, setName } from '../model/kernel-names.ts';
 import { BRIDGE } from './bridge.ts';
 import type { PlanSettings, PodNetwork, Underlay } from './underlay.ts';
 
@@ -54,12 +54,12 @@ function networkItems(network: PodNetwork, host: Host, settings: PlanSettings): 
     direct,
     ...directCidrs(network, settings).map((entry) => item('member', { set: direct.value.name, entry }, [direct.key])),
     item('chain-part', { ...gatePart(network.family), rules: gateRules(network.cidr, facts) }, [ready.key]),
-    item('chain-part', acceptPart(network)),
+    item('chain-part', acceptPart(facts), [ready.key]),
     ...spoofingItems(facts),
     item('route', { destination: network.cidr, metric: DEAD_END_METRIC, type: 'unreachable' }),
     ...forwardingItems(facts, host),
   ];
-  if (settings.masquerade) items.push(item('chain-part', masqueradePart(network, host), [direct.key]));
+  if (settings.masquerade) items.push(item('chain-part', masqueradePart(network, host), [direct.key, ready.key]));
   return items;
 }
 
@@ -78,22 +78,25 @@ function directCidrs({ cidr, family }: PodNetwork, settings: PlanSettings): read
 const gatePart = (family: Family) =>
   ({ family, table: 'mangle', chain: baseChain('FORWARD'), order: '10-gate' }) as const satisfies Partial<ChainPart>;
 
-/** Closed unless the pod is ready; the first rule also stops a pod that sends with an address that is not its own kind. */
+const inSet = (purpose: SetPurpose, facts: FamilyFacts, direction: 'src' | 'dst') =>
+  ['-m', 'set', '--match-set', setName(purpose, facts), direction] as const;
+const notInSet = (purpose: SetPurpose, facts: FamilyFacts, direction: 'src' | 'dst') =>
+  ['-m', 'set', '!', '--match-set', setName(purpose, facts), direction] as const;
+
+/**
+ * Closed unless the pod is ready; the first rules also stop a pod that sends with an address that is not its own kind. Pods
+ * may have addresses of a former podCIDR: what goes through their links is looked at whatever the address.
+ */
 function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
-  const unlessReady = (direction: 'src' | 'dst') => [
-    '-m',
-    'set',
-    '!',
-    '--match-set',
-    setName('ready', facts),
-    direction,
-    '-j',
-    'DROP',
-  ];
+  const unlessReady = (direction: 'src' | 'dst') => [...notInSet('ready', facts, direction), '-j', 'DROP'];
   return [
     ...POD_INTERFACES.map((pattern) => ({
       args: ['-i', pattern, ...unlessReady('src')],
       comment: 'from a pod, not the address of a ready pod',
+    })),
+    ...POD_INTERFACES.map((pattern) => ({
+      args: ['-o', pattern, ...unlessReady('dst')],
+      comment: 'to a pod, not the address of a ready pod',
     })),
     { args: ['-s', cidr, ...unlessReady('src')], comment: 'from a pod that is not ready' },
     { args: ['-d', cidr, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
@@ -121,43 +124,39 @@ const spoofingItems = ({ family }: FamilyFacts): readonly AnyItem[] =>
       ];
 
 /** Pod traffic is forwarded also where the policy of FORWARD is DROP (Docker, ufw). */
-const acceptPart = ({ cidr, family }: PodNetwork): ChainPart => ({
-  family,
+const acceptPart = (facts: FamilyFacts): ChainPart => ({
+  family: facts.family,
   table: 'filter',
   chain: baseChain('FORWARD'),
   order: '50-pods',
   rules: [
-    { args: ['-s', cidr, '-j', 'ACCEPT'], comment: 'from pods of this node' },
-    { args: ['-d', cidr, '-j', 'ACCEPT'], comment: 'to pods of this node' },
+    { args: [...inSet('ready', facts, 'src'), '-j', 'ACCEPT'], comment: 'from pods of this node' },
+    { args: [...inSet('ready', facts, 'dst'), '-j', 'ACCEPT'], comment: 'to pods of this node' },
   ],
 });
 
-const masqueradePart = ({ cidr, family }: PodNetwork, { randomFully }: Host): ChainPart => ({
-  family,
-  table: 'nat',
-  chain: baseChain('POSTROUTING'),
-  order: '50-masquerade',
-  rules: [
-    {
-      args: [
-        ...[
-          '-s',
-          cidr,
-          '-m',
-          'set',
-          '!',
-          '--match-set',
-          setName('direct', FAMILIES[family]),
-          'dst',
-          '-j',
-          'MASQUERADE',
-        ],
-        ...(randomFully ? ['--random-fully'] : []),
-      ],
-      comment: 'pod traffic that leaves the cluster',
-    },
-  ],
-});
+/** Nobody outside of the node has a way back to the address of a former podCIDR, so those pods are always masqueraded. */
+function masqueradePart({ cidr, family }: PodNetwork, { randomFully }: Host): ChainPart {
+  const facts = FAMILIES[family];
+  const masquerade = ['-j', 'MASQUERADE', ...(randomFully ? ['--random-fully'] : [])];
+  const elsewhere = notInSet('ready', facts, 'dst');
+  return {
+    family,
+    table: 'nat',
+    chain: baseChain('POSTROUTING'),
+    order: '50-masquerade',
+    rules: [
+      {
+        args: ['-s', cidr, ...notInSet('direct', facts, 'dst'), ...elsewhere, ...masquerade],
+        comment: 'pod traffic that leaves the cluster',
+      },
+      {
+        args: ['!', '-s', cidr, ...inSet('ready', facts, 'src'), ...elsewhere, ...masquerade],
+        comment: 'from a pod with an address of a former podCIDR',
+      },
+    ],
+  };
+}
 
 /**
  * Forwarding, and before IPv6 forwarding accept_ra 2 on every link that lives by router advertisements: with forwarding

@@ -77,15 +77,18 @@ test('the gate, masquerade and the tunnel port are rules over sets', (t) => {
       lines(fragments.get('backend vxlan'), 'chain-part', 'set'),
     ].join('\n'),
     `chain-part ipv4 filter TULLE-FORWARD 50-pods
-  -s 10.84.0.0/24 -j ACCEPT
-  -d 10.84.0.0/24 -j ACCEPT
+  -m set --match-set tulle-ready-4 src -j ACCEPT
+  -m set --match-set tulle-ready-4 dst -j ACCEPT
 chain-part ipv4 mangle TULLE-FORWARD 10-gate
   -i tl+ -m set ! --match-set tulle-ready-4 src -j DROP
   -i tulle0 -m set ! --match-set tulle-ready-4 src -j DROP
+  -o tl+ -m set ! --match-set tulle-ready-4 dst -j DROP
+  -o tulle0 -m set ! --match-set tulle-ready-4 dst -j DROP
   -s 10.84.0.0/24 -m set ! --match-set tulle-ready-4 src -j DROP
   -d 10.84.0.0/24 -m set ! --match-set tulle-ready-4 dst -j DROP
 chain-part ipv4 nat TULLE-POSTROUTING 50-masquerade
-  -s 10.84.0.0/24 -m set ! --match-set tulle-direct-4 dst -j MASQUERADE --random-fully
+  -s 10.84.0.0/24 -m set ! --match-set tulle-direct-4 dst -m set ! --match-set tulle-ready-4 dst -j MASQUERADE --random-fully
+  ! -s 10.84.0.0/24 -m set --match-set tulle-ready-4 src -m set ! --match-set tulle-ready-4 dst -j MASQUERADE --random-fully
 route {"destination":"10.84.0.0/24","metric":4000000000,"type":"unreachable"}
 set {"name":"tulle-direct-4","type":"hash:net","family":"ipv4","maxElements":65536}
 set {"name":"tulle-ready-4","type":"hash:ip","family":"ipv4","maxElements":65536}
