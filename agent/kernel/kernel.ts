@@ -50,6 +50,7 @@ export async function openKernel(
   const netlink = openNetlink({
     sysctlRoot: config.procSys,
     onReaperError: (err) => log.warn({ err }, 'links of deleted pods cannot be destroyed yet'),
+    onMonitorFault: (err) => log.error({ err }, 'a notification of the kernel could not be taken up'),
   });
   const nfnetlink = new NetlinkSocket(NETLINK_PROTOCOL.NETFILTER);
   const sysctl = createSysctlDriver({

@@ -19,6 +19,8 @@ export interface OpenNetlinkOptions {
   readonly sysctlRoot?: string;
   /** Told when links of deleted pods could not be destroyed. */
   readonly onReaperError?: (error: Error) => void;
+  /** Told of a listener of the monitor that threw. */
+  readonly onMonitorFault?: (error: unknown) => void;
 }
 
 export interface Netlink {
@@ -36,12 +38,12 @@ export interface Netlink {
 }
 
 /** Throws KernelError. The result does not keep the process alive. */
-export function openNetlink({ netnsFd, sysctlRoot, onReaperError }: OpenNetlinkOptions = {}): Netlink {
+export function openNetlink({ netnsFd, sysctlRoot, onReaperError, onMonitorFault }: OpenNetlinkOptions = {}): Netlink {
   const place = netnsFd === undefined ? {} : { netnsFd };
   const root = sysctlRoot === undefined ? {} : { root: sysctlRoot };
   const client = new NetlinkSocket(NETLINK_PROTOCOL.ROUTE, place);
   const links = new Links(client);
-  const monitor = new NetlinkMonitor({ links, ...place });
+  const monitor = new NetlinkMonitor({ links, ...place, ...(onMonitorFault && { onFault: onMonitorFault }) });
   const sysctls = openSysctls({ ...root, ...place });
   const ethtool = openEthtool(netnsFd);
   const reaper = new ThreadReaper({ ...place, ...(onReaperError && { onError: onReaperError }) });
