@@ -1,5 +1,6 @@
 /** Facts about this host that planning needs, read again when links or addresses change. */
 import { release } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { Host, HostLink } from '../model/host.ts';
 import { families } from '../model/ip.ts';
@@ -9,6 +10,7 @@ import type { NetlinkClient, NetlinkMessage } from './netlink/message.ts';
 import type { MonitorListener, NetlinkMonitor } from './netlink/monitor.ts';
 import { readForwarding } from './netlink/netconf.ts';
 import { addressHeader, IFA, ipOf, type LinkFacts, RTM, readLinkFacts } from './netlink/rtnetlink.ts';
+import { retryDelayMs } from './retry-delay.ts';
 import type { SysctlFiles } from './sysctl/files.ts';
 
 export interface HostOptions {
@@ -19,6 +21,8 @@ export interface HostOptions {
   readonly randomFully: boolean;
   /** What a sysctl was before Tulle wrote it: the plan must not depend on what it has done. */
   readonly formerSysctl: (path: string) => string | undefined;
+  /** Told of a listener that threw: a fault of the agent's own. */
+  readonly onFault?: (error: unknown) => void;
 }
 
 /** The newest facts; an equal reading keeps its identity and tells nobody. */
@@ -62,18 +66,30 @@ export class HostWatch {
     });
   }
 
+  /** What cannot be read is tried until it can: no other notice need come. */
   async #readWhileOutdated(signal: AbortSignal): Promise<void> {
-    while (this.#outdated && !signal.aborted) {
+    for (let failures = 0; this.#outdated && !signal.aborted; ) {
       this.#outdated = false;
-      try {
-        const host = await readHost(this.#options);
-        if (isDeepStrictEqual(host, this.#current)) continue;
-        this.#current = host;
-        for (const listener of this.#listeners) listener(host);
-      } catch {
-        // The socket is closed, or the kernel was too busy: the next notice reads again.
-        return;
+      const host = await readHost(this.#options).catch(() => undefined);
+      if (!host) {
+        this.#outdated = true;
+        failures++;
+        // An abort ends the wait and then the loop.
+        await sleep(retryDelayMs(failures), undefined, { signal, ref: false }).catch(() => undefined);
+        continue;
       }
+      failures = 0;
+      if (isDeepStrictEqual(host, this.#current)) continue;
+      this.#current = host;
+      for (const listener of this.#listeners) this.#tell(listener, host);
+    }
+  }
+
+  #tell(listener: (host: Host) => void, host: Host): void {
+    try {
+      listener(host);
+    } catch (error) {
+      this.#options.onFault?.(error);
     }
   }
 }

@@ -70,6 +70,7 @@ export async function openKernel(
     ...netlink,
     randomFully: backend.randomFully,
     formerSysctl: (path) => sysctl.former(path),
+    onFault: (err) => log.error({ err }, 'a change of the host could not be taken up'),
   });
   await host.start(signal);
   const drivers = Object.values(byKind) as AnyDriver[];
