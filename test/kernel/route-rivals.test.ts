@@ -73,3 +73,14 @@ for (const [family, destination] of Object.entries(DESTINATIONS) as [keyof typeo
     t.deepEqual(await routes(), OWN);
   });
 }
+
+for (const where of ['append', 'prepend']) {
+  test(`ipv4: two own routes of one key become the one that is wanted (${where})`, async (t) => {
+    const { reconciler, key, ip, routes } = await open(t, 'ipv4');
+    await ip(`route ${where} unreachable ${DESTINATIONS.ipv4} proto 84`);
+    reconciler.resync('route');
+    await waitFor(async () => (await routes()).join() === OWN.join(), { describe: 'one route', timeoutMs: 5_000 });
+    await reconciler.settle([key], AbortSignal.timeout(10_000));
+    t.deepEqual(await routes(), OWN);
+  });
+}

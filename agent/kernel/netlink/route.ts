@@ -14,7 +14,7 @@ import {
 import { type Key, keyOf, type Route } from '../../model/items.ts';
 import { ROUTE_PROTOCOL } from '../../model/kernel-names.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
-import { isExists, KernelError } from '../errors.ts';
+import { isExists, isNotFound, KernelError } from '../errors.ts';
 import { attribute, parseAttributes, u32, u32Of } from './attributes.ts';
 import type { Links } from './links.ts';
 import { type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
@@ -133,12 +133,13 @@ interface SeenRoute {
 }
 
 function seeRoute({ type, payload }: NetlinkMessage): SeenRoute | undefined {
-  if (type !== RTM.NEWROUTE && type !== RTM.DELROUTE) return undefined;
+  if ((type !== RTM.NEWROUTE && type !== RTM.DELROUTE) || payload.length < 12) return undefined;
   const header = parseRouteHeader(payload);
   if (!familyOfAf(header.family) || header.tos !== 0 || (header.flags & RTM_F_CLONED) !== 0) return undefined;
   const attributes = parseAttributes(payload, 12);
   if ((u32Of(attributes.get(RTA.TABLE)) ?? header.table) !== RT_TABLE_MAIN) return undefined;
   const destination = destinationOf(header, attributes.get(RTA.DST));
+  if (!destination) return undefined;
   return { header, attributes, destination, metric: u32Of(attributes.get(RTA.PRIORITY)) ?? 0 };
 }
 
@@ -166,9 +167,10 @@ function replacedRoute(message: NetlinkMessage): Key<'route'> | undefined {
   return keyOf('route', { destination, metric, type: 'unicast' });
 }
 
-function destinationOf({ family, prefixLength }: RouteHeader, bytes: Buffer | undefined): Cidr {
+/** Undefined for a length that the address does not have. */
+function destinationOf({ family, prefixLength }: RouteHeader, bytes: Buffer | undefined): Cidr | undefined {
   const address = ipOf(bytes) ?? (parseIp(familyOfAf(family) === 'ipv6' ? '::' : '0.0.0.0') as IpAddress);
-  return cidrOf(address, prefixLength);
+  return prefixLength > factsOf(address).bits ? undefined : cidrOf(address, prefixLength);
 }
 
 function nexthopOf({ flags }: RouteHeader, attributes: ReadonlyMap<number, Buffer>, links: Links): Partial<Route> {
@@ -206,8 +208,11 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
       for (const [key, value] of found) known.set(key, value);
       return found;
     },
-    async apply(batch, signal) {
-      const stuck = await base.apply(batch.flatMap(removalBefore), signal);
+    async apply(asked, signal) {
+      const cleared = new Map<Key<'route'>, KernelError>();
+      const batch: Change<'route'>[] = [];
+      for (const change of asked) batch.push(await clearAltered(change, options, cleared, signal));
+      const stuck = new Map([...cleared, ...(await base.apply(batch.flatMap(removalBefore), signal))]);
       const rest = batch.filter(({ key }) => !stuck.has(key));
       const failures = new Map([...stuck, ...(await base.apply(rest, signal))]);
       await replaceOwn(base, batch, failures, signal);
@@ -234,6 +239,28 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
       options.monitor?.subscribe(listener, signal);
     },
   };
+}
+
+/**
+ * An update of a route that is there more than once (IPv4 tells routes apart by more than their key), or is otherwise not
+ * of Tulle's making, would replace one that matches and leave the rest: all of them go, and the change becomes a creation.
+ */
+async function clearAltered(
+  change: Change<'route'>,
+  { client }: ObjectDriverOptions,
+  failures: Map<Key<'route'>, KernelError>,
+  signal: AbortSignal,
+): Promise<Change<'route'>> {
+  if (change.action !== 'update' || !isAltered(change.from)) return change;
+  const { key, kind, from, item } = change;
+  const removal = renderRoute({ action: 'remove', kind, key, from }, () => 0);
+  for (;;) {
+    signal.throwIfAborted();
+    const [error] = await client.batch([removal]);
+    if (!error) continue;
+    if (!isNotFound(error)) failures.set(key, error);
+    return { action: 'create', kind, key, item };
+  }
 }
 
 /**
