@@ -85,7 +85,7 @@ export function readHeader(message: NetlinkMessage): IpSet | undefined {
   const data = attributes.get(ATTR.DATA);
   if (name === undefined || data === undefined) return undefined;
   const family = attributes.get(ATTR.FAMILY)?.[0] === FAMILIES.ipv6.addressFamily ? 'ipv6' : 'ipv4';
-  const maxElements = parseAttributes(data).get(DATA.MAXELEM)?.readUInt32BE(0) ?? 0;
+  const maxElements = u32BeOf(parseAttributes(data).get(DATA.MAXELEM)) ?? 0;
   return { name, type: textOf(attributes.get(ATTR.TYPENAME)) as IpSet['type'], family, maxElements };
 }
 
@@ -108,9 +108,13 @@ function readElement(data: Buffer): FoundElement | undefined {
   const bytes = ip && [...parseAttributes(ip).values()][0];
   if (!bytes || (bytes.length !== 4 && bytes.length !== 16)) return undefined;
   const prefixLength = attributes.get(DATA.CIDR)?.[0] ?? bytes.length * 8;
-  const altered = (attributes.get(DATA.CADT_FLAGS)?.readUInt32BE(0) ?? 0) !== 0;
+  if (prefixLength > bytes.length * 8) return undefined;
+  const altered = (u32BeOf(attributes.get(DATA.CADT_FLAGS)) ?? 0) !== 0;
   return { entry: `${ipFromBytes(bytes)}/${prefixLength}` as Cidr, altered };
 }
+
+const u32BeOf = (payload: Buffer | undefined): number | undefined =>
+  payload?.length === 4 ? payload.readUInt32BE(0) : undefined;
 
 /** IPSET_ERR_*: errno values above 4095 that only ipset knows, as the errno that comes nearest and words. */
 const ERRORS: Readonly<Record<number, readonly [code: string, detail: string]>> = {

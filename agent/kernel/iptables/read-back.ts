@@ -43,7 +43,7 @@ export class ReadBack {
     else if (line.startsWith('*')) {
       this.#table = line.slice(1).trim() as Table;
       this.#begun.clear();
-    } else if (line.startsWith(`:${CHAIN_PREFIX}`)) this.#building(line.slice(1, line.indexOf(' ')));
+    } else if (line.startsWith(`:${CHAIN_PREFIX}`)) this.#building(firstWord(line.slice(1)));
   }
 
   chains(): readonly FoundChain[] {
@@ -51,7 +51,7 @@ export class ReadBack {
   }
 
   #rule(line: string): void {
-    const chain = line.slice(3, line.indexOf(' ', 3));
+    const chain = firstWord(line.slice(3));
     const isFirst = !this.#begun.has(chain);
     if (isFirst) this.#begun.add(chain);
     if (chain.startsWith(CHAIN_PREFIX)) return void this.#building(chain).lines.push(line);
@@ -76,6 +76,8 @@ export class ReadBack {
     return building;
   }
 }
+
+const firstWord = (text: string): string => text.split(' ', 1)[0] as string;
 
 function finish(family: Family, { table, chain, lines, jumps, jumpIsFirst }: Building): FoundChain {
   const byPart = new Map<string, string[]>();

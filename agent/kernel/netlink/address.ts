@@ -100,7 +100,7 @@ const dumpOf = ({ ifindex, name }: LinkFacts, addressFamily: number): NetlinkReq
 });
 
 function readAddress({ type, payload }: NetlinkMessage, links: Links): Found<'address'> | undefined {
-  if (type !== RTM.NEWADDR && type !== RTM.DELADDR) return undefined;
+  if ((type !== RTM.NEWADDR && type !== RTM.DELADDR) || payload.length < 8) return undefined;
   const link = links.byIndex(payload.readUInt32LE(4));
   if (!link || !isNodeLink(link)) return undefined;
   const attributes = parseAttributes(payload, 8);

@@ -76,7 +76,8 @@ const dumpOfPorts = (link: LinkFacts): NetlinkRequest => dumpOf(link, u32(NDA.MA
 const NO_DESTINATION = '0.0.0.0' as IpAddress;
 
 function readFdb({ type, payload }: NetlinkMessage, links: Links): Found<'fdb'> | undefined {
-  if ((type !== RTM.NEWNEIGH && type !== RTM.DELNEIGH) || payload[0] !== AF.BRIDGE) return undefined;
+  if ((type !== RTM.NEWNEIGH && type !== RTM.DELNEIGH) || payload.length < 12) return undefined;
+  if (payload[0] !== AF.BRIDGE) return undefined;
   const link = links.byIndex(payload.readInt32LE(4));
   const attributes = parseAttributes(payload, 12);
   const mac = macOfBytes(attributes.get(NDA.LLADDR));

@@ -56,8 +56,8 @@ const dumpOf = (addressFamily: number): NetlinkRequest => ({
 
 function readNeighbour(message: NetlinkMessage, links: Links): Found<'neighbour'> | undefined {
   const { type, payload } = message;
-  if ((type !== RTM.NEWNEIGH && type !== RTM.DELNEIGH) || payload[0] === AF.BRIDGE || !familyOfAf(payload[0] ?? 0))
-    return undefined;
+  if ((type !== RTM.NEWNEIGH && type !== RTM.DELNEIGH) || payload.length < 12) return undefined;
+  if (payload[0] === AF.BRIDGE || !familyOfAf(payload[0] ?? 0)) return undefined;
   const link = links.byIndex(payload.readInt32LE(4));
   if (!link || !isOwnLink(link) || (payload.readUInt8(10) & NTF_PROXY) !== 0) return undefined;
   const attributes = parseAttributes(payload, 12);

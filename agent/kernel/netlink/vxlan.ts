@@ -71,7 +71,10 @@ const localOf = ({ local }: VxlanLink): Buffer =>
 
 const vniOf = ({ data }: LinkFacts): number | undefined => u32Of(data.get(VXLAN.ID));
 
-const portOf = ({ data }: LinkFacts): number | undefined => data.get(VXLAN.PORT)?.readUInt16BE(0);
+function portOf({ data }: LinkFacts): number | undefined {
+  const port = data.get(VXLAN.PORT);
+  return port?.length === 2 ? port.readUInt16BE(0) : undefined;
+}
 
 /** What only another device could cure. */
 function defectOf({ data }: LinkFacts): string | undefined {
