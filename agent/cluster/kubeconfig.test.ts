@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
+import fc from 'fast-check';
 import { stringify } from 'yaml';
 import { createAuthority } from '../../test/support/certificates.ts';
 import { ConfigError } from '../model/config-error.ts';
@@ -204,4 +205,59 @@ for (const [field, value] of [
 test('kubeconfig never shows a secret in a message', async (t) => {
   const { config, refused } = await setUp(t);
   t.notRegex(await refused(config({ token: 'my secret' })), /secret/);
+});
+
+/** Whatever a document holds where a right one has something else, and text that is no document at all. */
+const anyValue = fc.oneof(
+  fc.jsonValue({ maxDepth: 2 }),
+  fc.constantFrom('c', 'u', 'main', 'https://[::1]:6443', 'https://x:99999', '\0', 'none', 'AA==', '-----BEGIN'),
+);
+const FIELDS = {
+  user: ['token', 'tokenFile', 'client-certificate', 'client-certificate-data', 'client-key', 'client-key-data'],
+  cluster: ['server', 'tls-server-name', 'certificate-authority', 'certificate-authority-data', 'proxy-url'],
+  file: ['current-context', 'contexts', 'clusters', 'users', 'kind', '__proto__'],
+} as const;
+/** No slash: a relative path stays in the test's folder. */
+const fieldsOf = (names: readonly string[]) =>
+  fc
+    .dictionary(fc.constantFrom(...names), anyValue, { maxKeys: 2, noNullPrototype: true })
+    .filter((fields) => !Object.values(fields).some((value) => typeof value === 'string' && /^\.*\//.test(value)));
+const fragments = fc.constantFrom(
+  ...['contexts:', 'users: &a', ' *a', '\n', '- name: main', '  ', 'current-context: main', '[', '{', '"', '!!set'],
+  ...['&b [*b]', '%YAML 1.1\n---\n', '<<: *a', '? ', '- name: &c [*c]', '\t', '\0', '\ufeff', '---\n', 'null', '1e999'],
+);
+
+test('kubeconfig: of any document, either credentials or a ConfigError', async (t) => {
+  const { config, path } = await setUp(t);
+  const mutated = fc
+    .tuple(fieldsOf(FIELDS.user), fieldsOf(FIELDS.cluster), fieldsOf(FIELDS.file), fc.boolean())
+    .map(([user, cluster, file, asJson]) => {
+      const fields = config({ token: 'x', ...user }, cluster, file);
+      return asJson ? JSON.stringify(fields) : stringify(fields);
+    });
+  const document = fc.oneof(
+    mutated,
+    fc.array(fragments, { maxLength: 12 }).map((parts) => parts.join('')),
+    fc.jsonValue().map((value) => stringify(value)),
+    fc.uint8Array({ maxLength: 100 }),
+  );
+  let read = 0;
+  await fc.assert(
+    fc.asyncProperty(document, async (content) => {
+      await writeFile(path, content);
+      try {
+        t.is(typeof (await kubeconfig({ path }).current()).server, 'string');
+        read++;
+      } catch (error) {
+        t.true(error instanceof ConfigError, `${error}`);
+      }
+    }),
+    { numRuns: 500 },
+  );
+  t.true(read > 0, 'some are still right');
+});
+
+test('kubeconfig: a name that contains itself is refused like any other', async (t) => {
+  const { refused } = await setUp(t);
+  t.regex(await refused('current-context: main\ncontexts:\n- name: &a [*a]\n'), /expected an entry of that name/);
 });

@@ -71,7 +71,8 @@ function parseFile(path: string, content: string): Section {
   const expected = 'a YAML mapping of kind Config';
   let parsed: unknown;
   try {
-    parsed = parse(content);
+    // Without it the parser prints its warnings itself.
+    parsed = parse(content, { logLevel: 'error' });
   } catch (cause) {
     const received = `text that is not YAML (${(cause as Error).message.split('\n')[0]})`;
     throw new ConfigError({ key: at, expected, received, cause });
@@ -115,7 +116,8 @@ const entriesOf = (file: Section, list: string): readonly Readonly<Record<string
 
 const namesIn = (file: Section, list: string): string =>
   entriesOf(file, list)
-    .map((entry) => JSON.stringify(entry['name']))
+    // A name that is no text may contain itself, by an alias of YAML.
+    .flatMap(({ name }) => (typeof name === 'string' ? JSON.stringify(name) : []))
     .join(', ') || 'none';
 
 function referenceIn(context: Section, field: 'cluster' | 'user'): string {
