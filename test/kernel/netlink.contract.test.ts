@@ -7,7 +7,7 @@ import { dumpLinks, readLink } from '../../agent/kernel/netlink/links.ts';
 import { type NetlinkClient, NLM } from '../../agent/kernel/netlink/message.ts';
 import { neighbourPayload } from '../../agent/kernel/netlink/neighbour.ts';
 import { routePayload } from '../../agent/kernel/netlink/route.ts';
-import { IFF_UP, IFLA, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
+import { AF, IFF_UP, IFLA, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
 import { type Cidr, hostCidr, type IpAddress, parseCidr, parseIp } from '../../agent/model/ip.ts';
 import { defaultMetric, type Fdb, type Neighbour, type Route, type VxlanLink } from '../../agent/model/items.ts';
 import { type MacAddress, macOf, parseMac } from '../../agent/model/mac.ts';
@@ -112,6 +112,18 @@ for (const [kernel, open] of Object.entries(hosts)) {
       t.true(await holds(link, vxlan));
     },
   );
+
+  contract('link: one that forwards nothing is cured in place', async (t, { drivers: { link }, client }) => {
+    await create(link, vxlan);
+    const ifindex = await ifindexOf(client, vxlan.name);
+    const closed = nested(IFLA.AF_SPEC, nested(AF.INET, nested(IFLA.INET_CONF, u32(1, 0))));
+    const payload = Buffer.concat([linkHeader({ ifindex }), closed]);
+    await client.request({ type: RTM.SETLINK, payload, operation: 'configure', object: vxlan.name });
+    t.false(await holds(link, vxlan));
+    await update(link, vxlan, vxlan);
+    t.true(await holds(link, vxlan));
+    t.is(await ifindexOf(client, vxlan.name), ifindex);
+  });
 
   contract('link: a stranger with the name is neither listed nor touched', async (t, { drivers: { link }, client }) => {
     await makeVxlan(client, vxlan.name, 7, 4789);

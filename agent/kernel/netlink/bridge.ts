@@ -1,7 +1,7 @@
 /** The link type `bridge` and its ports (attribute numbers from linux/if_link.h, IFLA_BR_* and IFLA_BRPORT_*). */
 import type { BridgeLink } from '../../model/items.ts';
 import { attribute, nested, parseAttributes, text, u8 } from './attributes.ts';
-import { closedSysctls, ipv4ConfAlteration, renderIpv4Conf, writeSysctls } from './link-conf.ts';
+import { closedSysctls, TOWARDS_PODS, writeSysctls } from './link-conf.ts';
 import type { LinkType } from './link-type.ts';
 import type { NetlinkMessage } from './message.ts';
 import { AF, IFLA, type LinkFacts, RTM } from './rtnetlink.ts';
@@ -29,11 +29,10 @@ export const bridgeType: LinkType<BridgeLink> = {
     const { name, alias, mac, mtuBytes } = facts;
     if (!mac) return undefined;
     const [on] = switchedOn(facts);
-    const altered = on ? `has ${on.name} on` : ipv4ConfAlteration(facts);
-    return { type: 'bridge', name, alias, mac, mtuBytes, ...(altered && { altered }) };
+    return { type: 'bridge', name, alias, mac, mtuBytes, ...(on && { altered: `has ${on.name} on` }) };
   },
   same: () => true,
-  marks: () => [nested(IFLA.AF_SPEC, renderIpv4Conf())],
+  ipv4: TOWARDS_PODS,
   configure({ name }, { sysctls }) {
     const enabled = { path: `net/ipv6/conf/${name}/disable_ipv6`, value: '0' };
     writeSysctls(sysctls, [...closedSysctls(name), enabled], { needed: false });

@@ -5,22 +5,35 @@ import { nested, u32 } from './attributes.ts';
 import { NETCONFA, type Netconf } from './netconf.ts';
 import { AF, IFLA, type LinkFacts } from './rtnetlink.ts';
 
-/** IPV4_DEVCONF_* (linux/ip.h) and NETCONFA_* of the same setting, with the value that it has towards pods. */
-const IPV4_CONF = [
-  { name: 'forwarding', conf: 1, netconf: NETCONFA.FORWARDING, value: 1 },
+interface Ipv4Setting {
+  readonly name: string;
+  readonly conf: number;
+  readonly netconf: number | undefined;
+  readonly value: number;
+}
+
+/** What is between pods or nodes passes on packets, whatever the default of the host is. */
+const FORWARDING: Ipv4Setting = { name: 'forwarding', conf: 1, netconf: NETCONFA.FORWARDING, value: 1 };
+
+/** Of a link towards other nodes. */
+export const TOWARDS_NODES: readonly Ipv4Setting[] = [FORWARDING];
+
+/** Of a link towards pods: IPV4_DEVCONF_* (linux/ip.h) and NETCONFA_* of the same setting, with the value that it has towards pods. */
+export const TOWARDS_PODS: readonly Ipv4Setting[] = [
+  FORWARDING,
   { name: 'accept_redirects', conf: 4, netconf: undefined, value: 0 },
   { name: 'send_redirects', conf: 6, netconf: undefined, value: 0 },
   // Strict reverse path: a pod cannot send with an address that is not routed to its interface.
   { name: 'rp_filter', conf: 8, netconf: NETCONFA.RP_FILTER, value: 1 },
-] as const;
+];
 
 /** Part of IFLA_AF_SPEC. The settings go with the link request because /proc/sys may be read-only. */
-export const renderIpv4Conf = (): Buffer =>
-  nested(AF.INET, nested(IFLA.INET_CONF, ...IPV4_CONF.map(({ conf, value }) => u32(conf, value))));
+export const renderIpv4Conf = (settings = TOWARDS_PODS): Buffer =>
+  nested(AF.INET, nested(IFLA.INET_CONF, ...settings.map(({ conf, value }) => u32(conf, value))));
 
 /** How the settings of a link differ from those that it should have. */
-export function ipv4ConfAlteration({ ipv4Conf }: LinkFacts): string | undefined {
-  for (const { name, conf, value } of IPV4_CONF) {
+export function ipv4ConfAlteration({ ipv4Conf }: LinkFacts, settings = TOWARDS_PODS): string | undefined {
+  for (const { name, conf, value } of settings) {
     const at = 4 * (conf - 1);
     const found = ipv4Conf && at + 4 <= ipv4Conf.length ? ipv4Conf.readUInt32LE(at) : value;
     if (found !== value) return `has ${name} ${found}`;
@@ -29,9 +42,9 @@ export function ipv4ConfAlteration({ ipv4Conf }: LinkFacts): string | undefined 
 }
 
 /** The same of settings that the kernel announces. */
-export function netconfAlteration({ settings }: Netconf): string | undefined {
-  for (const { name, netconf, value } of IPV4_CONF) {
-    const found = netconf && settings.get(netconf);
+export function netconfAlteration(conf: Netconf, settings = TOWARDS_PODS): string | undefined {
+  for (const { name, netconf, value } of settings) {
+    const found = netconf && conf.settings.get(netconf);
     if (found !== undefined && found !== value) return `has ${name} ${found}`;
   }
   return undefined;

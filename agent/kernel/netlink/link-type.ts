@@ -2,6 +2,7 @@
 import type { Link } from '../../model/items.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import type { Ethtool } from './ethtool.ts';
+import type { TOWARDS_PODS } from './link-conf.ts';
 import type { Altered } from './object-driver.ts';
 import type { LinkFacts } from './rtnetlink.ts';
 
@@ -22,8 +23,8 @@ export interface LinkType<L extends Link> {
   readBack(facts: LinkFacts, files: LinkFiles): (L & Altered) | undefined;
   /** Whether the fields of this type alone are the same. */
   same(a: L, b: L): boolean;
-  /** Further attributes that are set on every device, new or found. */
-  marks(wanted: L): readonly Buffer[];
+  /** Settings of IPv4 that every device has, new or found. */
+  readonly ipv4: typeof TOWARDS_PODS;
   /** What netlink cannot set. */
   configure(wanted: L, files: LinkFiles): void;
   /** What to do about another device that keeps the kernel from making this one; undefined when it is none. */

@@ -6,7 +6,7 @@ import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { isExists, KernelError } from '../errors.ts';
 import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
 import { bridgeType } from './bridge.ts';
-import { netconfAlteration } from './link-conf.ts';
+import { ipv4ConfAlteration, netconfAlteration, renderIpv4Conf } from './link-conf.ts';
 import type { LinkFiles, LinkType } from './link-type.ts';
 import { dumpLinks, isNodeLink, type Links, readLink } from './links.ts';
 import { type NetlinkClient, type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
@@ -57,10 +57,12 @@ const sameLink = (a: Link, b: Link): boolean =>
   a.mtuBytes === b.mtuBytes &&
   typeOf(a).same(a, b);
 
-/** An own link as it is; a device that is down is altered. */
+/** An own link as it is, altered also when it is down or has other settings: what is cured in place, whatever the type. */
 function foundLink(facts: LinkFacts, files: LinkFiles): (Link & Altered) | undefined {
   const link = readBackLink(facts, files);
-  return link && !facts.up && !isAltered(link) ? { ...link, altered: 'is down' } : link;
+  if (!link || isAltered(link)) return link;
+  const altered = facts.up ? ipv4ConfAlteration(facts, typeOf(link).ipv4) : 'is down';
+  return altered ? { ...link, altered } : link;
 }
 
 const readBackLink = (facts: LinkFacts, files: LinkFiles): (Link & Altered) | undefined =>
@@ -88,7 +90,7 @@ function listener(notice: Notice<'link'>, options: LinkDriverOptions) {
 function tellOfConf(conf: Netconf, notice: Notice<'link'>, options: LinkDriverOptions): void {
   const facts = options.links.byIndex(conf.ifindex);
   const link = facts && foundLink(facts, options);
-  const altered = link?.type === 'bridge' && conf.family === 'ipv4' ? netconfAlteration(conf) : undefined;
+  const altered = link && conf.family === 'ipv4' ? netconfAlteration(conf, typeOf(link).ipv4) : undefined;
   if (!link || !altered) return;
   const found: Link & Altered = { ...link, altered };
   notice.found(keyOf('link', link), found);
@@ -212,7 +214,8 @@ async function configure(
   });
   // Setting an address flushes the neighbours of the link, even when it is what it was.
   const mac = facts.mac === wanted.mac ? [] : [attribute(IFLA.ADDRESS, macBytes(wanted.mac))];
-  const marks = [plainText(IFLA.IFALIAS, wanted.alias), u32(IFLA.MTU, wanted.mtuBytes), ...mac, ...kind.marks(wanted)];
+  const ipv4 = nested(IFLA.AF_SPEC, renderIpv4Conf(kind.ipv4));
+  const marks = [plainText(IFLA.IFALIAS, wanted.alias), u32(IFLA.MTU, wanted.mtuBytes), ...mac, ipv4];
   await client.request(request(RTM.SETLINK, linkHeader({ ifindex }), ...marks));
   if (data.length > 0) {
     const info = nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, kind.type), nested(IFLA.INFO_DATA, ...data));

@@ -2,6 +2,7 @@
 import { bytesOf, familyOf } from '../../model/ip.ts';
 import type { VxlanLink } from '../../model/items.ts';
 import { attribute, u8, u16Be, u32, u32Of } from './attributes.ts';
+import { TOWARDS_NODES } from './link-conf.ts';
 import type { LinkType } from './link-type.ts';
 import { isAltered } from './object-driver.ts';
 import { ipOf, type LinkFacts } from './rtnetlink.ts';
@@ -54,7 +55,7 @@ export const vxlanType: LinkType<VxlanLink> = {
   },
   same: (a, b) =>
     a.vni === b.vni && a.port === b.port && a.local === b.local && a.txChecksumOffload === b.txChecksumOffload,
-  marks: () => [],
+  ipv4: TOWARDS_NODES,
   configure(wanted, { ethtool }) {
     if (ethtool.readTxChecksum(wanted.name) !== wanted.txChecksumOffload)
       ethtool.writeTxChecksum(wanted.name, wanted.txChecksumOffload);
