@@ -24,7 +24,7 @@ import { type PodRecord, PodRecords } from './pods/records.ts';
 import { StaticAddresses } from './pods/static-addresses.ts';
 import { strayProblem } from './pods/strays.ts';
 import { KernelState } from './reconcile/kernel-state.ts';
-import { Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
+import { type BatchReport, Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
 import type { Change } from './reconcile/types.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
 import { serveControl } from './telemetry/control-server.ts';
@@ -93,7 +93,7 @@ class Agent {
       state: this.#state,
       drivers: kernel.drivers,
       log: log.child({ component: 'reconcile' }),
-      options: { resyncIntervalMs: config.resyncSeconds * 1000 },
+      options: { resyncIntervalMs: config.resyncSeconds * 1000, onBatch: (report) => this.#onBatch(report) },
     });
     this.#watch = new ClusterWatch({
       client: new ApiClient({ credentials }),
@@ -133,7 +133,6 @@ class Agent {
       runDir: config.runDir,
       attachments: this.#attachments,
       queue: this.#queue,
-      readiness,
       log: cniLog,
     });
   }
@@ -157,8 +156,12 @@ class Agent {
   /** Ready means: the node has a network now, the runtime was told, and nothing of the node's own fails in the kernel. */
   readiness(): Readiness {
     const underlay = this.#plan?.underlay;
-    const reason = underlay ? this.#whyNoPods(underlay) : this.#whyNotPlanned();
-    if (!underlay || reason !== undefined) return { ready: false, reason: reason ?? 'the agent is starting' };
+    if (!underlay) return { ready: false, reason: this.#whyNotPlanned() };
+    const failure = this.#reconciler.failure(this.#ownKeys());
+    const reason = this.#whyNoPods(underlay) ?? failure?.message;
+    // Other nodes route nothing to a Node that is away, and what fails in the kernel may be missed by running pods.
+    const limited = underlay.suspended || failure ? { limited: true as const } : {};
+    if (reason !== undefined) return { ready: false, reason, ...limited };
     const { podNetworks, mtuBytes } = underlay;
     const bridge = this.#options.config.podLink === 'bridge' ? podBridge(underlay) : undefined;
     return { ready: true, podCidrs: podNetworks.map(({ cidr }) => cidr), mtuBytes, ...(bridge && { bridge }) };
@@ -166,7 +169,7 @@ class Agent {
 
   #whyNoPods(underlay: Underlay): string | undefined {
     if (underlay.suspended || underlay.podNetworks.length === 0) return underlay.problems[0];
-    return this.#installer.reason ?? this.#reconciler.failure(this.#ownKeys())?.message;
+    return this.#installer.reason;
   }
 
   #whyNotPlanned(): string {
@@ -204,6 +207,11 @@ class Agent {
     const timer = setInterval(() => void this.#housekeep(), COLLECT_INTERVAL_MS);
     timer.unref();
     signal.addEventListener('abort', () => clearInterval(timer));
+  }
+
+  /** A pair that vanished and cannot be made again: its namespace may be gone, and no runtime may ever tell. */
+  #onBatch({ kind, failed }: BatchReport): void {
+    if (kind === 'pod-link' && failed.length > 0) void this.#housekeep();
   }
 
   async #housekeep(): Promise<void> {

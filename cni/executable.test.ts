@@ -2,7 +2,7 @@
 import { once } from 'node:events';
 import { readdirSync, readFileSync, renameSync, statSync } from 'node:fs';
 import { createServer } from 'node:net';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import test from 'ava';
 import { execa } from 'execa';
 import {
@@ -43,7 +43,8 @@ test('an ADD reaches the agent as it was called, and its answer the runtime', as
   const sent = { CNI_COMMAND: 'ADD', CNI_CONTAINERID: 'c0ffee', CNI_NETNS: '/proc/self/ns/net', CNI_IFNAME: 'eth0' };
   const rest = { CNI_ARGS: 'K8S_POD_NAME=web', CNI_PATH: '/opt/cni/bin', CNI_NETNS_OVERRIDE: '1' };
   const identity = { TULLE_NETNS_DEV: `${dev}`, TULLE_NETNS_INO: `${ino}` };
-  t.deepEqual(requests, [renderRequest({ ...sent, ...rest, ...identity }, CONFIG)]);
+  const runtime = { TULLE_RUNTIME: basename(process.execPath) };
+  t.deepEqual(requests, [renderRequest({ ...sent, ...rest, ...identity, ...runtime }, CONFIG)]);
 });
 
 test('a namespace that is not there is the agent’s to refuse', async (t) => {

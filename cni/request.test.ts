@@ -53,6 +53,17 @@ test('an ADD as containerd sends it', (t) => {
   });
 });
 
+test('the runtime is named by its program, if that is a name', (t) => {
+  const runtimeOf = (TULLE_RUNTIME: string, verb = 'ADD') => {
+    const config = { cniVersion: '1.1.0', 'cni.dev/valid-attachments': [] };
+    const request = parse({ env: { CNI_COMMAND: verb, TULLE_RUNTIME }, config });
+    return 'runtime' in request ? request.runtime : undefined;
+  };
+  t.is(runtimeOf('containerd'), 'containerd');
+  t.is(runtimeOf('crio', 'GC'), 'crio');
+  for (const text of ['', 'a b', 'x'.repeat(65), 'b\n']) t.is(runtimeOf(text), undefined);
+});
+
 test('podman names no namespace and knows other arguments', (t) => {
   const request = parse({ env: { CNI_ARGS: 'IgnoreUnknown=1;K8S_POD_NAME=my_container;OTHER=x=y;' } });
   t.deepEqual('args' in request && request.args, { podName: 'my_container' });

@@ -11,6 +11,9 @@ import { type CniVersion, isAtLeast, isSupportedVersion } from './versions.ts';
 export type CniRequest = AddRequest | CheckRequest | DelRequest | GcRequest | StatusRequest | VersionRequest;
 export type Verb = CniRequest['verb'];
 
+/** Name of the program that called, such as `containerd`; absent when its process cannot be seen. */
+export type RuntimeName = string;
+
 interface Attachment {
   readonly containerId: string;
   readonly ifName: string;
@@ -18,6 +21,7 @@ interface Attachment {
   /** The runtime says that the pod may share the plugin's own namespace (CNI_NETNS_OVERRIDE). */
   readonly netnsOverride: boolean;
   readonly args: PodArgs;
+  readonly runtime?: RuntimeName;
   readonly config: NetworkConfig;
 }
 
@@ -50,6 +54,7 @@ export interface GcRequest {
   readonly verb: 'GC';
   /** What stays; everything else of this network goes. */
   readonly validAttachments: readonly AttachmentId[];
+  readonly runtime?: RuntimeName;
   readonly config: NetworkConfig;
 }
 
@@ -114,10 +119,11 @@ const parsers: { readonly [V in Verb]: (variables: Variables, decoded: Decoded) 
   ADD: parseAdd,
   CHECK: parseCheck,
   DEL: parseDel,
-  GC: (_, decoded) => ({
+  GC: (variables, decoded) => ({
     verb: 'GC',
     config: parseConfig('GC', decoded),
     validAttachments: parseValidAttachments(unwrap(decoded)),
+    ...parseRuntime(variables),
   }),
   STATUS: (_, decoded) => ({ verb: 'STATUS', config: parseConfig('STATUS', decoded) }),
   VERSION: () => ({ verb: 'VERSION' }),
@@ -152,6 +158,7 @@ function parseAttachment(verb: 'ADD' | 'CHECK', variables: Variables, decoded: D
     netns: identify(netns, variables),
     netnsOverride: ['1', 'true'].includes((variables.get('CNI_NETNS_OVERRIDE') ?? '').toLowerCase()),
     args,
+    ...parseRuntime(variables),
     config: parseConfig(verb, decoded),
   };
 }
@@ -259,6 +266,11 @@ function identify(path: string, variables: Variables): NetnsReference {
     ...(inode !== undefined && { inode }),
     ...(errno !== undefined && { error: errnoName(Number(errno)) }),
   };
+}
+
+function parseRuntime(variables: Variables): { readonly runtime?: RuntimeName } {
+  const runtime = variables.get('TULLE_RUNTIME');
+  return runtime !== undefined && /^[!-~]{1,64}$/.test(runtime) ? { runtime } : {};
 }
 
 const errnoName = (errno: number): string =>

@@ -28,6 +28,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define RUNTIME_NAME_MAX 64
+
 #ifndef TULLE_VERSION
 #define TULLE_VERSION "unknown"
 #endif
@@ -144,6 +146,29 @@ static void append_netns_identity(const char *path)
 	append_number("TULLE_NETNS_INO", netns.st_ino);
 }
 
+/*
+ * The name of the program that calls: two runtimes of one host may use the same network, and what one of them does not
+ * list is not for it to collect. An update replaces the program's file while it runs, which the kernel then marks.
+ */
+static void append_runtime(void)
+{
+	static const char mark[] = " (deleted)";
+	char link[32], path[4096];
+
+	snprintf(link, sizeof link, "/proc/%d/exe", (int)getppid());
+	ssize_t length = readlink(link, path, sizeof path - 1);
+	if (length <= 0)
+		return;
+	path[length] = '\0';
+	char *end = strstr(path, mark);
+	if (end != NULL && end[sizeof mark - 1] == '\0')
+		*end = '\0';
+	const char *slash = strrchr(path, '/');
+	const char *name = slash != NULL ? slash + 1 : path;
+	if (name[0] != '\0' && strlen(name) <= RUNTIME_NAME_MAX)
+		append_variable("TULLE_RUNTIME", name);
+}
+
 static void build_request(void)
 {
 	static const char *const forwarded[] = {
@@ -162,6 +187,7 @@ static void build_request(void)
 	}
 	if (netns != NULL && netns[0] != '\0')
 		append_netns_identity(netns);
+	append_runtime();
 	append(&call.request, "", 1);
 	append(&call.request, call.config.data, call.config.length);
 }

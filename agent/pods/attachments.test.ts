@@ -387,11 +387,12 @@ test('CHECK compares the result with the record and the kernel with the plan', a
   );
 });
 
-test('GC removes the attachments of its network that the runtime does not list', async (t) => {
+test('GC removes the attachments of its network and runtime that are not listed', async (t) => {
   const world = await createWorld(t);
   for (const id of ['keep', 'drop']) await addresses(world, id);
+  await world.attachments.add({ ...addRequest(world, 'foreign'), runtime: 'podman' }, signal());
   await world.attachments.gc({ verb: 'GC', config: { name: 'other' } as never, validAttachments: [] });
-  t.is(world.records.all().length, 2);
+  t.is(world.records.all().length, 3);
   await world.attachments.gc({
     verb: 'GC',
     config: { name: 'tulle' } as never,
@@ -399,8 +400,36 @@ test('GC removes the attachments of its network that the runtime does not list',
   });
   t.deepEqual(
     world.records.all().map(({ containerId }) => containerId),
-    ['keep'],
+    ['keep', 'foreign'],
   );
+  await world.attachments.gc({
+    verb: 'GC',
+    runtime: 'podman',
+    config: { name: 'tulle' } as never,
+    validAttachments: [],
+  });
+  t.is(world.records.all().length, 1);
+});
+
+test('STATUS says whether an ADD could succeed, and whether running pods suffer', async (t) => {
+  const world = await createWorld(t);
+  const status = () => {
+    try {
+      world.attachments.status();
+      return 'ok';
+    } catch (error) {
+      return `${(error as CniError).code} ${(error as CniError).message}`;
+    }
+  };
+  t.is(status(), 'ok');
+  for (const id of ['a', 'b', 'c', 'd', 'e']) await addresses(world, id);
+  t.regex(status(), /^50 no free address in podCIDR 10\.84\.1\.0\/29: all 5 are in use/);
+  await world.attachments.del({ containerId: 'c' });
+  t.is(status(), 'ok', 'a resting address is there in need');
+  world.ready = { ready: false, reason: 'no podCIDR' };
+  t.is(status(), '50 the network of this node is not ready: no podCIDR');
+  world.ready = { ready: false, reason: 'the Node is away', limited: true };
+  t.is(status(), '51 the network of this node is not ready: the Node is away');
 });
 
 test('another MTU is followed once, also over a restart', async (t) => {

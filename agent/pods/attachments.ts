@@ -7,12 +7,14 @@ import {
   type AddRequest,
   type CheckRequest,
   CNI_CODES,
+  type CniCode,
   CniError,
   type DelRequest,
   type GcRequest,
   type PodResult,
 } from '../../cni/protocol.ts';
 import { type Attachment, attachmentName, podFragmentId } from '../model/attachment.ts';
+import type { Pod } from '../model/cluster.ts';
 import type { Fragment } from '../model/fragment.ts';
 import { type Cidr, familyOf, type IpAddress, parseCidr } from '../model/ip.ts';
 import type { Key, PodBridge, PodLink } from '../model/items.ts';
@@ -34,7 +36,8 @@ export type Readiness =
       /** New pods are connected to this bridge; absent: they are routed. */
       readonly bridge?: PodBridge;
     }
-  | { readonly ready: false; readonly reason: string };
+  /** `limited`: pods that run may suffer from the same reason. */
+  | { readonly ready: false; readonly reason: string; readonly limited?: true };
 
 export interface AttachmentsOptions {
   readonly state: KernelState;
@@ -170,15 +173,26 @@ export class Attachments {
     });
   }
 
-  /** Removes this network's attachments that the runtime does not list (SPEC, GC). */
-  async gc({ config, validAttachments }: GcRequest): Promise<void> {
+  /** Removes the attachments of this network that the runtime made and does not list (SPEC, GC). */
+  async gc({ config, validAttachments, runtime }: GcRequest): Promise<void> {
     const valid = new Set(validAttachments.map(recordKey));
-    const gone = this.#options.records
-      .all()
-      .filter((record) => record.network === config.name && !valid.has(recordKey(record)));
+    const isOwn = (record: PodRecord) => record.network === config.name && record.runtime === runtime;
+    const gone = this.#options.records.all().filter((record) => isOwn(record) && !valid.has(recordKey(record)));
     const outcomes = await Promise.allSettled(gone.map((record) => this.del(record)));
     const failed = outcomes.find((outcome) => outcome.status === 'rejected');
     if (failed) throw failed.reason;
+  }
+
+  /** Throws the CniError that says why no pod can be attached now (SPEC, STATUS). */
+  status(): void {
+    const readiness = this.#options.readiness();
+    if (!readiness.ready) {
+      const code = readiness.limited ? CNI_CODES.limitedConnectivity : CNI_CODES.notAvailable;
+      throw new CniError(code, `the network of this node is not ready: ${readiness.reason}`);
+    }
+    const use = this.#addressUse();
+    const full = readiness.podCidrs.find((cidr) => nextAddress(cidr, { ...use, last: undefined }) === undefined);
+    if (full !== undefined) throw noAddress(full, CNI_CODES.notAvailable);
   }
 
   #requireReady(): Extract<Readiness, { ready: true }> {
@@ -234,7 +248,7 @@ export class Attachments {
   }
 
   #recordOf(
-    { containerId, ifName, args, config }: AddRequest,
+    { containerId, ifName, args, runtime, config }: AddRequest,
     netns: PodLink['netns'],
     ips: readonly IpAddress[],
     { mtuBytes, bridge }: Pick<Extract<Readiness, { ready: true }>, 'mtuBytes' | 'bridge'>,
@@ -248,6 +262,7 @@ export class Attachments {
       ...(podNamespace !== undefined && { podNamespace }),
       ...(podName !== undefined && { podName }),
       ...(podUid !== undefined && { podUid }),
+      ...(runtime !== undefined && { runtime }),
       ips,
       ...(bridge && { bridge }),
       mtuBytes,
@@ -257,24 +272,28 @@ export class Attachments {
 
   /** One address of each CIDR: the one that the pod asks for, or the next that is free and asked for by no other. */
   #allocate(podCidrs: readonly Cidr[], wanted: StaticRequest): readonly IpAddress[] {
-    const { records, reuseDelayMs, staticAddresses } = this.#options;
-    records.forgetReleased(this.#now() - reuseDelayMs);
-    const all = records.all();
-    const claims = staticAddresses.claims(new Set(all.flatMap(({ podUid }) => podUid ?? [])));
+    const all = this.#options.records.all();
     const holderOf = (ip: IpAddress) => all.filter(({ ips }) => ips.includes(ip)).map(attachmentName)[0];
-    checkRequest(wanted, { podCidrs, holderOf, claims });
-    const { inUse, released } = records;
-    const use = { inUse: inUse.union(claims), released };
+    checkRequest(wanted, { podCidrs, holderOf, claims: this.#claims() });
+    const use = this.#addressUse();
     return podCidrs.map((cidr) => wanted.ips.find((ip) => familyOf(ip) === familyOf(cidr)) ?? this.#nextOf(cidr, use));
+  }
+
+  #claims(): ReadonlyMap<IpAddress, Pod> {
+    const { records, staticAddresses } = this.#options;
+    return staticAddresses.claims(new Set(records.all().flatMap(({ podUid }) => podUid ?? [])));
+  }
+
+  #addressUse(): Omit<AddressUse, 'last'> {
+    const { records, reuseDelayMs } = this.#options;
+    records.forgetReleased(this.#now() - reuseDelayMs);
+    return { inUse: records.inUse.union(this.#claims()), released: records.released };
   }
 
   #nextOf(cidr: Cidr, use: Omit<AddressUse, 'last'>): IpAddress {
     const ip = nextAddress(cidr, { ...use, last: this.#lastOf(cidr) });
     if (ip === undefined) {
-      throw new CniError(
-        CNI_CODES.tryAgainLater,
-        `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`,
-      );
+      throw noAddress(cidr, CNI_CODES.tryAgainLater);
     }
     this.#last.set(cidr, ip);
     return ip;
@@ -373,6 +392,12 @@ export class Attachments {
     return result;
   }
 }
+
+const noAddress = (cidr: Cidr, code: CniCode): CniError =>
+  new CniError(
+    code,
+    `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`,
+  );
 
 const DEFAULT_ROUTE = { ipv4: parseCidr('0.0.0.0/0') as Cidr, ipv6: parseCidr('::/0') as Cidr } as const;
 

@@ -7,7 +7,7 @@ import { pino } from 'pino';
 import { CNI_CODES, CniError, renderRequest } from '../../cni/protocol.ts';
 import { ip } from '../../test/support/cluster-values.ts';
 import { macOf } from '../model/mac.ts';
-import type { Attachments, Readiness } from './attachments.ts';
+import type { Attachments } from './attachments.ts';
 import { type CniCall, CniServer } from './cni-server.ts';
 
 const RESULT = {
@@ -29,25 +29,24 @@ interface Stand {
   readonly calls: CniCall[];
   readonly deleted: string[];
   verbs: Partial<Attachments>;
-  ready: Readiness;
 }
 
 async function startServer(t: ExecutionContext): Promise<Stand> {
   const runDir = mkdtempSync(join(tmpdir(), 'tulle-cni-server-'));
   t.teardown(() => rmSync(runDir, { recursive: true, force: true }));
-  const stand: Stand = { runDir, calls: [], deleted: [], verbs: {}, ready: { ready: false, reason: 'no podCIDR' } };
+  const stand: Stand = { runDir, calls: [], deleted: [], verbs: {} };
   const attachments = {
     add: (...args: Parameters<Attachments['add']>) => stand.verbs.add?.(...args) ?? Promise.resolve(RESULT),
     del: async ({ containerId }: { containerId: string }) => void stand.deleted.push(containerId),
     check: async () => undefined,
     gc: async () => undefined,
+    status: () => stand.verbs.status?.(),
     undo: async ({ hostLink }: { hostLink: string }) => void stand.deleted.push(hostLink),
   } as unknown as Attachments;
   const server = new CniServer({
     runDir,
     queue,
     attachments,
-    readiness: () => stand.ready,
     log: pino({ level: 'silent' }),
     onCall: (call) => stand.calls.push(call),
   });
@@ -98,15 +97,17 @@ test('each verb gets its answer, in the version of the request', async (t) => {
   );
 });
 
-test('STATUS tells 50 and the reason until the node is ready', async (t) => {
+test('STATUS tells code and reason until pods can be attached', async (t) => {
   const stand = await startServer(t);
   const status = () =>
     ask(stand.runDir, renderRequest({ CNI_COMMAND: 'STATUS', CNI_PATH: '/opt/cni/bin' }, config('1.1.0')));
-  t.like((await status()).output, {
-    code: CNI_CODES.notAvailable,
-    msg: 'the network of this node is not ready: no podCIDR',
-  });
-  stand.ready = { ready: true, podCidrs: [], mtuBytes: 1450 };
+  stand.verbs = {
+    status: () => {
+      throw new CniError(CNI_CODES.notAvailable, 'no podCIDR');
+    },
+  };
+  t.like((await status()).output, { code: 50, msg: 'no podCIDR' });
+  stand.verbs = {};
   t.deepEqual(await status(), { exitCode: 0, output: undefined });
 });
 
@@ -174,7 +175,6 @@ test("only root reaches the socket, and a dead process's socket is replaced", as
     runDir,
     queue,
     attachments: {} as Attachments,
-    readiness: () => ({ ready: false, reason: '' }),
     log: pino({ level: 'silent' }),
   });
   await t.notThrowsAsync(second.listen());

@@ -15,7 +15,7 @@ import {
   renderError,
   renderResult,
 } from '../../cni/protocol.ts';
-import type { Attachments, Readiness } from './attachments.ts';
+import type { Attachments } from './attachments.ts';
 import { toCniError } from './cni-errors.ts';
 import type { DeleteQueue } from './delete-queue.ts';
 
@@ -34,7 +34,6 @@ export interface CniServerOptions {
   readonly runDir: string;
   readonly attachments: Attachments;
   readonly queue: Pick<DeleteQueue, 'carryOutBefore'>;
-  readonly readiness: () => Readiness;
   readonly log: Logger;
   readonly onCall?: (call: CniCall) => void;
 }
@@ -101,7 +100,10 @@ export class CniServer {
       if (request.verb === 'ADD') {
         made = await this.#add(request);
         answer = renderAnswer(0, renderResult(request.config.cniVersion, made));
-      } else answer = renderAnswer(0, await this.#perform(request));
+      } else {
+        await this.#perform(request);
+        answer = renderAnswer(0);
+      }
     } catch (cause) {
       const error = toCniError(cause, request ? `carry out ${request.verb}` : 'read the request');
       code = error.code;
@@ -122,20 +124,17 @@ export class CniServer {
   }
 
   /** The verbs whose success has no output (SPEC, section 2). */
-  async #perform(request: Exclude<CniRequest, AddRequest>): Promise<undefined> {
-    const { attachments, readiness } = this.#options;
+  async #perform(request: Exclude<CniRequest, AddRequest>): Promise<void> {
+    const { attachments } = this.#options;
     switch (request.verb) {
       case 'DEL':
-        return void (await attachments.del(request));
+        return attachments.del(request);
       case 'CHECK':
-        return void (await attachments.check(request, this.#deadline()));
+        return attachments.check(request, this.#deadline());
       case 'GC':
-        return void (await attachments.gc(request));
-      case 'STATUS': {
-        const state = readiness();
-        if (state.ready) return;
-        throw new CniError(CNI_CODES.notAvailable, `the network of this node is not ready: ${state.reason}`);
-      }
+        return attachments.gc(request);
+      case 'STATUS':
+        return attachments.status();
       default:
         throw new CniError(CNI_CODES.invalidEnvironment, `CNI_COMMAND ${request.verb} is not for the agent`);
     }

@@ -28,6 +28,8 @@ export interface PodRecord extends Attachment {
   /** Name of the CNI network configuration that the attachment belongs to. */
   readonly network: string;
   readonly podUid?: string;
+  /** Name of the runtime's program. */
+  readonly runtime?: string;
   /** MTU of the pair as last planned. */
   readonly mtuBytes: number;
   /** Milliseconds since the epoch. */
