@@ -7,9 +7,9 @@ interface Edit {
   readonly bytes: Uint8Array;
 }
 
-/** One change of a message: these bytes in the place of as many, or of none, at a relative position; or its end there. */
+/** One change of a message: these bytes in the place of as many, or of none, at a position (modulo the length); or its end there. */
 const edits: fc.Arbitrary<Edit> = fc.record({
-  at: fc.double({ min: 0, max: 1, noNaN: true }),
+  at: fc.nat(1000),
   kind: fc.constantFrom('overwrite' as const, 'insert' as const, 'cut' as const),
   bytes: fc.uint8Array({ minLength: 1, maxLength: 8 }),
 });
@@ -26,7 +26,7 @@ export const hostileBytes = (right: readonly Uint8Array[]): fc.Arbitrary<Buffer>
 };
 
 function edited(message: Buffer, { at, kind, bytes }: Edit): Buffer {
-  const place = Math.floor(at * message.length);
+  const place = at % (message.length + 1);
   if (kind === 'cut') return message.subarray(0, place);
   const rest = message.subarray(kind === 'insert' ? place : place + bytes.length);
   return Buffer.concat([message.subarray(0, place), bytes, rest]);
