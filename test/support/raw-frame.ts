@@ -60,9 +60,12 @@ export interface Redirect {
   readonly newGateway: IpAddress;
 }
 
-/** An ICMP redirect (RFC 792) as the gateway would send it; IPv4 only. */
+/**
+ * An ICMP redirect (RFC 792) as the gateway would send it; IPv4 only. It is about an echo reply: for other packets the kernel
+ * asks that a socket has sent them.
+ */
 export function redirectFrame({ macs, gateway, victim, destination, newGateway }: Redirect): Frame {
-  const told = Buffer.concat([bytesOf(newGateway), ipv4(victim, destination, UDP, u16(9, 9, 8, 0))]);
+  const told = Buffer.concat([bytesOf(newGateway), ipv4(victim, destination, ICMP, u16(0, 0, 0, 0))]);
   const message = (checksum: number) => Buffer.concat([u16(0x0501, checksum), told]);
   const packet = ipv4(gateway, victim, ICMP, message(checksumOf(message(0))));
   return { macs, etherType: ETHERTYPE.ipv4, packet };
