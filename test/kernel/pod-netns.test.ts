@@ -31,11 +31,15 @@ test('identifyNetns: what is no namespace of a pod is refused with its own words
   const fifo = join(directory, 'fifo');
   writeFileSync(file, '');
   execFileSync('mkfifo', [fifo]);
+  // Without a driver: to open it would be ENXIO.
+  const device = join(directory, 'device');
+  execFileSync('mknod', [device, 'c', '511', '0']);
   const cases = [
     [join(directory, 'missing'), 'ENOENT', /the pod is gone, or the directory of namespaces is not mounted/],
     [file, 'EINVAL', /expected a network namespace, got another kind of file/],
     [fifo, 'EINVAL', /expected a network namespace/],
     [directory, 'EINVAL', /expected a network namespace/],
+    [device, 'EINVAL', /expected a network namespace, got another kind of file/],
     ['/proc/self/ns/mnt', 'EINVAL', /expected a network namespace/],
     ['/proc/self/ns/net', 'EPERM', /the host's own namespace/],
   ] as const;

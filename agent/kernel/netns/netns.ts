@@ -1,5 +1,5 @@
 /** Network namespaces of pods: checked before anything is done in them, entered only to open sockets and files. */
-import { closeSync, constants, openSync } from 'node:fs';
+import { closeSync, constants, openSync, statSync } from 'node:fs';
 import type { PodLink } from '../../model/items.ts';
 import { KernelError } from '../errors.ts';
 import { fileIdentity, isHomeNetns, isNetnsFd } from '../libc.ts';
@@ -76,7 +76,7 @@ export function openPodNetns({ path, device, inode }: PodLink['netns'], options:
 function openChecked(path: string, host: NetnsIdentity | undefined): number {
   const fd = openNetnsFile(path);
   try {
-    if (!isNetnsFd(fd)) throw netnsError('EINVAL', path, 'expected a network namespace, got another kind of file');
+    if (!isNetnsFd(fd)) throw notNetns(path);
     if (isHost(fd, host)) throw netnsError('EPERM', path, "it is the host's own namespace, not a pod's");
     return fd;
   } catch (error) {
@@ -87,9 +87,12 @@ function openChecked(path: string, host: NetnsIdentity | undefined): number {
 
 function openNetnsFile(path: string): number {
   try {
-    // Not blocking: the path may lead to a FIFO.
+    // Opening alone has effects on a device or a FIFO. A namespace shows as a regular file.
+    if (!statSync(path).isFile()) throw notNetns(path);
+    // Not blocking: the path may lead elsewhere by now.
     return openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
   } catch (error) {
+    if (error instanceof KernelError) throw error;
     const code = (error as NodeJS.ErrnoException).code ?? 'EIO';
     const detail =
       code === 'ENOENT'
@@ -104,6 +107,9 @@ function isHost(fd: number, host: NetnsIdentity | undefined): boolean {
   const { device, inode } = fileIdentity(fd);
   return device === host.device && inode === host.inode;
 }
+
+const notNetns = (path: string): KernelError =>
+  netnsError('EINVAL', path, 'expected a network namespace, got another kind of file');
 
 const netnsError = (code: string, path: string, detail: string | undefined, cause?: unknown): KernelError =>
   new KernelError({ code, operation: 'open', object: `network namespace ${path}`, detail, cause });
