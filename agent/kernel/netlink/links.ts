@@ -50,18 +50,31 @@ export class Links {
   readonly #client: NetlinkClient;
   readonly #byName = new Map<string, LinkFacts>();
   readonly #byIndex = new Map<number, LinkFacts>();
+  /** What the monitor said since the oldest of the running dumps began, by index; undefined for a link that went. */
+  readonly #seen = new Map<number, LinkFacts | undefined>();
+  #dumps = 0;
 
   constructor(client: NetlinkClient) {
     this.#client = client;
   }
 
-  /** Reads every link again. */
+  /**
+   * Reads every link again. What the monitor says meanwhile stays: if the dump is older, nobody says it again; if it is
+   * newer, the monitor is about to say what it shows.
+   */
   async refresh(): Promise<readonly LinkFacts[]> {
-    const all = await dumpLinks(this.#client);
-    this.#byName.clear();
-    this.#byIndex.clear();
-    for (const facts of all) this.#store(facts);
-    return all;
+    this.#dumps++;
+    try {
+      const dumped = await dumpLinks(this.#client);
+      this.#byName.clear();
+      this.#byIndex.clear();
+      for (const facts of dumped) if (!this.#seen.has(facts.ifindex)) this.#store(facts);
+      for (const facts of this.#seen.values()) if (facts && !this.#byName.has(facts.name)) this.#store(facts);
+      return dumped;
+    } finally {
+      this.#dumps--;
+      if (this.#dumps === 0) this.#seen.clear();
+    }
   }
 
   /** Takes a link message of the monitor up; returns the link as it was known under its index before. */
@@ -70,7 +83,9 @@ export class Links {
     if (!facts) return undefined;
     const before = this.#byIndex.get(facts.ifindex);
     this.#forget(facts.ifindex);
-    if (message.type === RTM.NEWLINK) this.#store(facts);
+    const isThere = message.type === RTM.NEWLINK;
+    if (isThere) this.#store(facts);
+    if (this.#dumps > 0) this.#seen.set(facts.ifindex, isThere ? facts : undefined);
     return before;
   }
 

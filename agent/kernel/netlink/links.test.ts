@@ -1,0 +1,51 @@
+import test from 'ava';
+import { text } from './attributes.ts';
+import { Links } from './links.ts';
+import type { NetlinkClient, NetlinkMessage } from './message.ts';
+import { IFLA, linkHeader, RTM } from './rtnetlink.ts';
+
+const message = (type: number, ifindex: number, name: string): NetlinkMessage => {
+  return { type, flags: 0, port: 0, payload: Buffer.concat([linkHeader({ ifindex }), text(IFLA.IFNAME, name)]) };
+};
+
+/** Links whose dump shows `dumped`, and during which the monitor says `said`. */
+async function refreshed(dumped: readonly NetlinkMessage[], said: readonly NetlinkMessage[]): Promise<Links> {
+  const client: Pick<NetlinkClient, 'dump'> = {
+    async dump() {
+      for (const one of said) links.see(one);
+      return dumped;
+    },
+  };
+  const links = new Links(client as NetlinkClient);
+  await links.refresh();
+  return links;
+}
+
+const indexes = (links: Links) => [...links.all()].map(({ ifindex, name }) => `${ifindex} ${name}`).sort();
+
+test('links: what the monitor says during a dump is not undone by it', async (t) => {
+  const links = await refreshed(
+    [message(RTM.NEWLINK, 5, 'gone'), message(RTM.NEWLINK, 6, 'old'), message(RTM.NEWLINK, 7, 'stays')],
+    [message(RTM.DELLINK, 5, 'gone'), message(RTM.NEWLINK, 6, 'new'), message(RTM.NEWLINK, 8, 'added')],
+  );
+  t.deepEqual(indexes(links), ['6 new', '7 stays', '8 added']);
+  t.is(links.byName('gone'), undefined);
+  t.is(links.byName('old'), undefined);
+  t.is(links.byName('added')?.ifindex, 8);
+});
+
+test('links: a late word of a link that another has followed does not hide that', async (t) => {
+  const links = await refreshed([message(RTM.NEWLINK, 9, 'a')], [message(RTM.NEWLINK, 5, 'a')]);
+  t.is(links.byName('a')?.ifindex, 9);
+  links.see(message(RTM.DELLINK, 5, 'a'));
+  t.is(links.byName('a')?.ifindex, 9);
+});
+
+test('links: the next dump counts again in full', async (t) => {
+  const said = [message(RTM.NEWLINK, 8, 'added')];
+  const links = await refreshed([], said);
+  t.deepEqual(indexes(links), ['8 added']);
+  said.length = 0;
+  await links.refresh();
+  t.deepEqual(indexes(links), []);
+});
