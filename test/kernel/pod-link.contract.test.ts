@@ -165,6 +165,17 @@ for (const [kernel, open] of Object.entries(hosts)) {
     },
   );
 
+  contract('opened to advertisements or redirects, it is closed again', async (t, { drivers, newPod, sysctls }) => {
+    const value = podLink(await newPod());
+    await create(drivers['pod-link'], value);
+    for (const setting of ['accept_ra', 'accept_redirects']) {
+      sysctls.write(`net/ipv6/conf/${value.name}/${setting}`, '1');
+      t.false(await holds(drivers['pod-link'], value));
+      await update(drivers['pod-link'], value, value);
+      t.true(await holds(drivers['pod-link'], value));
+    }
+  });
+
   contract('lost with everything inside, it is made anew', async (t, { drivers, newPod, describe, client }) => {
     const value = podLink(await newPod());
     await create(drivers['pod-link'], value);

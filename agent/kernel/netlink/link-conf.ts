@@ -56,6 +56,15 @@ export const closedSysctls = (link: string): readonly Sysctl[] => [
   { path: `net/ipv6/conf/${link}/accept_redirects`, value: '0' },
 ];
 
+/** How a link is open to what is sent to it. Nobody announces this, so it is looked at when links are listed. */
+export function closedAlteration(link: string, sysctls: SysctlFiles): string | undefined {
+  for (const { path, value } of closedSysctls(link)) {
+    const found = sysctls.read(path);
+    if (found !== undefined && found !== value) return `has ${path} ${found}`;
+  }
+  return undefined;
+}
+
 /** Writes what differs. Without IPv6 in the kernel there are no such files: an error only where they are `needed`. */
 export function writeSysctls(sysctls: SysctlFiles, wanted: readonly Sysctl[], { needed }: { needed: boolean }): void {
   for (const { path, value } of wanted) {

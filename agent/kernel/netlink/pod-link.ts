@@ -8,7 +8,7 @@ import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { parseAttributes } from './attributes.ts';
 import { portAlteration, readPort } from './bridge.ts';
-import { netconfAlteration, writeSysctls } from './link-conf.ts';
+import { closedAlteration, netconfAlteration, writeSysctls } from './link-conf.ts';
 import { isNodeLink, isPodLink, type Links, readLink } from './links.ts';
 import type { NetlinkClient, NetlinkMessage } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
@@ -56,7 +56,10 @@ export function podLinkDriver(options: PodLinkDriverOptions): Driver<'pod-link'>
     async list() {
       const own = (await links.refresh())
         .filter((facts) => isPodLink(facts) && !reaper.isDoomed(facts.ifindex))
-        .map((facts) => foundPodLink(facts, links));
+        .map((facts) => {
+          const altered = closedAlteration(facts.name, options.sysctls);
+          return { ...foundPodLink(facts, links), ...(altered && { altered }) };
+        });
       return new Map(own.map((link) => [keyOf('pod-link', link), link]));
     },
     apply: (batch, signal) => applyPodLinks(batch, options, signal),
