@@ -135,11 +135,16 @@ const acceptPart = (facts: FamilyFacts): ChainPart => ({
   ],
 });
 
-/** Nobody outside of the node has a way back to the address of a former podCIDR, so those pods are always masqueraded. */
-function masqueradePart({ cidr, family }: PodNetwork, { randomFully }: Host): ChainPart {
+/**
+ * Nobody outside of the node has a way back to the address of a former podCIDR: such pods send with the node's own address
+ * where pod addresses are known, and elsewhere with one of the way out.
+ */
+function masqueradePart({ cidr, family, nodeIp }: PodNetwork, { randomFully }: Host): ChainPart {
   const facts = FAMILIES[family];
-  const masquerade = ['-j', 'MASQUERADE', ...(randomFully ? ['--random-fully'] : [])];
+  const random = randomFully ? ['--random-fully'] : [];
+  const masquerade = ['-j', 'MASQUERADE', ...random];
   const elsewhere = notInSet('ready', facts, 'dst');
+  const former = ['!', '-s', cidr, ...inSet('ready', facts, 'src'), ...elsewhere];
   return {
     family,
     table: 'nat',
@@ -150,10 +155,15 @@ function masqueradePart({ cidr, family }: PodNetwork, { randomFully }: Host): Ch
         args: ['-s', cidr, ...notInSet('direct', facts, 'dst'), ...elsewhere, ...masquerade],
         comment: 'pod traffic that leaves the cluster',
       },
-      {
-        args: ['!', '-s', cidr, ...inSet('ready', facts, 'src'), ...elsewhere, ...masquerade],
-        comment: 'from a pod with an address of a former podCIDR',
-      },
+      ...(nodeIp
+        ? [
+            {
+              args: [...former, ...inSet('direct', facts, 'dst'), '-j', 'SNAT', '--to-source', nodeIp, ...random],
+              comment: 'from a pod with an address of a former podCIDR to other pods',
+            },
+          ]
+        : []),
+      { args: [...former, ...masquerade], comment: 'from a pod with an address of a former podCIDR' },
     ],
   };
 }

@@ -88,6 +88,7 @@ chain-part ipv4 mangle TULLE-FORWARD 10-gate
   -d 10.84.0.0/24 -m set ! --match-set tulle-ready-4 dst -j DROP
 chain-part ipv4 nat TULLE-POSTROUTING 50-masquerade
   -s 10.84.0.0/24 -m set ! --match-set tulle-direct-4 dst -m set ! --match-set tulle-ready-4 dst -j MASQUERADE --random-fully
+  ! -s 10.84.0.0/24 -m set --match-set tulle-ready-4 src -m set ! --match-set tulle-ready-4 dst -m set --match-set tulle-direct-4 dst -j SNAT --to-source 10.84.0.1 --random-fully
   ! -s 10.84.0.0/24 -m set --match-set tulle-ready-4 src -m set ! --match-set tulle-ready-4 dst -j MASQUERADE --random-fully
 route {"destination":"10.84.0.0/24","metric":4000000000,"type":"unreachable"}
 set {"name":"tulle-direct-4","type":"hash:net","family":"ipv4","maxElements":65536}

@@ -1,6 +1,7 @@
 /** Debian's reference plugins after Tulle in one network: they get what they need, and leave nothing. */
 import { readFile, writeFile } from 'node:fs/promises';
 import test from 'ava';
+import { POD_LINK_NAME } from '../../agent/model/kernel-names.ts';
 import { inNode, inPod, pathOnHost } from '../../lab/node.ts';
 import { addPod, checkPod, removePod, type Sandbox } from '../../lab/runtime.ts';
 import { until } from '../../lab/until.ts';
@@ -68,7 +69,8 @@ test.serial('hostPort, bandwidth and a sysctl work behind Tulle, and DEL leaves 
     t.regex(await output(shInNetns(node(), pod.netns, curl(host, HOST_PORT))), /^web /, 'from the pod itself');
   }
 
-  const link = (pod.result['interfaces'] as readonly { readonly name: string }[])[0]?.name;
+  const names = (pod.result['interfaces'] as readonly { readonly name: string }[]).map(({ name }) => name);
+  const link = names.find((name) => POD_LINK_NAME.test(name));
   t.regex(await output(shIn(node(), `tc qdisc show dev ${link}`)), /qdisc tbf .* rate 8Mbit/);
   t.is((await output(shIn(node(), 'tc qdisc show'))).match(/qdisc tbf/g)?.length, 2, 'one a direction');
   await checkPod(node(), withoutPortmap(pod), signal());
