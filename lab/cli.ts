@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { constants } from 'node:os';
+import { resolve } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { table } from '../agent/commands/table.ts';
 import { flagName, SETTINGS } from '../agent/config.ts';
@@ -17,7 +18,7 @@ import { matrixOf, pingAll, pingEnds } from './ping.ts';
 import { checkMachine, checkRoot } from './preflight.ts';
 import { describeStatus, printLines, printStep } from './print.ts';
 import { tour } from './tour.ts';
-import { DEFAULT_OPTIONS, isUp, startLabProcess } from './up.ts';
+import { DEFAULT_OPTIONS, isUp, startLabProcess, TULLE } from './up.ts';
 
 const FAMILY_CHOICES: Readonly<Record<string, readonly Family[]>> = {
   ipv4: ['ipv4'],
@@ -34,6 +35,7 @@ interface UpOptions extends AgentOptions {
   readonly nodes: number;
   readonly families: string;
   readonly segments: number;
+  readonly agent: string;
   readonly force?: boolean;
 }
 
@@ -110,6 +112,7 @@ const withUpOptions = (command: Command): Command => {
       wholeNumber(1, MAX_SEGMENTS),
       1,
     )
+    .option('--agent <file>', 'the `tulle` of another build, such as dist/tulle, for the agents', TULLE)
     .argument('[agentArgs...]', 'after --: further arguments of every agent, such as --vxlan-vni 7');
 };
 
@@ -234,7 +237,10 @@ function addNodeCommands(lab: Command): void {
     .action(async (name: string, command: string[]) => become(inNode(findNode(await readStatus(), name), command)));
 }
 
-async function up(agentArgs: string[], { nodes, families, segments, force, ...settings }: UpOptions): Promise<void> {
+async function up(
+  agentArgs: string[],
+  { nodes, families, segments, agent, force, ...settings }: UpOptions,
+): Promise<void> {
   checkMachine();
   const startMs = performance.now();
   const options: LabOptions = {
@@ -242,6 +248,7 @@ async function up(agentArgs: string[], { nodes, families, segments, force, ...se
     nodes,
     segments,
     families: FAMILY_CHOICES[families] ?? [],
+    agentCommand: [resolve(agent), 'agent'],
     agentArgs: [...agentArgumentsOf(settings), ...agentArgs],
   };
   await using _ = await lockLab(layout().dir);
