@@ -41,6 +41,25 @@ test('one bad object does not stop the others, and shows in the status', async (
   t.deepEqual(rig.reconciler.status().failing, []);
 });
 
+test('what a lane is at shows for how long, and what hangs again and again is one long operation', async (t) => {
+  const clock = { ms: 0 };
+  const rig = await startRig(t, { options: { now: () => clock.ms, deadlineMs: 20 } });
+  t.deepEqual(rig.reconciler.work(), {});
+  rig.routes.hangNext();
+  rig.routes.hangNext();
+  rig.put(fragment('a', [route(1)]));
+  const failing = () => rig.reconciler.status().failing[0]?.attempts ?? 0;
+  for (const attempts of [1, 2]) {
+    clock.ms += 1_000;
+    await until(() => failing() === attempts, 'an attempt that met its deadline');
+  }
+  t.like(rig.reconciler.work(), { netlink: { operation: 'apply 1 changes of route', durationMs: 1_000 } });
+  rig.routes.heal();
+  clock.ms += 1_000;
+  await quiet(rig.reconciler);
+  t.deepEqual(rig.reconciler.work(), {});
+});
+
 test('backoff: attempts are spaced out, and start over when something else is wanted', async (t) => {
   const rig = await startRig(t, { options: { backoff: { minMs: 60_000, maxMs: 60_000 } } });
   rig.routes.failNext({ key: route(1).key }, 1);

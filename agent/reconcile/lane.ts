@@ -1,18 +1,36 @@
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { type Key, type Kind, kindOf } from '../model/items.ts';
-import { withDeadline } from './deadline.ts';
+import { DeadlineError, withDeadline } from './deadline.ts';
 import { Doorbell } from './doorbell.ts';
 import type { FailedChange, Ledger } from './ledger.ts';
 import type { Settles } from './settles.ts';
-import type { Change } from './types.ts';
+import type { Change, Lane } from './types.ts';
 
 /** What one call of a driver's apply() did. */
 export interface BatchReport {
+  readonly lane: Lane;
   readonly kind: Kind;
   readonly changes: readonly Change[];
   readonly failed: readonly FailedChange[];
   readonly durationMs: number;
+}
+
+/** How one call of a driver's list() ended. */
+export interface ListReport {
+  readonly lane: Lane;
+  readonly kind: Kind;
+  readonly durationMs: number;
+  /** Why there is no list. */
+  readonly error?: Error;
+}
+
+/** What a lane is at. */
+export interface LaneWork {
+  /** For people: `apply 3 changes of route`. */
+  readonly operation: string;
+  /** On the clock of the reconciler. An operation that its deadline ended goes on counting until another one ends. */
+  readonly sinceMs: number;
 }
 
 interface Errand {
@@ -29,8 +47,8 @@ export interface LaneContext {
   readonly now: () => number;
   /** Called once a batch is booked. */
   onBatch(report: BatchReport): void;
-  /** Called once a list is booked. */
-  onList(kind: Kind, durationMs: number): void;
+  /** Called once a list is booked, or has failed. */
+  onList(report: ListReport): void;
 }
 
 /**
@@ -46,6 +64,7 @@ export class LaneLoop {
   readonly #errands: Errand[] = [];
   #ended: AbortSignal | undefined;
   #cycles = 0;
+  #work: LaneWork | undefined;
 
   constructor(ledgers: readonly Ledger[], context: LaneContext) {
     this.#ledgers = ledgers;
@@ -55,6 +74,11 @@ export class LaneLoop {
   /** How often it woke up to look for work. */
   get cycles(): number {
     return this.#cycles;
+  }
+
+  /** Undefined while it waits for work. */
+  get work(): LaneWork | undefined {
+    return this.#work;
   }
 
   ring(): void {
@@ -168,25 +192,40 @@ export class LaneLoop {
 
   async #runErrand(signal: AbortSignal): Promise<boolean> {
     const errand = this.#errands.shift();
-    await errand?.run(signal);
+    if (errand) await this.#timed('an errand between two batches', () => errand.run(signal));
     return errand !== undefined;
+  }
+
+  /** Shows what is under way. What hangs again and again is one long operation, not many short ones. */
+  async #timed<T>(operation: string, work: () => Promise<T>): Promise<T> {
+    this.#work = { operation, sinceMs: this.#work?.sinceMs ?? this.#context.now() };
+    let hangs = false;
+    try {
+      return await work();
+    } catch (error) {
+      hangs = error instanceof DeadlineError;
+      throw error;
+    } finally {
+      if (!hangs) this.#work = undefined;
+    }
   }
 
   async #apply(ledger: Ledger, batch: readonly Change[], signal: AbortSignal): Promise<void> {
     const { settles, deadlineMs, now, onBatch } = this.#context;
     const { kind, driver } = ledger;
     const startMs = now();
+    const operation = `apply ${batch.length} changes of ${kind}`;
     let failures: ReadonlyMap<Key, Error>;
     try {
-      failures = await withDeadline(signal, deadlineMs, `apply ${batch.length} changes of ${kind}`, (inner) =>
-        driver.apply(batch, inner),
+      failures = await this.#timed(operation, () =>
+        withDeadline(signal, deadlineMs, operation, (inner) => driver.apply(batch, inner)),
       );
     } catch (error) {
       signal.throwIfAborted();
       failures = new Map(batch.map(({ key }) => [key, asError(error)]));
     }
     const failed = ledger.acknowledge(batch, failures);
-    onBatch({ kind, changes: batch, failed, durationMs: now() - startMs });
+    onBatch({ lane: driver.lane, kind, changes: batch, failed, durationMs: now() - startMs });
     if (failed.length > 0) this.#logFailures(ledger, failed);
     settles.failed(failed);
     settles.check();
@@ -198,11 +237,14 @@ export class LaneLoop {
     const startMs = now();
     ledger.beginList();
     try {
-      const listed = await withDeadline(signal, deadlineMs, `list ${kind}`, (inner) => driver.list(inner));
+      const listed = await this.#timed(`list ${kind}`, () =>
+        withDeadline(signal, deadlineMs, `list ${kind}`, (inner) => driver.list(inner)),
+      );
       ledger.absorb(listed);
-      onList(kind, now() - startMs);
+      onList({ lane: driver.lane, kind, durationMs: now() - startMs });
     } catch (error) {
       signal.throwIfAborted();
+      onList({ lane: driver.lane, kind, durationMs: now() - startMs, error: asError(error) });
       ledger.listFailed(asError(error).message);
       log.warn({ kind, err: error }, 'cannot list; nothing of this kind is written until a list succeeds');
       settles.kindFailed(kind, asError(error));

@@ -169,8 +169,10 @@ test('onBatch and the counters tell what was done', async (t) => {
     known: 2,
     dirty: 0,
     changes: 2,
+    actions: { create: 2, update: 0, remove: 0 },
     failures: 1,
     lists: 1,
+    listFailures: 0,
     drift: 0,
   });
 });

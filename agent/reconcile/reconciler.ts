@@ -2,16 +2,17 @@ import type { Logger } from 'pino';
 import { APPLY_ORDER, type Key, type Kind, kindOf, type Objects } from '../model/items.ts';
 import type { BackoffLimits } from './backoff.ts';
 import { Blocked } from './blocked.ts';
+import { CatchUps } from './catch-ups.ts';
 import { withDeadline } from './deadline.ts';
 import type { KernelState } from './kernel-state.ts';
 import { keyedDiff } from './keyed-diff.ts';
-import { type BatchReport, LaneLoop } from './lane.ts';
+import { type BatchReport, LaneLoop, type ListReport } from './lane.ts';
 import { type KindDriver, Ledger, type LedgerContext, type Value } from './ledger.ts';
 import { Settles } from './settles.ts';
-import { KindCounters, type ReconcilerStatus, renderStatus } from './status.ts';
+import { KindCounters, type ReconcilerStatus, renderStatus, renderWork } from './status.ts';
 import type { AnyDriver, Change, Lane, Notice } from './types.ts';
 
-export type { BatchReport } from './lane.ts';
+export type { BatchReport, ListReport } from './lane.ts';
 export { SettleError } from './settles.ts';
 export type { KindStatus, ReconcilerStatus } from './status.ts';
 
@@ -29,6 +30,10 @@ export interface ReconcilerOptions {
   readonly random?: () => number;
   /** Told of every batch once it is booked, for metrics. */
   readonly onBatch?: (report: BatchReport) => void;
+  /** Told of every full list, also of one that failed. */
+  readonly onList?: (report: ListReport) => void;
+  /** Told once the kernel holds what follow() was given, with the milliseconds since then and its age at that time. */
+  readonly onCaughtUp?: (durationMs: number) => void;
 }
 
 const DEFAULTS = {
@@ -39,6 +44,8 @@ const DEFAULTS = {
   now: () => performance.timeOrigin + performance.now(),
   random: Math.random,
   onBatch: () => {},
+  onList: () => {},
+  onCaughtUp: () => {},
 } as const satisfies Required<ReconcilerOptions>;
 
 /**
@@ -53,6 +60,7 @@ export class Reconciler {
   readonly #lanes = new Map<Lane, LaneLoop>();
   readonly #blocked = new Blocked();
   readonly #settles: Settles;
+  readonly #catchUps: CatchUps;
   readonly #counters = new Map<Kind, KindCounters>();
   readonly #listed = Promise.withResolvers<void>();
   readonly #stopped = Promise.withResolvers<void>();
@@ -67,7 +75,9 @@ export class Reconciler {
     this.#state = parts.state;
     this.#log = parts.log;
     this.#options = { ...DEFAULTS, ...parts.options };
-    this.#settles = new Settles(this.#state, (key) => this.#ledgers.get(kindOf(key))?.isSettled(key) ?? false);
+    const isSettled = (key: Key): boolean => this.#ledgers.get(kindOf(key))?.isSettled(key) ?? false;
+    this.#settles = new Settles(this.#state, isSettled);
+    this.#catchUps = new CatchUps(isSettled, (sinceMs) => this.#options.onCaughtUp(this.#options.now() - sinceMs));
     // Nobody has to wait for it.
     this.#listed.promise.catch(() => {});
     for (const driver of parts.drivers.toSorted((a, b) => orderOf(a.kind) - orderOf(b.kind))) this.#open(driver);
@@ -129,6 +139,14 @@ export class Reconciler {
     await done;
   }
 
+  /**
+   * Measures until the kernel holds what is wanted now under these keys: those that an event has just touched, which came
+   * `ageMs` milliseconds ago. Nothing goes first for that, and nobody waits.
+   */
+  follow(keys: Iterable<Key>, ageMs: number): void {
+    this.#catchUps.follow(keys, this.#options.now() - ageMs);
+  }
+
   /** The error of the first of these keys whose last attempt failed. Cost: one look-up a key. */
   failure(keys: Iterable<Key>): Error | undefined {
     for (const key of keys) {
@@ -166,8 +184,14 @@ export class Reconciler {
       lanes: this.#lanes,
       counters: this.#counters,
       blocked: this.#blocked,
+      oldestMs: this.#catchUps.oldestMs(),
       nowMs: this.#options.now(),
     });
+  }
+
+  /** What each lane is at, of the status; costs nothing. */
+  work(): ReconcilerStatus['work'] {
+    return renderWork(this.#lanes, this.#options.now());
   }
 
   #open(driver: AnyDriver): void {
@@ -179,7 +203,7 @@ export class Reconciler {
       timing: this.#options,
       isReady: (need) =>
         this.#state.wanted(need) !== undefined && (this.#ledgers.get(kindOf(need))?.isSettled(need) ?? false),
-      onKnown: (key) => this.#wakeWaitersFor(key),
+      onKnown: (key) => this.#onKnown(key),
       onWork: () => this.#ring(kind),
     };
     this.#ledgers.set(kind, new Ledger(driver as KindDriver, context));
@@ -197,7 +221,7 @@ export class Reconciler {
         deadlineMs,
         now,
         onBatch: (report) => this.#onBatch(report),
-        onList: (kind, durationMs) => this.#onList(kind, durationMs),
+        onList: (report) => this.#onList(report),
       },
     );
   }
@@ -228,6 +252,11 @@ export class Reconciler {
     if (lane) this.#lanes.get(lane)?.ring();
   }
 
+  #onKnown(key: Key): void {
+    this.#catchUps.check(key);
+    this.#wakeWaitersFor(key);
+  }
+
   #wakeWaitersFor(need: Key): void {
     for (const waiter of this.#blocked.waitersFor(need)) this.#ledgers.get(kindOf(waiter))?.unblock(waiter);
   }
@@ -249,8 +278,12 @@ export class Reconciler {
     this.#log.info({ kind, repairs, key: changes[0]?.key }, 'repaired what somebody else had changed');
   }
 
-  #onList(kind: Kind, durationMs: number): void {
-    this.#counters.get(kind)?.countList(durationMs);
+  #onList(report: ListReport): void {
+    const { kind } = report;
+    this.#counters.get(kind)?.countList(report);
+    this.#options.onList(report);
+    if (report.error) return;
+    this.#catchUps.checkAll();
     // While a kind is stale nothing counts as ready, so that its return may free anything.
     for (const need of this.#blocked.needs()) if (kindOf(need) === kind) this.#wakeWaitersFor(need);
     const ledgers = [...this.#ledgers.values()];

@@ -1,11 +1,14 @@
 import { type Key, type Kind, kindOf } from '../model/items.ts';
 import type { Blocked } from './blocked.ts';
 import type { KernelState, Problem } from './kernel-state.ts';
-import type { BatchReport, LaneLoop } from './lane.ts';
+import type { BatchReport, LaneLoop, ListReport } from './lane.ts';
 import type { Ledger } from './ledger.ts';
-import type { Lane } from './types.ts';
+import type { Change, Lane } from './types.ts';
+
+type Actions = Readonly<Record<Change['action'], number>>;
 
 export interface KindStatus {
+  readonly lane: Lane;
   readonly wanted: number;
   readonly known: number;
   /** All keys not known to be right: pending, in flight, failing and blocked ones. */
@@ -16,9 +19,12 @@ export interface KindStatus {
   readonly stale: string | null;
   /** Since the start, as are the other counts. */
   readonly lists: number;
+  readonly listFailures: number;
   readonly lastListMs: number | null;
   /** Writes that succeeded. */
   readonly changes: number;
+  /** The same, by what they did. */
+  readonly actions: Actions;
   readonly failures: number;
   /** Repairs of what somebody else changed. */
   readonly drift: number;
@@ -30,6 +36,10 @@ export interface ReconcilerStatus {
   readonly kinds: Readonly<Partial<Record<Kind, KindStatus>>>;
   /** How often each loop woke up. */
   readonly cycles: Readonly<Partial<Record<Lane, number>>>;
+  /** What each loop is at, and for how many milliseconds; none for one that waits for work. */
+  readonly work: Readonly<Partial<Record<Lane, { readonly operation: string; readonly durationMs: number }>>>;
+  /** Age of the oldest event that is not in the kernel yet, in milliseconds; 0 when all are. See Reconciler.follow. */
+  readonly behindMs: number;
   /** `nextTryMs`: from now, 0 for at once. */
   readonly failing: readonly {
     readonly key: Key;
@@ -46,22 +56,25 @@ export interface ReconcilerStatus {
 /** What happened to one kind since the start. */
 export class KindCounters {
   lists = 0;
+  listFailures = 0;
   lastListMs: number | null = null;
-  changes = 0;
+  readonly actions: { -readonly [A in keyof Actions]: number } = { create: 0, update: 0, remove: 0 };
   failures = 0;
   lastSuccess: number | null = null;
   /** Of the ledger's drift, what was logged. */
   loggedDrift = 0;
 
   countBatch({ changes, failed }: BatchReport, nowMs: number): void {
-    this.changes += changes.length - failed.length;
+    for (const { action } of changes) this.actions[action]++;
+    for (const { change } of failed) this.actions[change.action]--;
     this.failures += failed.length;
     if (failed.length === 0) this.lastSuccess = Math.round(nowMs);
   }
 
-  countList(durationMs: number): void {
-    this.lists++;
-    this.lastListMs = durationMs;
+  countList({ durationMs, error }: ListReport): void {
+    if (error) this.listFailures++;
+    else this.lists++;
+    if (!error) this.lastListMs = durationMs;
   }
 }
 
@@ -71,11 +84,13 @@ interface StatusSource {
   readonly lanes: ReadonlyMap<Lane, LaneLoop>;
   readonly counters: ReadonlyMap<Kind, KindCounters>;
   readonly blocked: Blocked;
+  readonly oldestMs: number | undefined;
   readonly nowMs: number;
 }
 
 /** Pure: the books as plain JSON. */
-export function renderStatus({ state, ledgers, lanes, counters, blocked, nowMs }: StatusSource): ReconcilerStatus {
+export function renderStatus(source: StatusSource): ReconcilerStatus {
+  const { state, ledgers, lanes, counters, blocked, oldestMs, nowMs } = source;
   const blockedEntries = [...blocked.entries()].map(([key, by]) => ({ key, by }));
   const kinds: Partial<Record<Kind, KindStatus>> = {};
   for (const [kind, ledger] of ledgers) {
@@ -85,6 +100,8 @@ export function renderStatus({ state, ledgers, lanes, counters, blocked, nowMs }
   return {
     kinds,
     cycles: Object.fromEntries([...lanes].map(([name, { cycles }]) => [name, cycles])),
+    work: renderWork(lanes, nowMs),
+    behindMs: oldestMs === undefined ? 0 : nowMs - oldestMs,
     failing: [...ledgers.values()].flatMap((ledger) => renderFailing(ledger, nowMs)),
     blocked: blockedEntries,
     contested: state
@@ -94,10 +111,19 @@ export function renderStatus({ state, ledgers, lanes, counters, blocked, nowMs }
   };
 }
 
+/** What each loop is at. */
+export function renderWork(lanes: ReadonlyMap<Lane, LaneLoop>, nowMs: number): ReconcilerStatus['work'] {
+  const busy = [...lanes].flatMap(([name, { work }]) =>
+    work ? [[name, { operation: work.operation, durationMs: nowMs - work.sinceMs }] as const] : [],
+  );
+  return Object.fromEntries(busy);
+}
+
 function renderKind(wanted: number, ledger: Ledger, blocked: number, counters: KindCounters): KindStatus {
-  const { dirty, schedule, known, inFlight, drift } = ledger;
-  const { lists, lastListMs, changes, failures, lastSuccess } = counters;
+  const { dirty, schedule, known, inFlight, drift, driver } = ledger;
+  const { lists, listFailures, lastListMs, actions, failures, lastSuccess } = counters;
   return {
+    lane: driver.lane,
     wanted,
     known: known.size,
     dirty: dirty.size + inFlight + blocked,
@@ -105,8 +131,10 @@ function renderKind(wanted: number, ledger: Ledger, blocked: number, counters: K
     blocked,
     stale: schedule.stale ?? null,
     lists,
+    listFailures,
     lastListMs,
-    changes,
+    changes: actions.create + actions.update + actions.remove,
+    actions: { ...actions },
     failures,
     drift,
     lastSuccess,
