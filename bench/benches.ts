@@ -1,0 +1,5 @@
+/** Every bench by the name that is given on the command line. */
+import type { Bench } from './bench.ts';
+import { cni } from './cni.ts';
+
+export const BENCHES: Readonly<Record<string, Bench>> = { cni };
