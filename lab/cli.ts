@@ -7,7 +7,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { table } from '../agent/commands/table.ts';
 import { flagName, SETTINGS } from '../agent/config.ts';
 import { families as allFamilies, type Family } from '../agent/model/ip.ts';
-import { type LabOptions, type LabStatus, labControl } from './control.ts';
+import { type LabOptions, type LabStatus, labControl, RUNTIMES, type RuntimeName } from './control.ts';
 import { hasLeftovers, removeLab } from './down.ts';
 import { MAX_NODES, MAX_SEGMENTS } from './fabric.ts';
 import { LabError } from './lab-error.ts';
@@ -36,6 +36,7 @@ interface UpOptions extends AgentOptions {
   readonly families: string;
   readonly segments: number;
   readonly agent: string;
+  readonly runtime: RuntimeName;
   readonly force?: boolean;
 }
 
@@ -113,6 +114,11 @@ const withUpOptions = (command: Command): Command => {
       1,
     )
     .option('--agent <file>', 'the `tulle` of another build, such as dist/tulle, for the agents', TULLE)
+    .addOption(
+      new Option('--runtime <runtime>', 'what runs the pods: the lab, as containerd would, or containerd in each node')
+        .choices(RUNTIMES)
+        .default(DEFAULT_OPTIONS.runtime),
+    )
     .argument('[agentArgs...]', 'after --: further arguments of every agent, such as --vxlan-vni 7');
 };
 
@@ -239,14 +245,15 @@ function addNodeCommands(lab: Command): void {
 
 async function up(
   agentArgs: string[],
-  { nodes, families, segments, agent, force, ...settings }: UpOptions,
+  { nodes, families, segments, agent, runtime, force, ...settings }: UpOptions,
 ): Promise<void> {
-  checkMachine();
+  checkMachine(runtime);
   const startMs = performance.now();
   const options: LabOptions = {
     ...DEFAULT_OPTIONS,
     nodes,
     segments,
+    runtime,
     families: FAMILY_CHOICES[families] ?? [],
     agentCommand: [resolve(agent), 'agent'],
     agentArgs: [...agentArgumentsOf(settings), ...agentArgs],

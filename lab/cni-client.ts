@@ -75,6 +75,12 @@ export async function readNetworkList(node: NodeRef): Promise<NetworkList | unde
   return file === undefined ? undefined : parseNetworkList(file, await readFile(join(dir, file), 'utf8'));
 }
 
+/** Whether a runtime may attach pods. Nothing can be read of a node that ended. */
+export async function hasNetworkList(node: NodeRef): Promise<boolean> {
+  const files = await readdir(pathOnHost(node, CONF_DIR)).catch(() => []);
+  return files.some((name) => name.endsWith('.conflist'));
+}
+
 /** ADD of every plugin in order; the last result is cached and returned. Throws PluginError. */
 export async function addNetwork(
   node: NodeRef,
@@ -222,7 +228,12 @@ async function cacheResult(node: NodeRef, list: NetworkList, attachment: Attachm
   await writeFile(cachePath(node, list, attachment), JSON.stringify(entry));
 }
 
-async function cachedResult(node: NodeRef, list: NetworkList, attachment: Attachment): Promise<Json | undefined> {
+/** What ADD printed last, as libcni keeps it too; undefined when there is nothing of the kind. */
+export async function cachedResult(
+  node: NodeRef,
+  list: NetworkList,
+  attachment: Attachment,
+): Promise<Json | undefined> {
   try {
     return (JSON.parse(await readFile(cachePath(node, list, attachment), 'utf8')) as { result: Json }).result;
   } catch {

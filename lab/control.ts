@@ -2,22 +2,38 @@
 import { request } from 'node:http';
 import { json } from 'node:stream/consumers';
 import type { Family, IpAddress } from '../agent/model/ip.ts';
-import type { AgentStatus } from './agent-process.ts';
 import type { ApiObject } from './api-writer.ts';
 import { LabError } from './lab-error.ts';
 import type { LabLayout } from './layout.ts';
 import type { NodeRef } from './node.ts';
+import type { ProcessStatus } from './node-process.ts';
 import type { LabPodRequest, PodStatus } from './pods.ts';
+
+/** What attaches pods: the lab itself, as containerd would, or containerd. */
+export type RuntimeName = (typeof RUNTIMES)[number];
+export const RUNTIMES = ['lab', 'containerd'] as const;
 
 /** How a lab is made. Plain data. */
 export interface LabOptions {
   readonly nodes: number;
   readonly families: readonly Family[];
   readonly segments: number;
+  readonly runtime: RuntimeName;
   /** The agent's command without the arguments that the lab adds: `tulle agent`. */
   readonly agentCommand: readonly string[];
   /** Further arguments of every agent. */
   readonly agentArgs: readonly string[];
+}
+
+export interface AgentStatus extends ProcessStatus {
+  /** A conflist is there: the runtime may attach pods. */
+  readonly ready: boolean;
+}
+
+export interface ContainerdStatus extends ProcessStatus {
+  /** Of its CRI and its own services, as the host sees it. */
+  readonly socket: string;
+  readonly log: string;
 }
 
 export interface LabNodeStatus extends NodeRef {
@@ -27,6 +43,8 @@ export interface LabNodeStatus extends NodeRef {
   readonly podCidrs: readonly string[];
   readonly agent: AgentStatus;
   readonly agentLog: string;
+  /** In a lab whose pods it runs. */
+  readonly containerd?: ContainerdStatus;
 }
 
 export interface LabStatus {

@@ -3,18 +3,20 @@ import { randomBytes } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import type { Logger } from 'pino';
 import { type Cidr, type Family, type IpAddress, parseCidr, parseIp } from '../agent/model/ip.ts';
-import { AgentProcess } from './agent-process.ts';
 import { type ApiServer, startApiServer } from './api-server/server.ts';
 import { type ApiObject, ApiWriter } from './api-writer.ts';
-import { BIN_DIR, CONF_DIR } from './cni-client.ts';
+import { BIN_DIR, CONF_DIR, hasNetworkList } from './cni-client.ts';
+import type { Containerd } from './containerd.ts';
 import type { ApiFault, ApiRequest, LabNodeStatus, LabOptions, LabStatus } from './control.ts';
 import { type Attachment, attachNode, buildFabric, planAttachment, routerAddress, segmentCidr } from './fabric.ts';
 import { LabError } from './lab-error.ts';
 import { DIR_IN_NODE, type LabLayout, type NodeLayout, nodeLayout } from './layout.ts';
 import { type RunningNode, startNode } from './node.ts';
 import { readPodCidrs, registerNode } from './node-object.ts';
+import { NodeProcess } from './node-process.ts';
 import { createCa, createServingCertificate, type KeyPair, writeKubeconfig } from './pki.ts';
 import { Pods } from './pods.ts';
+import { labRuntime } from './runtime.ts';
 
 /** Runs one step of the boot and tells people how long it took. */
 export type Step = <T>(text: string, work: () => Promise<T>) => Promise<T>;
@@ -32,8 +34,10 @@ interface LabNode {
   readonly node: RunningNode;
   readonly layout: NodeLayout;
   readonly attachment: Attachment;
-  readonly agent: AgentProcess;
-  ended: boolean;
+  /** Aborted when the node ends. */
+  readonly life: AbortSignal;
+  readonly containerd: Containerd | undefined;
+  readonly agent: NodeProcess;
 }
 
 interface Api {
@@ -61,6 +65,7 @@ export async function startLab(boot: Boot): Promise<Lab> {
     for (const { node, attachment } of started) await registerNode(api.writer, node.name, attachment.addresses, signal);
   });
   const nodes = await step('agents ready', () => startAgents(boot, api, started));
+  for (const { containerd } of nodes) await containerd?.networkReady(signal);
   return new Lab(boot, api, nodes);
 }
 
@@ -75,9 +80,9 @@ export class Lab {
     this.#api = api;
     this.#nodes = new Map(nodes.map((entry) => [entry.node.name, entry]));
     const hosts = new Map(
-      nodes.map(({ node, layout: { podLogs }, attachment: { addresses } }) => [
+      nodes.map(({ node, layout: { podLogs }, attachment: { addresses }, containerd }) => [
         node.name,
-        { ...node, podLogs, addresses },
+        { ...node, podLogs, addresses, runtime: containerd ?? labRuntime },
       ]),
     );
     this.pods = new Pods({ hosts, api: api.writer, log: boot.log });
@@ -133,10 +138,10 @@ export class Lab {
     });
   }
 
-  async #nodeStatus({ node, layout, attachment, agent, ended }: LabNode): Promise<LabNodeStatus> {
+  async #nodeStatus({ node, layout, attachment, agent, containerd, life }: LabNode): Promise<LabNodeStatus> {
     const { name, pid, cgroup } = node;
     const podCidrs = readPodCidrs(this.#api.server.store, name);
-    const state = ended ? 'ended' : 'up';
+    const state = life.aborted ? 'ended' : 'up';
     return {
       name,
       pid,
@@ -144,8 +149,9 @@ export class Lab {
       state,
       ...attachment,
       podCidrs,
-      agent: await agent.status(),
+      agent: { ...(await agent.status()), ready: await hasNetworkList(node) },
       agentLog: layout.agentLog,
+      ...(containerd && { containerd: await containerd.status() }),
     };
   }
 }
@@ -187,60 +193,68 @@ async function createCertificates(
   return { ca, serving };
 }
 
-type StartedNode = Pick<LabNode, 'node' | 'layout' | 'attachment'>;
+type StartedNode = Omit<LabNode, 'agent'>;
 
-async function startNodes(
-  { layout, options, step, signal }: Boot,
-  names: readonly string[],
-): Promise<readonly StartedNode[]> {
+async function startNodes(boot: Boot, names: readonly string[]): Promise<readonly StartedNode[]> {
+  const { options, step, signal } = boot;
   const cidrs = Array.from({ length: options.segments }, (_, segment) =>
     options.families.map((family) => segmentCidr(segment, family)),
   );
   await step(`fabric: ${cidrs.map((segment) => segment.join(' + ')).join(', ')}`, () => buildFabric(options, signal));
   const range = names.length === 1 ? names[0] : `${names[0]} to ${names.at(-1)}`;
-  return step(`nodes: ${range}`, () =>
-    Promise.all(names.map((name, index) => startOne(name, index, layout, options, signal))),
+  const nodes = await step(`nodes: ${range}`, () =>
+    Promise.all(names.map((name, index) => startOne(name, index, boot))),
   );
+  return options.runtime === 'containerd' ? step('containerd', () => startContainerds(boot, nodes)) : nodes;
 }
 
 async function startOne(
   name: string,
   index: number,
-  lab: LabLayout,
-  options: LabOptions,
-  signal: AbortSignal,
+  { layout: lab, options, log, signal }: Boot,
 ): Promise<StartedNode> {
   const layout = nodeLayout(lab, name);
   const attachment = planAttachment(index, options);
   const node = await startNode(name, layout, signal);
+  const ended = new AbortController();
+  void node.ended.then(() => {
+    if (!signal.aborted) log.error({ node: name }, 'node ended');
+    ended.abort();
+  });
   await attachNode(node, attachment, signal);
-  return { node, layout, attachment };
+  return { node, layout, attachment, life: AbortSignal.any([signal, ended.signal]), containerd: undefined };
+}
+
+/** Loaded on demand: a lab without containerd needs no gRPC. */
+async function startContainerds({ log, signal }: Boot, nodes: readonly StartedNode[]): Promise<readonly StartedNode[]> {
+  const [{ startContainerd }, { buildPauseImage }] = await Promise.all([
+    import('./containerd.ts'),
+    import('./pause-image.ts'),
+  ]);
+  const pauseImage = await buildPauseImage(signal);
+  return Promise.all(
+    nodes.map(async (started) => ({ ...started, containerd: await startContainerd({ ...started, pauseImage, log }) })),
+  );
 }
 
 async function startAgents(boot: Boot, api: Api, started: readonly StartedNode[]): Promise<readonly LabNode[]> {
   const entries = await Promise.all(started.map((node) => startAgent(boot, api, node)));
-  await Promise.all(entries.map(({ agent }) => agent.ready(boot.signal)));
+  const conflist = `a conflist in ${CONF_DIR}`;
+  await Promise.all(entries.map(({ node, agent }) => agent.ready(conflist, () => hasNetworkList(node), boot.signal)));
   return entries;
 }
 
 async function startAgent(
-  { options, log, signal }: Boot,
+  { options, log }: Boot,
   { url, ca, agentToken }: Api,
   started: StartedNode,
 ): Promise<LabNode> {
   const { node, layout } = started;
   await writeKubeconfig({ path: layout.kubeconfig, server: url, ca, user: { token: agentToken } });
   const argv = [...options.agentCommand, ...agentArguments(node.name), ...options.agentArgs];
-  const agent = new AgentProcess({ node, argv, logFile: layout.agentLog, log });
-  const gone = new AbortController();
-  const entry: LabNode = { ...started, agent, ended: false };
-  void node.ended.then(() => {
-    if (!signal.aborted) log.error({ node: node.name }, 'node ended');
-    entry.ended = true;
-    gone.abort();
-  });
-  void agent.run(AbortSignal.any([signal, gone.signal]));
-  return entry;
+  const agent = new NodeProcess({ name: 'the agent', node, argv, logFile: layout.agentLog, log });
+  void agent.run(started.life);
+  return { ...started, agent };
 }
 
 const agentArguments = (name: string): readonly string[] => [

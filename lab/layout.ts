@@ -23,6 +23,7 @@ export interface NodeLayout {
   readonly dir: string;
   readonly cgroup: string;
   readonly agentLog: string;
+  readonly containerdLog: string;
   /** Kubeconfig of the agent, with read-only rights. */
   readonly kubeconfig: string;
   readonly podLogs: string;
@@ -61,6 +62,7 @@ export function nodeLayout(lab: LabLayout, node: string): NodeLayout {
     dir,
     cgroup: join(lab.cgroup, node),
     agentLog: join(dir, 'agent.log'),
+    containerdLog: join(dir, 'containerd.log'),
     kubeconfig: join(dir, 'kubeconfig'),
     podLogs: join(dir, 'pods'),
   };

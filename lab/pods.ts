@@ -8,7 +8,7 @@ import type { IpAddress } from '../agent/model/ip.ts';
 import { type ApiWriter, apiPath } from './api-writer.ts';
 import { LabError } from './lab-error.ts';
 import { inPod, type NodeRef } from './node.ts';
-import { addPod, checkPod, removePod, type Sandbox } from './runtime.ts';
+import { checkPod, type PodRuntime, type Sandbox } from './runtime.ts';
 
 export interface LabPodRequest {
   readonly namespace: string;
@@ -37,6 +37,7 @@ export interface PodStatus {
 export interface PodHost extends NodeRef {
   readonly podLogs: string;
   readonly addresses: readonly IpAddress[];
+  readonly runtime: PodRuntime;
 }
 
 interface Entry {
@@ -62,14 +63,14 @@ export class Pods {
     return [...this.#entries.values()].map(({ status }) => status);
   }
 
-  /** Creates the object, attaches the pod, starts its command. Throws PluginError, LabError; nothing is left then. */
+  /** Creates the object, attaches the pod, starts its command. Throws PluginError, CriError, LabError; nothing is left then. */
   async run(request: LabPodRequest, signal: AbortSignal): Promise<PodStatus> {
     const host = this.#host(request.node);
     const { namespace, name } = request;
     const object = await this.#api.create(apiPath.pods(namespace), podObject(request), signal);
     try {
       const startMs = performance.now();
-      const sandbox = await addPod(host, { namespace, name, uid: object.metadata.uid }, signal);
+      const sandbox = await host.runtime.addPod(host, { namespace, name, uid: object.metadata.uid }, signal);
       const entry = { host, sandbox, status: statusOf(host, sandbox, performance.now() - startMs) };
       this.#entries.set(keyOf(request), entry);
       await this.#report(entry, signal);
@@ -87,13 +88,13 @@ export class Pods {
     await checkPod(host, sandbox, signal);
   }
 
-  /** Ends the command, detaches the pod, removes the object. Throws PluginError; the pod is still listed then. */
+  /** Ends the command, detaches the pod, removes the object. Throws PluginError, CriError; the pod is still listed then. */
   async remove(pod: PodKey, signal: AbortSignal): Promise<void> {
     const entry = this.#entry(pod);
     // A second removal finds nothing, unless this one fails.
     this.#entries.delete(keyOf(pod));
     try {
-      await removePod(entry.host, entry.sandbox, signal);
+      await entry.host.runtime.removePod(entry.host, entry.sandbox, signal);
       await this.#api.remove(apiPath.pod(pod.namespace, pod.name), signal);
     } catch (error) {
       this.#entries.set(keyOf(pod), entry);
@@ -129,7 +130,7 @@ export class Pods {
   async #forget(pod: PodKey, signal: AbortSignal): Promise<void> {
     const entry = this.#entries.get(keyOf(pod));
     this.#entries.delete(keyOf(pod));
-    if (entry) await removePod(entry.host, entry.sandbox, signal);
+    if (entry) await entry.host.runtime.removePod(entry.host, entry.sandbox, signal);
     await this.#api.remove(apiPath.pod(pod.namespace, pod.name), signal);
   }
 

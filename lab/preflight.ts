@@ -1,6 +1,7 @@
 /** What a lab needs of this machine, asked before anything is made. */
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
+import type { RuntimeName } from './control.ts';
 import { LabError } from './lab-error.ts';
 import { cgroupRoot } from './layout.ts';
 
@@ -15,20 +16,21 @@ const COMMANDS = {
   ping: 'iputils-ping',
 } as const;
 
+/** What `--runtime containerd` needs beside. */
+const CONTAINERD_COMMANDS = {
+  containerd: 'containerd',
+  'containerd-shim-runc-v2': 'containerd',
+  ctr: 'containerd',
+  runc: 'runc',
+  'musl-gcc': 'musl-tools',
+} as const;
+
 const FILE_SYSTEMS = ['overlay', 'bpf', 'cgroup2', 'tmpfs'];
 
 /** Throws LabError for the first thing that is missing. */
-export function checkMachine(path = process.env['PATH'] ?? ''): void {
+export function checkMachine(runtime: RuntimeName, path = process.env['PATH'] ?? ''): void {
   checkRoot();
-  const missing = Object.keys(COMMANDS).filter((command) => !isOnPath(command, path)) as (keyof typeof COMMANDS)[];
-  if (missing.length > 0) {
-    const packages = [...new Set(missing.map((command) => COMMANDS[command]))].join(' ');
-    throw cannotStart(
-      `the commands ${Object.keys(COMMANDS).join(', ')}`,
-      `no ${missing.join(', ')}`,
-      `apt-get install ${packages}, or run scripts/setup`,
-    );
-  }
+  checkCommands({ ...COMMANDS, ...(runtime === 'containerd' && CONTAINERD_COMMANDS) }, path);
   const known = readFileSync('/proc/filesystems', 'utf8').split(/\s+/);
   const unknown = FILE_SYSTEMS.filter((name) => !known.includes(name));
   if (unknown.length > 0)
@@ -38,6 +40,17 @@ export function checkMachine(path = process.env['PATH'] ?? ''): void {
       'load the modules',
     );
   cgroupRoot();
+}
+
+function checkCommands(packages: Readonly<Record<string, string>>, path: string): void {
+  const missing = Object.keys(packages).filter((command) => !isOnPath(command, path));
+  if (missing.length === 0) return;
+  const wanted = [...new Set(missing.map((command) => packages[command]))].join(' ');
+  throw cannotStart(
+    `the commands ${Object.keys(packages).join(', ')}`,
+    `no ${missing.join(', ')}`,
+    `apt-get install ${wanted}, or run scripts/setup`,
+  );
 }
 
 export function checkRoot(): void {

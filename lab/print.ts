@@ -1,6 +1,7 @@
 /** The lab's words to people. */
 import { table } from '../agent/commands/table.ts';
 import type { LabNodeStatus, LabStatus } from './control.ts';
+import type { ProcessStatus } from './node-process.ts';
 
 export function printLines(lines: readonly string[]): void {
   if (lines.length > 0) process.stdout.write(`${lines.join('\n')}\n`);
@@ -13,7 +14,8 @@ export function printStep(text: string, durationMs: number): void {
 
 /** What `lab status` prints; nodes are left out when there are none. */
 export function describeStatus({ nodes, pods, apiServer, dir }: LabStatus): readonly string[] {
-  const nodeRows = [['NODE', 'SEGMENT', 'ADDRESSES', 'POD CIDRS', 'AGENT'], ...nodes.map(nodeRow)];
+  const runtime = nodes.some(({ containerd }) => containerd) ? ['CONTAINERD'] : [];
+  const nodeRows = [['NODE', 'SEGMENT', 'ADDRESSES', 'POD CIDRS', 'AGENT', ...runtime], ...nodes.map(nodeRow)];
   const podRows = pods.map(({ namespace, name, node, addresses, phase }) => [
     `${namespace}/${name}`,
     node,
@@ -29,15 +31,17 @@ export function describeStatus({ nodes, pods, apiServer, dir }: LabStatus): read
   ];
 }
 
-function nodeRow({ name, state, segment, addresses, podCidrs, agent }: LabNodeStatus): readonly string[] {
-  const restarts =
-    agent.restarts === 0 ? '' : `, ${agent.restarts} restarts, the last after ${agent.lastEnd ?? 'an unknown end'}`;
-  const agentText = `${agent.state}, ${agent.ready ? 'ready' : 'not ready'}${restarts}`;
+function nodeRow({ name, state, segment, addresses, podCidrs, agent, containerd }: LabNodeStatus): readonly string[] {
+  const agentText = `${agent.state}, ${agent.ready ? 'ready' : 'not ready'}${restartsOf(agent)}`;
   return [
     name,
     `${segment}`,
     addresses.join(' '),
     podCidrs.join(' ') || 'none',
     state === 'up' ? agentText : 'the node ended',
+    ...(containerd ? [`${containerd.state}${restartsOf(containerd)}`] : []),
   ];
 }
+
+const restartsOf = ({ restarts, lastEnd = 'an unknown end' }: ProcessStatus): string =>
+  restarts === 0 ? '' : `, ${restarts} restarts, the last after ${lastEnd}`;

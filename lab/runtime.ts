@@ -1,8 +1,9 @@
 /**
- * What containerd does for the network of a pod, in small: a namespace, loopback, ADD; CHECK; DEL twice. Works on any
- * node of a running lab from any process of the host.
+ * The lab's own runtime: what containerd does for the network of a pod, in small. A namespace, loopback, ADD; CHECK; DEL
+ * twice. Works on any node of a running lab from any process of the host.
  */
 import { randomBytes, randomUUID } from 'node:crypto';
+import { basename } from 'node:path';
 import { execa } from 'execa';
 import { type IpAddress, parseIp } from '../agent/model/ip.ts';
 import { createCgroup, removeCgroup } from './cgroup.ts';
@@ -24,6 +25,10 @@ export interface PodRequest {
   readonly uid: string;
   /** Annotations of the pod, for plugins that ask for them. */
   readonly annotations?: Readonly<Record<string, string>>;
+}
+
+/** A pod, and how its runtime behaves. */
+export interface CniPodRequest extends PodRequest {
   /** Further capability arguments: what containerd makes of hostPort and of the bandwidth annotations. */
   readonly runtimeConfig?: Readonly<Record<string, unknown>>;
   /** Instead of the conflist's, to act as an older or newer runtime. */
@@ -46,21 +51,30 @@ export interface Sandbox {
   readonly attachment: Attachment;
 }
 
+/** What attaches and detaches the pods of a node. */
+export interface PodRuntime {
+  /** Nothing is left of a pod that fails. Throws PluginError, CriError, LabError. */
+  addPod(node: NodeRef, pod: PodRequest, signal: AbortSignal): Promise<Sandbox>;
+  /** Idempotent. Throws PluginError, CriError. */
+  removePod(node: NodeRef, sandbox: Sandbox, signal: AbortSignal): Promise<void>;
+}
+
 const COMMAND_TIMEOUT_MS = 10_000;
 
+/** The lab itself. */
+export const labRuntime: PodRuntime = { addPod, removePod };
+
 /** Makes the namespace and attaches it. A failed ADD is undone as containerd does it. Throws PluginError, LabError. */
-export async function addPod(node: NodeRef, pod: PodRequest, signal: AbortSignal): Promise<Sandbox> {
-  const network = await networkFor(node, pod);
+export async function addPod(node: NodeRef, pod: CniPodRequest, signal: AbortSignal): Promise<Sandbox> {
+  const network = await networkFor(node, pod.cniVersion);
   const netns = `cni-${randomUUID()}`;
   await ipNetns(node, ['add', netns], signal);
   await createCgroup(podCgroup(node, netns));
-  const attachment = attachmentOf(pod, netns);
+  const attachment = attachmentOf(pod, randomBytes(32).toString('hex'), `/var/run/netns/${netns}`);
   try {
     await addNetwork(node, LOOPBACK, loopbackOf(attachment), signal);
     const result = await addNetwork(node, network, attachment, signal);
-    const { namespace, name, uid } = pod;
-    const addresses = addressesOf(result);
-    return { namespace, name, uid, containerId: attachment.containerId, netns, addresses, result, network, attachment };
+    return sandboxOf(pod, attachment, network, result);
   } catch (error) {
     await undo(node, network, attachment, netns, signal);
     throw error;
@@ -85,7 +99,20 @@ export async function removePod(
   await deleteNetworks(node, network, { ...attachment, netns: '' }, signal);
 }
 
-async function networkFor(node: NodeRef, { cniVersion }: PodRequest): Promise<NetworkList> {
+/** Of a pod that is attached. */
+export function sandboxOf(
+  { namespace, name, uid }: PodRequest,
+  attachment: Attachment,
+  network: NetworkList,
+  result: Sandbox['result'],
+): Sandbox {
+  const { containerId } = attachment;
+  const netns = basename(attachment.netns);
+  return { namespace, name, uid, containerId, netns, addresses: addressesOf(result), result, network, attachment };
+}
+
+/** Throws LabError while the node has no network. */
+export async function networkFor(node: NodeRef, cniVersion?: string): Promise<NetworkList> {
   const network = await readNetworkList(node);
   if (network) return cniVersion === undefined ? network : { ...network, cniVersion };
   throw new LabError({
@@ -96,15 +123,16 @@ async function networkFor(node: NodeRef, { cniVersion }: PodRequest): Promise<Ne
   });
 }
 
-function attachmentOf(
-  { namespace, name, uid, annotations = {}, runtimeConfig = {} }: PodRequest,
+/** As containerd calls plugins for a pod; `netns` is the path in the node. */
+export function attachmentOf(
+  { namespace, name, uid, annotations = {}, runtimeConfig = {} }: CniPodRequest,
+  containerId: string,
   netns: string,
 ): Attachment {
-  const containerId = randomBytes(32).toString('hex');
   return {
     containerId,
     ifName: 'eth0',
-    netns: `/var/run/netns/${netns}`,
+    netns,
     args: [
       ['IgnoreUnknown', '1'],
       ['K8S_POD_NAMESPACE', namespace],

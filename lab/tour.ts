@@ -47,7 +47,8 @@ async function showNetwork({ nodes: [node] }: LabStatus): Promise<void> {
 
 async function showPods(control: LabControl): Promise<void> {
   const { nodes, pods } = await control.status();
-  heading('Pods, attached through the CNI executable of their node as containerd would');
+  const runtime = nodes.some(({ containerd }) => containerd) ? 'by its containerd' : 'as containerd would';
+  heading(`Pods, attached through the CNI executable of their node ${runtime}`);
   for (const { name: node } of nodes) {
     for (const suffix of PODS_PER_NODE) {
       const name = `pod-${node.replace('node-', '')}${suffix}`;
