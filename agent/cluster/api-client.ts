@@ -50,6 +50,7 @@ export class ApiClient {
   readonly #limits: ApiClientLimits;
   #agent: Agent | undefined;
   #agentTls: TlsSettings | undefined;
+  #skewMs: number | undefined;
 
   constructor({ credentials, limits }: { credentials: CredentialsSource; limits?: Partial<ApiClientLimits> }) {
     this.#source = credentials;
@@ -93,6 +94,11 @@ export class ApiClient {
     }
   }
 
+  /** The server's clock minus this host's by the last answer, in milliseconds; answers tell it in whole seconds (RFC 9110 section 6.6.1). */
+  get skewMs(): number | undefined {
+    return this.#skewMs;
+  }
+
   /** Closes all connections; requests under way fail. */
   close(): void {
     this.#agent?.destroy();
@@ -108,6 +114,8 @@ export class ApiClient {
     const request = { ...what, server: credentials.server };
     try {
       const response = await this.#send(credentials, `${what.path}?${new URLSearchParams(query)}`, deadline.signal);
+      const serverMs = Date.parse(response.headers.date ?? '');
+      if (!Number.isNaN(serverMs)) this.#skewMs = serverMs - Date.now();
       if (response.statusCode !== 200) throw await this.#refused(request, response, credentials.description);
       return { request, response };
     } catch (error) {

@@ -33,7 +33,8 @@ export async function agent({ flags, configFile, environment, version }: AgentCa
   );
 }
 
-function credentialsOf(config: Config, environment: AgentCall['environment']) {
+/** Those that the settings name. */
+export function credentialsOf(config: Config, environment: AgentCall['environment']) {
   const apiServer = config.apiServer === '' ? undefined : config.apiServer;
   if (config.kubeconfig !== '') return kubeconfig({ path: config.kubeconfig, apiServer });
   return serviceAccount({

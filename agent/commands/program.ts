@@ -49,6 +49,9 @@ export function createProgram(environment: Environment): Program {
   addUninstallCommand(program, environment, (code) => {
     exitCode = code;
   });
+  addDoctorCommand(program, environment, (code) => {
+    exitCode = code;
+  });
   return {
     run: async (argv) => {
       // The lab is loaded only when it is asked for: it is no part of the agent.
@@ -99,6 +102,23 @@ function addUninstallCommand(program: Command, environment: Environment, end: (e
   command.action(async ({ force, dryRun, config, ...options }) => {
     const { uninstall } = await import('./uninstall.ts');
     end(await uninstall({ flags: flagsOf(options), configFile: config, environment, force, dryRun }));
+  });
+}
+
+function addDoctorCommand(program: Command, environment: Environment, end: (exitCode: number) => void): void {
+  const command = program
+    .command('doctor')
+    .description('what is wrong with this node, with evidence, cause and remedy (exit 0 nothing, 1 findings)')
+    .option('--json', 'print JSON', false)
+    .option(
+      '--fix [names]',
+      "repair what is Tulle's own; with names (flannel,kube-proxy ...) remove what these have left instead",
+    )
+    .option('--config <file>', "the agent's file of settings, where no agent runs");
+  addSettings(command, (key) => key !== 'logLevel');
+  command.action(async ({ json, fix, config, ...options }) => {
+    const { doctor, fixNames } = await import('./doctor.ts');
+    end(await doctor({ flags: flagsOf(options), configFile: config, environment, version, json, fix: fixNames(fix) }));
   });
 }
 

@@ -13,14 +13,18 @@ import { addressHeader, IFA, ipOf, type LinkFacts, RTM, readLinkFacts } from './
 import { retryDelayMs } from './retry-delay.ts';
 import type { SysctlFiles } from './sysctl/files.ts';
 
-export interface HostOptions {
+/** Where the facts are read. */
+export interface HostSources {
   readonly client: NetlinkClient;
   readonly links: Links;
-  readonly monitor: NetlinkMonitor;
   readonly sysctls: SysctlFiles;
   readonly randomFully: boolean;
   /** What a sysctl was before Tulle wrote it: the plan must not depend on what it has done. */
   readonly formerSysctl: (path: string) => string | undefined;
+}
+
+export interface HostOptions extends HostSources {
+  readonly monitor: NetlinkMonitor;
   /** Told of a listener that threw: a fault of the agent's own. */
   readonly onFault?: (error: unknown) => void;
 }
@@ -106,7 +110,8 @@ function concernsHost(message: NetlinkMessage, before: LinkFacts | undefined, li
   return !isOwnLink(facts) || (before !== undefined && !isOwnLink(before));
 }
 
-async function readHost({ client, links, sysctls, randomFully, formerSysctl }: HostOptions): Promise<Host> {
+/** The facts as they are now. Throws KernelError. */
+export async function readHost({ client, links, sysctls, randomFully, formerSysctl }: HostSources): Promise<Host> {
   const all = await links.refresh();
   const addresses = await readAddresses(client);
   const before = (path: string) => formerSysctl(path) ?? sysctls.read(path);

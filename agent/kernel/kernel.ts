@@ -97,16 +97,22 @@ const iptablesBackend = (setting: KernelSettings['iptables.backend'], signal: Ab
 async function sweepOtherBackend({ backend }: Backend, log: Logger, signal: AbortSignal): Promise<void> {
   const other = backend === 'nft' ? 'legacy' : 'nft';
   try {
-    const driver = createChainDriver({ run, backend: { commands: backendCommands(other) } });
-    const found = await driver.list(signal);
-    if (found.size === 0) return;
-    const removals = [...found].map(([key, from]) => ({ action: 'remove', kind: 'chain-part', key, from }) as const);
-    const failures = await driver.apply(removals, signal);
-    log.info(
-      { backend: other, parts: removals.length, failures: [...failures.values()].map(String) },
-      'own chains of an earlier agent removed',
-    );
+    const { parts, failures } = await removeOwnChains(other, signal);
+    if (parts === 0) return;
+    log.info({ backend: other, parts, failures: failures.map(String) }, 'own chains of an earlier agent removed');
   } catch (err) {
     log.warn({ err, backend: other }, 'the iptables that is not used cannot be looked at');
   }
+}
+
+/** Removes every own chain from one back end. Throws KernelError when it cannot be read. */
+export async function removeOwnChains(
+  backend: BackendName,
+  signal: AbortSignal,
+): Promise<{ readonly parts: number; readonly failures: readonly Error[] }> {
+  const driver = createChainDriver({ run, backend: { commands: backendCommands(backend) } });
+  const found = await driver.list(signal);
+  const removals = [...found].map(([key, from]) => ({ action: 'remove', kind: 'chain-part', key, from }) as const);
+  const failures = removals.length > 0 ? await driver.apply(removals, signal) : new Map<string, Error>();
+  return { parts: removals.length, failures: [...failures.values()] };
 }

@@ -87,6 +87,10 @@ export async function listOwnSets(client: NetlinkClient): Promise<readonly IpSet
   return messages.map(readHeader).filter((set) => set?.name.startsWith(SET_PREFIX)) as IpSet[];
 }
 
+/** Names of all sets, whoever's they are. */
+export const listAllSets = async (client: NetlinkClient): Promise<readonly string[]> =>
+  (await client.dump(listHeaders())).flatMap((message) => readHeader(message)?.name ?? []);
+
 /** Lines for `ipset restore`. */
 async function render(change: Written, client: NetlinkClient): Promise<readonly string[]> {
   const { value } = change.item;

@@ -1,0 +1,110 @@
+/** `tulle doctor`: what is wrong with this node, with evidence, cause and remedy. Exit code 0: nothing, 1: findings. */
+import { InvalidArgumentError } from 'commander';
+import { type Config, readConfigFile, resolveSettings, SETTINGS, type SettingKey } from '../config.ts';
+import { type CheckReport, examine, fixesIn } from '../doctor/doctor.ts';
+import type { AgentAnswer, DoctorOptions } from '../doctor/facts.ts';
+import type { Finding, Fix } from '../doctor/finding.ts';
+import { PRODUCTS } from '../doctor/products.ts';
+import { type AgentCall, bundledExecutable, credentialsOf } from './agent.ts';
+import { askAgent } from './ask-agent.ts';
+import { table } from './table.ts';
+
+export interface DoctorCall extends AgentCall {
+  readonly json: boolean;
+  /** Absent: nothing is changed. Empty: what is safe. Otherwise what is removed by these names. */
+  readonly fix: readonly string[] | undefined;
+}
+
+/** What stands after `--fix`: true for nothing. Throws CommanderError for a name that is none. */
+export function fixNames(value: string | true | undefined): DoctorCall['fix'] {
+  if (value === undefined || value === true) return value && [];
+  const names = value.split(',');
+  const known = PRODUCTS.map(({ name }) => name);
+  const unknown = names.find((name) => !known.includes(name));
+  if (unknown === undefined) return names;
+  throw new InvalidArgumentError(`cannot fix ${JSON.stringify(unknown)}: expected ${known.join(', ')}`);
+}
+
+/** What was done for one finding. */
+interface Repair {
+  readonly steps: readonly string[];
+  readonly error?: string;
+}
+
+export async function doctor(call: DoctorCall): Promise<number> {
+  const { json, fix } = call;
+  const signal = new AbortController().signal;
+  let reports = await examine(await optionsOf(call), signal);
+  const repairs: Repair[] = [];
+  for (const each of fix === undefined ? [] : fixesIn(reports, fix)) repairs.push(await apply(each, signal));
+  if (repairs.length > 0) reports = await examine(await optionsOf(call), signal);
+  const healthy = reports.every(({ findings }) => findings.length === 0);
+  process.stdout.write(
+    json ? `${JSON.stringify({ healthy, checks: reports, repairs }, undefined, 2)}\n` : describe(reports, repairs),
+  );
+  return healthy ? 0 : 1;
+}
+
+async function apply({ steps, apply }: Fix, signal: AbortSignal): Promise<Repair> {
+  try {
+    await apply(signal);
+    return { steps };
+  } catch (error) {
+    return { steps, error: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+/** What the running agent works with counts, unless a flag says otherwise: a person need not repeat its settings. */
+async function optionsOf({ flags, configFile, environment, version }: DoctorCall): Promise<DoctorOptions> {
+  const file = configFile === undefined ? undefined : readConfigFile(configFile);
+  const given = resolveSettings(flags, environment, file);
+  const answers = async () => {
+    const running = (await askAgent(given.runDir, 'settings')) as Config;
+    return { running, agent: (await askAgent(given.runDir, 'status')) as AgentAnswer };
+  };
+  const asked = await answers().catch((error: Error) => error);
+  const config = asked instanceof Error ? given : withFlags(asked.running, given, flags);
+  return {
+    config,
+    credentials: credentialsOf(config, environment),
+    executable: config.cniExecutable || bundledExecutable(),
+    version,
+    agent: asked instanceof Error ? asked : asked.agent,
+  };
+}
+
+function withFlags(running: Config, given: Config, flags: AgentCall['flags']): Config {
+  const keys = (Object.keys(SETTINGS) as SettingKey[]).filter((key) => flags[key] !== undefined);
+  return { ...running, ...Object.fromEntries(keys.map((key) => [key, given[key]])) };
+}
+
+/** One line a check, and below it what was found. */
+export function describe(reports: readonly CheckReport[], repairs: readonly Repair[]): string {
+  const heads = table(reports.map((report) => [worst(report), report.check, headline(report)]));
+  const lines = reports.flatMap(({ findings }, i) => [heads[i] as string, ...findings.flatMap(describeFinding)]);
+  return `${[...repairs.flatMap(describeRepair), ...lines].join('\n')}\n`;
+}
+
+const worst = ({ state, findings }: CheckReport): string =>
+  state !== 'findings' ? state : findings.some(({ severity }) => severity === 'error') ? 'ERROR' : 'WARNING';
+
+const headline = ({ findings, detail }: CheckReport): string =>
+  findings.length === 0
+    ? detail
+    : findings.length === 1
+      ? (findings[0] as Finding).summary
+      : `${findings.length} findings`;
+
+const describeFinding = ({ severity, summary, evidence, cause, remedy, fix }: Finding): readonly string[] => [
+  `  ${severity}: ${summary}`,
+  ...evidence.map((line) => `    | ${line}`),
+  `    cause   ${cause}`,
+  `    remedy  ${remedy}`,
+  ...(fix ? [`    ${fix.name === undefined ? '--fix' : `--fix=${fix.name}`} would: ${fix.steps.join('; ')}`] : []),
+  '',
+];
+
+const describeRepair = ({ steps, error }: Repair): readonly string[] => [
+  ...steps.map((step) => `fix: ${step}`),
+  ...(error === undefined ? [] : [`fix FAILED: ${error}`]),
+];

@@ -1,0 +1,62 @@
+/** Looks at a node and says what is wrong with it, why, and what to do: all checks, each on its own. */
+import { agentState } from './agent-state.ts';
+import { api } from './api.ts';
+import { cniConfig } from './cni-config.ts';
+import { type DoctorOptions, type Facts, openFacts } from './facts.ts';
+import type { Check, Finding, Fix } from './finding.ts';
+import { forwarding } from './forwarding.ts';
+import { iptables } from './iptables.ts';
+import { leftovers } from './leftovers.ts';
+import { podCidr } from './pod-cidr.ts';
+
+/** In the order in which a person reads them: what others depend on comes first. */
+export const CHECKS: readonly Check[] = [agentState, api, podCidr, cniConfig, leftovers, iptables, forwarding];
+
+export interface CheckReport {
+  readonly check: string;
+  readonly state: 'ok' | 'findings' | 'skipped';
+  /** What was found to be right, or why nothing was looked at. */
+  readonly detail: string;
+  readonly findings: readonly Finding[];
+}
+
+/** Bound of the whole. */
+const DEADLINE_MS = 60_000;
+
+/** Looks, changes nothing; may run beside the agent. Throws KernelError when there is no netlink to ask. */
+export async function examine(options: DoctorOptions, outer: AbortSignal): Promise<readonly CheckReport[]> {
+  const signal = AbortSignal.any([outer, AbortSignal.timeout(DEADLINE_MS)]);
+  const facts = openFacts(options, signal);
+  try {
+    return await Promise.all(CHECKS.map((check) => report(check, facts, signal)));
+  } finally {
+    await facts.close();
+  }
+}
+
+async function report({ name, run }: Check, facts: Facts, signal: AbortSignal): Promise<CheckReport> {
+  try {
+    const result = await run(facts, signal);
+    if ('skipped' in result) return { check: name, state: 'skipped', detail: result.skipped, findings: [] };
+    const { seen, findings } = result;
+    return { check: name, state: findings.length > 0 ? 'findings' : 'ok', detail: seen, findings };
+  } catch (error) {
+    return { check: name, state: 'findings', detail: '', findings: [impossible(error)] };
+  }
+}
+
+const impossible = (error: unknown): Finding => ({
+  severity: 'error',
+  summary: 'this could not be looked at',
+  evidence: [error instanceof Error ? error.message : String(error)],
+  cause: 'The kernel, a tool or a file did not answer as expected.',
+  remedy: 'run the doctor as root on the node itself, or in the container of the agent',
+});
+
+/** The fixes that a call asked for: with names those of these names, without any the ones of Tulle's own objects. */
+export function fixesIn(reports: readonly CheckReport[], names: readonly string[]): readonly Fix[] {
+  const all = reports.flatMap(({ findings }) => findings.flatMap(({ fix }) => fix ?? []));
+  return all.filter(({ name }) =>
+    names.length === 0 ? name === undefined : name !== undefined && names.includes(name),
+  );
+}
