@@ -1,8 +1,10 @@
 #!/usr/bin/env node
 /**
- * Runs the tests, all of them or the groups named as arguments, and says what it does. The last line is
- * `N passed, N failed`; the exit code is 0 only when something ran and nothing failed.
+ * Runs the tests, all of them or the groups and files named as arguments, and says what it does. The last line is
+ * `N passed, N failed`; the exit code is 0 only when something ran and nothing failed. With `--slow`, for emulated
+ * machines, one test runs at a time and the bounds against hanging are wider.
  */
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import { missingCapabilities } from './capabilities.ts';
@@ -18,13 +20,20 @@ interface Group {
   readonly name: string;
   readonly about: string;
   readonly needsRoot: boolean;
-  run(report: Report): Promise<void>;
+  run(report: Report, pace: Pace): Promise<void>;
+}
+
+/** How ava runs tests, and the bound against hanging for all of a group. */
+interface Pace {
+  readonly flags: readonly string[];
+  readonly groupTimeoutMs: number;
 }
 
 const HOME = join(import.meta.dirname, '..');
-/** Bounds against hanging. */
+/** Bound against hanging. */
 const CHECK_TIMEOUT_MS = 120_000;
-const GROUP_TIMEOUT_MS = 600_000;
+const NORMAL: Pace = { flags: [], groupTimeoutMs: 600_000 };
+const SLOW: Pace = { flags: ['--serial', '--concurrency=1', '--timeout=300s'], groupTimeoutMs: 3_600_000 };
 
 const CHECKS: readonly (readonly [title: string, command: string])[] = [
   ['biome: format, lint, import order', 'biome ci --colors=off --max-diagnostics=100'],
@@ -38,26 +47,30 @@ const GROUPS: readonly Group[] = [
     name: 'unit',
     about: 'unit and property tests',
     needsRoot: false,
-    run: (report) => runAva('{agent,cni,lab,scripts,bench}/**/*.test.ts', report),
+    run: (report, pace) => runAva('{agent,cni,lab,scripts,bench}/**/*.test.ts', report, pace),
   },
   {
     name: 'kernel',
     about: 'drivers against the kernel',
     needsRoot: true,
-    run: (report) => runIsolated('test/kernel/**/*.test.ts', report),
+    run: (report, pace) => runIsolated('test/kernel/**/*.test.ts', report, pace),
   },
   {
     name: 'e2e',
     about: 'agents, pods and packets in the lab',
     needsRoot: true,
-    run: (report) => runIsolated('test/e2e/**/*.test.ts', report),
+    run: (report, pace) => runIsolated('test/e2e/**/*.test.ts', report, pace),
   },
 ];
 
-async function main(names: readonly string[]): Promise<number> {
-  const unknown = names.find((name) => !GROUPS.some((group) => group.name === name));
+async function main(args: readonly string[]): Promise<number> {
+  const pace = args.includes('--slow') ? SLOW : NORMAL;
+  const names = args.filter((arg) => arg !== '--slow');
+  const known = [...GROUPS, ...names.filter(isTestFile).map(groupOfFile)];
+  const unknown = names.find((name) => !known.some((group) => group.name === name));
   if (unknown !== undefined) {
-    console.error(`cannot run ${unknown}: expected ${GROUPS.map(({ name }) => name).join(', ')}, or nothing for all`);
+    const expected = `${GROUPS.map(({ name }) => name).join(', ')}, a file test/*/*.test.ts, or nothing for all`;
+    console.error(`cannot run ${unknown}: expected ${expected}`);
     return 2;
   }
   const tally: Tally = { passed: 0, failed: 0 };
@@ -65,9 +78,9 @@ async function main(names: readonly string[]): Promise<number> {
     tally[result.outcome === 'passed' ? 'passed' : 'failed']++;
     print(result);
   };
-  const groups = GROUPS.filter(({ name }) => names.length === 0 || names.includes(name));
+  const groups = known.filter(({ name }) => names.length === 0 || names.includes(name));
   try {
-    await runGroups(groups, report, tally);
+    await runGroups(groups, { report, tally, pace });
   } catch (error) {
     report({ title: 'the run broke off', outcome: 'failed', details: (error as Error).stack ?? String(error) });
   }
@@ -75,20 +88,37 @@ async function main(names: readonly string[]): Promise<number> {
   return tally.failed === 0 && tally.passed > 0 ? 0 : 1;
 }
 
-async function runGroups(groups: readonly Group[], report: Report, tally: Tally): Promise<void> {
-  for (const group of groups.filter(({ needsRoot }) => !needsRoot)) await timed(group, report, tally);
+const isTestFile = (name: string): boolean =>
+  /^test\/[\w-]+\/[\w.-]+\.test\.ts$/.test(name) && existsSync(join(HOME, name));
+
+const groupOfFile = (name: string): Group => ({
+  name,
+  about: 'this file alone',
+  needsRoot: true,
+  run: (report, pace) => runIsolated(name, report, pace),
+});
+
+interface Run {
+  readonly report: Report;
+  readonly tally: Tally;
+  readonly pace: Pace;
+}
+
+async function runGroups(groups: readonly Group[], run: Run): Promise<void> {
+  const { report } = run;
+  for (const group of groups.filter(({ needsRoot }) => !needsRoot)) await timed(group, run);
   const rooted = groups.filter(({ needsRoot }) => needsRoot);
   if (rooted.length === 0 || !(await canRunAsRoot(report))) return;
   await leavingNoTrace(report, async () => {
-    for (const group of rooted) await timed(group, report, tally);
+    for (const group of rooted) await timed(group, run);
   });
 }
 
-async function timed(group: Group, report: Report, tally: Tally): Promise<void> {
+async function timed(group: Group, { report, tally, pace }: Run): Promise<void> {
   const before = { ...tally };
   const start = performance.now();
   console.log(`▸ ${group.name}: ${group.about}`);
-  await group.run(report);
+  await group.run(report, pace);
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
   console.log(`  ${tally.passed - before.passed} passed, ${tally.failed - before.failed} failed, ${seconds} s`);
 }
@@ -109,21 +139,21 @@ async function runChecks(report: Report): Promise<void> {
   }
 }
 
-const avaCommand = (files: string): readonly string[] => [
+const avaCommand = (files: string, { flags }: Pace): readonly [string, ...string[]] => [
   process.execPath,
   join(HOME, 'node_modules/ava/entrypoints/cli.js'),
   '--tap',
+  ...flags,
   files,
 ];
 
-async function runAva(files: string, report: Report): Promise<void> {
-  const [file = '', ...args] = avaCommand(files);
-  await reportTap(file, args, report);
-}
+const runAva = (files: string, report: Report, pace: Pace): Promise<void> =>
+  reportTap(avaCommand(files, pace), report, pace);
 
-async function runIsolated(files: string, report: Report): Promise<void> {
+async function runIsolated(files: string, report: Report, pace: Pace): Promise<void> {
   using cgroup = createOwnCgroup();
-  await reportTap(...isolated(cgroup, avaCommand(files)), report);
+  const [file, args] = isolated(cgroup, avaCommand(files, pace));
+  await reportTap([file, ...args], report, pace);
   const left = cgroup.leftovers();
   report({
     title: 'no cgroup is left behind',
@@ -133,14 +163,18 @@ async function runIsolated(files: string, report: Report): Promise<void> {
 }
 
 /** Reports each test as it ends, and a run that failed without a failed test, or without any, as one. */
-async function reportTap(file: string, args: readonly string[], report: Report): Promise<void> {
+async function reportTap(
+  [file, ...args]: readonly [string, ...string[]],
+  report: Report,
+  { groupTimeoutMs }: Pace,
+): Promise<void> {
   const subprocess = execa(file, args, {
     cwd: HOME,
     reject: false,
     buffer: false,
     stdin: 'ignore',
     stderr: 'inherit',
-    timeout: GROUP_TIMEOUT_MS,
+    timeout: groupTimeoutMs,
     killSignal: 'SIGKILL',
   });
   let failures = 0;
@@ -151,7 +185,7 @@ async function reportTap(file: string, args: readonly string[], report: Report):
   const { exitCode, timedOut } = await subprocess;
   if (exitCode === 0 || failures > 0) return;
   const why = timedOut
-    ? `no end within ${GROUP_TIMEOUT_MS / 1000} s`
+    ? `no end within ${groupTimeoutMs / 1000} s`
     : `exit code ${exitCode}, no test or none that failed`;
   report({ title: `ava ${args.at(-1)}`, outcome: 'failed', details: why });
 }
