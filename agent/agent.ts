@@ -15,7 +15,7 @@ import type { Key } from './model/items.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
 import { type Plan, Planner } from './plan/planner.ts';
-import { planPod, podMtu } from './plan/pods.ts';
+import { planPod } from './plan/pods.ts';
 import type { Underlay } from './plan/underlay.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
@@ -166,9 +166,9 @@ class Agent {
     // Other nodes route nothing to a Node that is away, and what fails in the kernel may be missed by running pods.
     const limited = underlay.suspended || failure ? { limited: true as const } : {};
     if (reason !== undefined) return { ready: false, reason, ...limited };
-    const podCidrs = underlay.podNetworks.map(({ cidr }) => cidr);
+    const { podNetworks, mtuBytes } = underlay;
     const bridge = this.#options.config.podLink === 'bridge' ? podBridge(underlay) : undefined;
-    return { ready: true, podCidrs, mtu: podMtu(underlay), ...(bridge && { bridge }) };
+    return { ready: true, podCidrs: podNetworks.map(({ cidr }) => cidr), mtuBytes, ...(bridge && { bridge }) };
   }
 
   #whyNoPods(underlay: Underlay): string | undefined {
@@ -277,7 +277,7 @@ class Agent {
       this.#options.log.info(this.readiness(), 'ready for pods');
       void this.#kernel.sweepOtherBackend(signal);
     });
-    this.#attachments.follow(podMtu(underlay));
+    this.#attachments.follow(underlay.mtuBytes);
     if (underlay === before) return;
     for (const problem of this.#strays(underlay)) this.#options.log.warn({ problem }, 'pods outlived their podCIDR');
     if (!underlay.suspended) saveUnderlay(this.#options.config.runDir, underlay);
