@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * cni-exec: calls CNI plugins as a runtime's libcni does, and times each call from before the process is made until it
- * has ended. Its own share is one vfork-like spawn and two pipes, so that what is timed is the plugin.
+ * has ended, with the CPU time of the process and those that it waited for. Its own share is one vfork-like spawn and two pipes, so that what is timed is the plugin.
  *
  *     cni-exec PLUGIN CONFIG [PLUGIN CONFIG]...
  *
@@ -15,7 +15,7 @@
  *                                   the second; only the ADDs that began meanwhile are told, and how many DELs there were
  *     end FIRST END                 drop the namespaces
  *
- *     {"wallUs":N,"us":[N...],"others":N,"failed":N,"message":"..."}
+ *     {"wallUs":N,"us":[N...],"cpuUs":[N...],"others":N,"failed":N,"message":"..."}
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -29,6 +29,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -43,6 +44,7 @@ struct pod {
 	char netns[64];
 	char result[MAX_RESULT];
 	long us;
+	long cpu_us;
 	bool failed;
 };
 
@@ -113,10 +115,17 @@ static int read_all(int fd, char *out)
 	return length;
 }
 
-/* Runs one plugin to its end; what it prints goes to `out`. False when it fails. */
-static bool run_plugin(const char *file, const char *stdin_text, int stdin_length, char *const envp[], char *out)
+static long microseconds(struct timeval t)
+{
+	return t.tv_sec * 1000000 + t.tv_usec;
+}
+
+/* Runs one plugin to its end; what it prints goes to `out`, its CPU time is added. False when it fails. */
+static bool run_plugin(const char *file, const char *stdin_text, int stdin_length, char *const envp[], char *out,
+		       long *cpu_us)
 {
 	int in[2], answer[2], status = 0;
+	struct rusage usage;
 	pid_t pid;
 	posix_spawn_file_actions_t actions;
 	char *const argv[] = {(char *)file, NULL};
@@ -134,8 +143,9 @@ static bool run_plugin(const char *file, const char *stdin_text, int stdin_lengt
 	close(in[0]);
 	close(answer[1]);
 	read_all(answer[0], out);
-	if (waitpid(pid, &status, 0) != pid)
-		die("waitpid");
+	if (wait4(pid, &status, 0, &usage) != pid)
+		die("wait4");
+	*cpu_us += microseconds(usage.ru_utime) + microseconds(usage.ru_stime);
 	close(answer[0]);
 	posix_spawn_file_actions_destroy(&actions);
 	return WIFEXITED(status) && WEXITSTATUS(status) == 0;
@@ -150,10 +160,11 @@ static void call(struct pod *pod, bool add)
 	if (add)
 		pod->result[0] = '\0';
 	pod->failed = false;
+	pod->cpu_us = 0;
 	for (int i = 0; i < chain_length && !pod->failed; i++) {
 		char *const *link = chain + 2 * (add ? i : chain_length - 1 - i);
 		int length = render_stdin(in, link[1], pod->result);
-		pod->failed = !run_plugin(link[0], in, length, envp, out);
+		pod->failed = !run_plugin(link[0], in, length, envp, out, &pod->cpu_us);
 		if (add || pod->failed)
 			strcpy(pod->result, out);
 	}
@@ -274,6 +285,9 @@ static void answer(long wall_us, int first, int end)
 		failed++;
 		message = pods[slot].result;
 	}
+	printf("],\"cpuUs\":[");
+	for (int slot = first; slot < end; slot++)
+		printf(slot == first ? "%ld" : ",%ld", pods[slot].cpu_us);
 	printf("],\"others\":%d,\"failed\":%d,\"message\":", others_done, failed);
 	print_string(message);
 	printf("}\n");

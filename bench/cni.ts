@@ -3,7 +3,7 @@
  * each in a node of its own, executed as libcni executes them. Namespaces are made and dropped outside of the clock; what
  * a plugin leaves to the end of the namespace shows in `until gone`. No row calls loopback, which a runtime does for all.
  */
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { readNetworkList } from '../lab/cni-client.ts';
@@ -39,14 +39,20 @@ interface Plan {
 const FULL: Plan = { warmUps: 20, singles: 300, mixes: 10, mixSize: 40, batches: 7, batchSize: 50, concurrency: 8 };
 const QUICK: Plan = { warmUps: 1, singles: 3, mixes: 1, mixSize: 5, batches: 1, batchSize: 8, concurrency: 8 };
 
-interface SubjectSpec {
-  readonly name: string;
-  start(context: Context): Promise<{ readonly node: NodeRef; readonly chain: readonly Plugin[] }>;
+/** Where a subject is called, how, and the process that works for it, if any. */
+interface Place {
+  readonly node: NodeRef;
+  readonly chain: readonly Plugin[];
+  readonly agentPid?: number | undefined;
 }
 
-interface Subject {
+interface SubjectSpec {
   readonly name: string;
-  readonly node: NodeRef;
+  start(context: Context): Promise<Place>;
+}
+
+interface Subject extends Place {
+  readonly name: string;
   readonly launcher: Launcher;
 }
 
@@ -55,12 +61,12 @@ const REFERENCE = 'bridge + host-local';
 
 const SUBJECTS: readonly SubjectSpec[] = [
   { name: 'floor: /bin/true', start: (context) => plain(context, 'floor', () => [{ file: '/bin/true', config: {} }]) },
-  tulle('tulle routed, dual', 'routed', { families: ['ipv4', 'ipv6'] }),
-  tulle('tulle routed, ipv4', 'routed4', { families: ['ipv4'] }),
-  tulle('tulle bridge, dual', 'bridge', { families: ['ipv4', 'ipv6'], agentArgs: ['--pod-link', 'bridge'] }),
+  tulle('tulle routed dual', 'routed', { families: ['ipv4', 'ipv6'] }),
+  tulle('tulle routed ipv4', 'routed4', { families: ['ipv4'] }),
+  tulle('tulle bridge dual', 'bridge', { families: ['ipv4', 'ipv6'], agentArgs: ['--pod-link', 'bridge'] }),
   peer(REFERENCE, 'bridge4', (dir) => [bridge(ipam(dir))]),
   peer('bridge + host-local on tmpfs', 'bridget', () => [bridge(ipam('/run/cni-networks'))]),
-  peer('bridge + host-local, dual', 'bridged', (dir) => [bridge(ipam(dir, 'fd84:1::/64'))]),
+  peer('bridge + host-local dual', 'bridged', (dir) => [bridge(ipam(dir, 'fd84:1::/64'))]),
   peer('bridge + host-local + portmap', 'portmap', (dir) => [bridge(ipam(dir)), plugin('portmap', { snat: true })]),
   peer('ptp + host-local', 'ptp', (dir) => [plugin('ptp', { mtu: 1450, ipMasq: false, ipam: ipam(dir) })]),
 ];
@@ -72,10 +78,8 @@ function tulle(name: string, lab: string, options: Parameters<typeof startTulle>
     if (!list) throw new Error(`cannot measure ${name}: expected a node with a conflist, got none`);
     const runtimeConfig = { 'io.kubernetes.cri.pod-annotations': {} };
     const { capabilities: _, ...own } = list.plugins[0] ?? { type: 'tulle' };
-    return {
-      node,
-      chain: [{ file: TULLE_EXECUTABLE, config: { ...own, ...VERSION, name: list.name, runtimeConfig } }],
-    };
+    const config = { ...own, ...VERSION, name: list.name, runtimeConfig };
+    return { node, chain: [{ file: TULLE_EXECUTABLE, config }], agentPid: node.agent.pid };
   };
   return { name, start };
 }
@@ -120,8 +124,8 @@ async function run(context: Context): Promise<Report> {
   const program = await compile('cni-exec', scratch, signal);
   const subjects: Subject[] = [];
   for (const { name, start } of chosen(SUBJECTS, options)) {
-    const { node, chain } = await start(context);
-    subjects.push({ name, node, launcher: new Launcher(program, node, chain) });
+    const place = await start(context);
+    subjects.push({ name, ...place, launcher: new Launcher(program, place.node, place.chain) });
     progress(`ready: ${name}`);
   }
   const evidence = await gatherEvidence(subjects);
@@ -145,10 +149,13 @@ async function measureSingles(subjects: readonly Subject[], plan: Plan, samples:
     for (const { launcher } of inTurn) await launcher.create(0, 1);
     await delay(PAUSE_MS);
     for (const verb of ['ADD', 'DEL'] as const) {
-      for (const { name, launcher } of inTurn) {
-        const { us } = await launcher.call(verb, 0, 1);
-        if (round >= 0) samples.add(verb, name, round, us);
+      for (const { name, launcher, agentPid } of inTurn) {
+        const agentBeforeUs = await cpuUsOf(agentPid);
+        const { us, cpuUs } = await launcher.call(verb, 0, 1);
         await delay(PAUSE_MS);
+        if (round < 0) continue;
+        samples.add(verb, name, round, us);
+        samples.add(`${verb} cpu`, name, round, [(cpuUs[0] as number) + (await cpuUsOf(agentPid)) - agentBeforeUs]);
       }
     }
     for (const { launcher } of inTurn) await launcher.end(0, 1);
@@ -212,6 +219,16 @@ async function measureBatches(subjects: readonly Subject[], plan: Plan, samples:
   }
 }
 
+/** CPU time that a process's threads have had so far (proc_pid_schedstat); 0 without a process. */
+async function cpuUsOf(pid: number | undefined): Promise<number> {
+  if (pid === undefined) return 0;
+  const tasks = await readdir(`/proc/${pid}/task`);
+  const nanoseconds = await Promise.all(
+    tasks.map(async (task) => Number.parseInt(await readFile(`/proc/${pid}/task/${task}/schedstat`, 'utf8'), 10)),
+  );
+  return nanoseconds.reduce((sum, value) => sum + value, 0) / 1000;
+}
+
 /** Resolves when no pod's link is left in the node. */
 const gone = (node: NodeRef): Promise<true> =>
   until(async () => (await podLinks(node)).length === 0 || undefined, {
@@ -248,15 +265,18 @@ function tablesOf(samples: Samples, subjects: readonly Subject[], plan: Plan): R
     { heading: `${figure} p50`, figure, share: 0.5, ...ms },
     { heading: `${figure} p99`, figure, share: 0.99, ...ms },
   ];
+  const cpu = (verb: string) => ({ heading: `${verb} CPU p50`, figure: `${verb} cpu`, share: 0.5, ...ms });
   const batch = (heading: string, figure: string) => ({ heading, figure, share: 0.5, ...ms, digits: 0 });
   return [
     computeTable(samples, {
-      title: `One pod at a time, ms, exec to exit, n = ${plan.singles}; ADD beside DELs: up to ${plan.mixes * plan.mixSize}`,
+      title: `One pod at a time, ms, exec to exit, n = ${plan.singles}; CPU: of all processes, the agent's too; ADD beside DELs: up to ${plan.mixes * plan.mixSize}`,
       subjects: names,
       reference,
       columns: [
         ...single('ADD'),
+        cpu('ADD'),
         ...single('DEL'),
+        cpu('DEL'),
         ...single('ADD beside DELs'),
         { heading: 'DELs beside', figure: 'DELs beside', share: 0.5, digits: 0 },
       ],

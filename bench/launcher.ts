@@ -16,6 +16,8 @@ export interface Timing {
   readonly wallUs: number;
   /** One a call, in the order of the pods. */
   readonly us: readonly number[];
+  /** CPU time of each call's processes. */
+  readonly cpuUs: readonly number[];
   /** DELs that went on beside. */
   readonly others: number;
 }
