@@ -10,7 +10,6 @@ shift 2
 mount -n -t proc proc /proc
 mount -n -t sysfs sysfs /sys
 mount -n -t tmpfs -o mode=755 tmpfs /run
-mount -n -t tmpfs tmpfs /tmp
 mkdir -p /dev/pts /dev/shm /run/lock /run/netns
 mount -n -t devpts devpts /dev/pts
 mount -n -t tmpfs tmpfs /dev/shm
