@@ -42,6 +42,8 @@ export class NodeProcess {
   #restarts = 0;
   #lastEnd: string | undefined;
   #stopped = false;
+  /** The present run ends because somebody asked for it, which is no failure. */
+  #isKilled = false;
   /** Pending while the program is held back. */
   #held: PromiseWithResolvers<void> | undefined;
 
@@ -61,7 +63,8 @@ export class NodeProcess {
       this.#lastEnd = await this.#runOnce().catch(messageOf);
       if (signal.aborted) break;
       this.#restarts += 1;
-      failures = performance.now() - startMs > BACKOFF.goodRunMs ? 0 : failures + 1;
+      failures = this.#isKilled || performance.now() - startMs > BACKOFF.goodRunMs ? 0 : failures + 1;
+      this.#isKilled = false;
       const waitMs = failures <= 1 ? 0 : Math.min(BACKOFF.maxMs, BACKOFF.minMs * 2 ** (failures - 2));
       const fields = { end: this.#lastEnd, restarts: this.#restarts, waitMs };
       this.#log.warn(fields, `${this.#options.name} ended, starting it again`);
@@ -85,6 +88,7 @@ export class NodeProcess {
     const pid = await this.#pid();
     if (pid !== undefined) {
       process.kill(pid, 'SIGKILL');
+      this.#isKilled = true;
       return pid;
     }
     throw new LabError({
