@@ -5,7 +5,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Host, HostLink } from '../model/host.ts';
 import { families } from '../model/ip.ts';
 import { parseAttributes } from './netlink/attributes.ts';
-import { isOwnLink, type Links } from './netlink/links.ts';
+import { isOwnLink, isUnmarkedPodLink, type Links } from './netlink/links.ts';
 import type { NetlinkClient, NetlinkMessage } from './netlink/message.ts';
 import type { MonitorListener, NetlinkMonitor } from './netlink/monitor.ts';
 import { readForwarding } from './netlink/netconf.ts';
@@ -98,16 +98,19 @@ export class HostWatch {
   }
 }
 
-/** Own links come and go with pods and say nothing about the host. */
+/** Pods' links come and go and say nothing about the host; should somebody else's look like one, its addresses do. */
+const isOfPods = (facts: LinkFacts): boolean => isOwnLink(facts) || isUnmarkedPodLink(facts);
+
 function concernsHost(message: NetlinkMessage, before: LinkFacts | undefined, links: Links): boolean {
   if (message.type === RTM.NEWADDR || message.type === RTM.DELADDR) {
+    if (message.payload.length < 8) return false;
     const link = links.byIndex(message.payload.readUInt32LE(4));
     return !link || !isOwnLink(link);
   }
   if (readForwarding(message).length > 0) return true;
   const facts = readLinkFacts(message);
   if (!facts) return false;
-  return !isOwnLink(facts) || (before !== undefined && !isOwnLink(before));
+  return !isOfPods(facts) || (before !== undefined && !isOfPods(before));
 }
 
 /** The facts as they are now. Throws KernelError. */

@@ -1,4 +1,4 @@
-/** The only file that calls C directly. Everything here is synchronous and thread-safe. */
+/** The only file that calls C directly. Everything here is thread-safe, and synchronous unless it says otherwise. */
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { getSystemErrorName } from 'node:util';
 import koffi from 'koffi';
@@ -116,7 +116,7 @@ const SOCKETS = { ioctl: { domain: 2, type: 0x80002 }, netlink: { domain: 16, ty
 /** An fd for ioctls on the links of a network namespace (SIOCETHTOOL), of this process's own by default. Close it. */
 export const openIoctlSocket = (netnsFd?: number): number => openSocket('ioctl', 0, netnsFd);
 
-/** A netlink socket whose calls block, for threads that may. Its port is given by the kernel at the first request. Close it. */
+/** A netlink socket. Its port is given by the kernel at the first request. Close it. */
 export const openNetlinkFd = (protocol: number, netnsFd?: number): number => openSocket('netlink', protocol, netnsFd);
 
 function openSocket(kind: keyof typeof SOCKETS, protocol: number, netnsFd: number | undefined): number {
@@ -133,24 +133,72 @@ export function sendDatagram(fd: number, bytes: Uint8Array, what: { operation: s
   if (sendCall(fd, bytes, bytes.length, 0) < 0) throw new KernelError({ code: lastErrno(), ...what });
 }
 
-/** recv(2) of one datagram into a buffer; returns its length. EAGAIN when the socket's time limit is over. */
+/** linux/socket.h */
+const MSG_DONTWAIT = 0x40;
+
+/** recv(2) of one datagram that has arrived into a buffer; returns its length. Throws KernelError, EAGAIN when there is none. */
 export function receiveDatagram(fd: number, into: Uint8Array, what: { operation: string; object: string }): number {
   for (;;) {
-    const length = recvCall(fd, into, into.length, 0) as number;
+    const length = recvCall(fd, into, into.length, MSG_DONTWAIT) as number;
     if (length >= 0) return length;
     const code = lastErrno();
     if (code !== 'EINTR') throw new KernelError({ code, ...what });
   }
 }
 
-/** Sets how long receiveDatagram waits (SO_RCVTIMEO). */
-export function setReceiveTimeout(fd: number, timeoutMs: number): void {
+const sendtoCall = libc.func(
+  'intptr_t sendto(int fd, const void *data, size_t length, int flags, const void *address, uint32_t addressLength)',
+);
+const recvfromCall = libc.func(
+  'intptr_t recvfrom(int fd, void *data, size_t length, int flags, void *address, void *addressLength)',
+);
+
+/** SOL_SOCKET and SO_RCVTIMEO (asm-generic/socket.h). */
+const SOL_SOCKET_LEVEL = 1;
+const SO_RCVTIMEO_OPTION = 20;
+
+/** SOCK_DGRAM and SOCK_RAW (linux/net.h), with SOCK_CLOEXEC. */
+const INET_TYPES = { datagram: 0x80002, raw: 0x80003 } as const;
+
+/** A socket of IPv4 (2) or IPv6 (10) for probes. Throws KernelError. Close it. */
+export function openInetSocket(addressFamily: number, type: keyof typeof INET_TYPES, protocol: number): number {
+  const fd = socketCall(addressFamily, INET_TYPES[type], protocol) as number;
+  if (fd < 0) throw new KernelError({ code: lastErrno(), operation: 'open', object: `${type} socket for probes` });
+  return fd;
+}
+
+/** sendto(2) with a struct sockaddr_in or sockaddr_in6. Throws KernelError. */
+export function sendDatagramTo(
+  fd: number,
+  bytes: Uint8Array,
+  address: Uint8Array,
+  what: { operation: string; object: string },
+): void {
+  if (sendtoCall(fd, bytes, bytes.length, 0, address, address.length) < 0)
+    throw new KernelError({ code: lastErrno(), ...what });
+}
+
+/**
+ * recvfrom(2) on a thread of the pool, so that nothing else waits: the length of a datagram, or undefined when none came
+ * within the time. Not more than one call a socket at once, and no close before it has ended.
+ */
+export async function receiveDatagramFrom(
+  fd: number,
+  into: Uint8Array,
+  address: Uint8Array,
+  timeoutMs: number,
+): Promise<number | undefined> {
   const timeval = Buffer.alloc(16);
   timeval.writeBigInt64LE(BigInt(Math.floor(timeoutMs / 1000)), 0);
-  timeval.writeBigInt64LE(BigInt((timeoutMs % 1000) * 1000), 8);
-  if (setsockoptCall(fd, SOL_SOCKET, SO_RCVTIMEO, timeval, timeval.length) !== 0) {
+  timeval.writeBigInt64LE(BigInt(Math.max(1, Math.round((timeoutMs % 1000) * 1000))), 8);
+  if (setsockoptCall(fd, SOL_SOCKET_LEVEL, SO_RCVTIMEO_OPTION, timeval, timeval.length) !== 0)
     throw new KernelError({ code: lastErrno(), operation: 'set', object: 'time limit of a socket' });
-  }
+  const addressLength = Buffer.alloc(4);
+  addressLength.writeUInt32LE(address.length);
+  const { promise, resolve, reject } = Promise.withResolvers<number>();
+  recvfromCall.async(fd, into, into.length, 0, address, addressLength, (error: Error | null, length: number) =>
+    error ? reject(error) : resolve(Number(length)),
+  );
+  const length = await promise;
+  return length >= 0 ? length : undefined;
 }
-const SOL_SOCKET = 1;
-const SO_RCVTIMEO = 20;

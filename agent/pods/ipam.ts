@@ -1,5 +1,5 @@
 /** Which address the next pod gets: round robin through the node's pod CIDR, so that a released one rests for long. */
-import { addressAt, type Cidr, type IpAddress, offsetIn, sizeOf } from '../model/ip.ts';
+import { addressAt, type Cidr, type Family, familyOf, type IpAddress, offsetIn, sizeOf } from '../model/ip.ts';
 
 export interface AddressUse {
   readonly inUse: ReadonlySet<IpAddress>;
@@ -23,13 +23,23 @@ export function nextAddress(cidr: Cidr, { inUse, released, last }: AddressUse): 
   let resting: IpAddress | undefined;
   const limit = count < BigInt(SEARCH_LIMIT) ? count : BigInt(SEARCH_LIMIT);
   for (let step = 0n; step < limit; step++) {
-    const candidate = addressAt(cidr, first + modulo(start + step, count));
+    const candidate = addressOf(cidr, first + modulo(start + step, count));
     if (inUse.has(candidate)) continue;
     const since = released.get(candidate);
     if (since === undefined) return candidate;
     if (resting === undefined || since < (released.get(resting) as number)) resting = candidate;
   }
   return resting;
+}
+
+/** By CIDR and offset: while most addresses rest, a search sees nearly all of them. */
+const seen = new Map<Cidr, Map<bigint, IpAddress>>();
+
+function addressOf(cidr: Cidr, offset: bigint): IpAddress {
+  const ofCidr = seen.get(cidr) ?? new Map<bigint, IpAddress>();
+  const address = ofCidr.get(offset) ?? addressAt(cidr, offset);
+  seen.set(cidr, ofCidr.set(offset, address));
+  return address;
 }
 
 /** Whether a pod may have this address: of the CIDR, and none of the reserved ones. */
@@ -41,6 +51,22 @@ export function isUsable(cidr: Cidr, ip: IpAddress): boolean {
 
 /** How many addresses of a CIDR can be given to pods. */
 export const capacityOf = (cidr: Cidr): bigint => usableRange(cidr).count;
+
+/** How many addresses of a CIDR pods have, and could have. Of a large IPv6 CIDR the free ones are about right. */
+export interface AddressCount {
+  readonly family: Family;
+  readonly used: number;
+  /** Released lately, and so taken last. */
+  readonly resting: number;
+  readonly free: number;
+}
+
+export function countAddresses(cidr: Cidr, { inUse, released }: Omit<AddressUse, 'last'>): AddressCount {
+  const isOurs = (ip: IpAddress): boolean => isUsable(cidr, ip);
+  const used = [...inUse].filter(isOurs).length;
+  const resting = [...released.keys()].filter((ip) => isOurs(ip) && !inUse.has(ip)).length;
+  return { family: familyOf(cidr), used, resting, free: Number(capacityOf(cidr)) - used - resting };
+}
 
 function usableRange(cidr: Cidr): { first: bigint; count: bigint } {
   const broadcast = cidr.includes(':') ? 0n : 1n;

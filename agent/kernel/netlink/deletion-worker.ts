@@ -1,9 +1,9 @@
 /** Thread that destroys links: the request blocks its thread for milliseconds, inside the kernel. See reaper.ts. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { KernelError } from '../errors.ts';
-import { BlockingNetlink } from './blocking-socket.ts';
 import { type DoomedLink, deleteLinks } from './group-deletion.ts';
 import { NETLINK_PROTOCOL } from './message.ts';
+import { NetlinkSocket } from './socket.ts';
 
 export interface DeletionWorkerData {
   /** Namespace of the links, as an fd of the process. */
@@ -25,7 +25,7 @@ export interface DeletionResult {
 }
 
 const { netnsFd } = workerData as DeletionWorkerData;
-const client = new BlockingNetlink(NETLINK_PROTOCOL.ROUTE, netnsFd);
+const client = new NetlinkSocket(NETLINK_PROTOCOL.ROUTE, { netnsFd });
 /** One job after the other: each sees what the one before has left. */
 let turn: Promise<void> = Promise.resolve();
 

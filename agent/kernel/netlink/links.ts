@@ -18,6 +18,10 @@ export const isNodeLink = ({ name, alias }: LinkFacts): boolean =>
 export const isPodLink = ({ name, alias }: LinkFacts): boolean =>
   POD_LINK_NAME.test(name) && alias.startsWith(POD_ALIAS_PREFIX);
 
+/** Whether a link may be the host side of a pod link that has been made a moment ago and gets its alias next. */
+export const isUnmarkedPodLink = ({ name, alias, kind }: LinkFacts): boolean =>
+  kind === 'veth' && alias === '' && POD_LINK_NAME.test(name);
+
 export const isOwnLink = (facts: LinkFacts): boolean => isNodeLink(facts) || isPodLink(facts);
 
 const dumpRequest: NetlinkRequest = {

@@ -2,7 +2,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import { KernelError } from '../errors.ts';
 import { attribute, parseAttributes, text, textOf, u32, u32Of } from './attributes.ts';
-import { Answer, encode, INTERRUPTED, type NetlinkMessage, NLM, splitDatagram, wholeDump } from './message.ts';
+import { Answer, encodeAll, INTERRUPTED, type NetlinkMessage, NLM, splitDatagram, wholeDump } from './message.ts';
 
 const request = { type: 26, payload: Buffer.of(2, 0, 0, 0), operation: 'list', object: 'routes' };
 const message = (type: number, payload: Buffer = Buffer.alloc(4), flags = 0): NetlinkMessage => ({
@@ -24,11 +24,18 @@ test('splitDatagram: any number of encoded messages comes back, with odd lengths
   const payloads = fc.array(fc.uint8Array({ maxLength: 40 }), { maxLength: 8 });
   fc.assert(
     fc.property(payloads, (list) => {
-      const datagram = Buffer.concat(list.map((payload, n) => encode({ ...request, payload }, n + 1, 7)));
-      const parts = [...splitDatagram(datagram)];
+      const parts = [
+        ...splitDatagram(
+          encodeAll(
+            list.map((payload) => ({ ...request, payload })),
+            1,
+          ),
+        ),
+      ];
       return (
         parts.length === list.length &&
-        parts.every((part, n) => part.sequence === n + 1 && part.message.payload.equals(list[n] as Uint8Array))
+        parts.every((part, n) => part.sequence === n + 1 && part.message.payload.equals(list[n] as Uint8Array)) &&
+        parts.every(({ message: { flags } }, n) => ((flags & NLM.ACK) !== 0) === (n === list.length - 1))
       );
     }),
   );

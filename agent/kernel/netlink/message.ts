@@ -35,7 +35,7 @@ const NLMSGERR_ATTR_MSG = 1;
 export interface NetlinkRequest {
   /** nlmsg_type. */
   readonly type: number;
-  /** nlmsg_flags beyond REQUEST and ACK. */
+  /** nlmsg_flags beyond REQUEST and ACK, which sending sets. */
   readonly flags?: number;
   /** Family header and attributes. */
   readonly payload: Uint8Array;
@@ -55,9 +55,9 @@ export interface NetlinkMessage {
 
 /** What drivers need of netlink; the fake kernel of the tests implements it too. */
 export interface NetlinkClient {
-  /** One acknowledged request; resolves with the messages that came before the ACK. Rejects with KernelError. */
+  /** One request; resolves with the messages that came before the ACK. Rejects with KernelError. */
   request(request: NetlinkRequest): Promise<readonly NetlinkMessage[]>;
-  /** Many acknowledged requests in few datagrams, in order; a failure does not stop the others. */
+  /** Many requests in few datagrams, in order; a failure does not stop the others. What they answer is not read. */
   batch(requests: readonly NetlinkRequest[]): Promise<readonly (KernelError | undefined)[]>;
   /** A dump, asked for again while the kernel says that it changed meanwhile (DUMP_INTR). */
   dump(request: NetlinkRequest): Promise<readonly NetlinkMessage[]>;
@@ -132,16 +132,20 @@ const errnoName = (errno: number): string => (errno === ENOTSUPP ? 'ENOTSUPP' : 
 /** What a KernelError says about a request. */
 export const nameOf = ({ operation, object }: NetlinkRequest) => ({ operation, object });
 
-/** One message; `flags` of the request get REQUEST and ACK. */
-export function encode({ type, flags = 0, payload }: NetlinkRequest, sequence: number, port: number): Buffer {
-  const length = HEADER_BYTES + payload.length;
-  const bytes = Buffer.alloc((length + 3) & ~3);
-  bytes.writeUInt32LE(length, 0);
-  bytes.writeUInt16LE(type, 4);
-  bytes.writeUInt16LE(flags | NLM.REQUEST | NLM.ACK, 6);
-  bytes.writeUInt32LE(sequence, 8);
-  bytes.writeUInt32LE(port, 12);
-  bytes.set(payload, HEADER_BYTES);
+/** One datagram of requests numbered from `first` on. The last gets the flag ACK; a refusal needs none. */
+export function encodeAll(requests: readonly NetlinkRequest[], first: number): Buffer {
+  const sizes = requests.map(({ payload }) => (HEADER_BYTES + payload.length + 3) & ~3);
+  const bytes = Buffer.alloc(sizes.reduce((sum, size) => sum + size, 0));
+  let at = 0;
+  for (const [i, { type, flags = 0, payload }] of requests.entries()) {
+    const isLast = i === requests.length - 1;
+    bytes.writeUInt32LE(HEADER_BYTES + payload.length, at);
+    bytes.writeUInt16LE(type, at + 4);
+    bytes.writeUInt16LE(flags | NLM.REQUEST | (isLast ? NLM.ACK : 0), at + 6);
+    bytes.writeUInt32LE(first + i, at + 8);
+    bytes.set(payload, at + HEADER_BYTES);
+    at += sizes[i] as number;
+  }
   return bytes;
 }
 

@@ -4,7 +4,7 @@ import { until } from '../../../test/support/until.ts';
 import { KernelError } from '../errors.ts';
 import { Links } from './links.ts';
 import { NetlinkMonitor } from './monitor.ts';
-import type { openRawNetlink } from './socket.ts';
+import type { openRawNetlink } from './monitor-socket.ts';
 
 class FakeSocket extends EventEmitter {
   isClosed = false;

@@ -4,8 +4,8 @@ import { inNetns } from '../libc.ts';
 import { retryDelayMs } from '../retry-delay.ts';
 import type { Links } from './links.ts';
 import { NETLINK_PROTOCOL, type NetlinkMessage, splitDatagram } from './message.ts';
+import { drops, openRawNetlink } from './monitor-socket.ts';
 import { GROUPS, type LinkFacts } from './rtnetlink.ts';
-import { drops, openRawNetlink } from './socket.ts';
 
 export interface MonitorListener {
   /** One notification. Of link messages, `before` is what was known under the link's index. */
@@ -26,7 +26,7 @@ export interface MonitorOptions {
   readonly openSocket?: typeof openRawNetlink;
 }
 
-/** An overrun is silent (see socket.ts): the kernel's count of drops is read after this many messages and this often. */
+/** An overrun is silent (see monitor-socket.ts): the kernel's count of drops is read after this many messages and this often. */
 const CHECK_AFTER_MESSAGES = 512;
 const CHECK_INTERVAL_MS = 10_000;
 

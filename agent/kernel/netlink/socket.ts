@@ -1,17 +1,14 @@
 /**
- * The one wrapper around the `netlink` package, of which only the raw socket is used: it hands over whole datagrams with
- * their flags (the package's own request layer drops DUMP_INTR, error codes and extended acks, and has no time limit).
- *
- * The package ends the process when the kernel reports ENOBUFS to it, so every socket opened here asks not to be told
- * (NETLINK_NO_ENOBUFS) and gets a large receive buffer; what was lost is counted by the kernel and read by `drops`.
+ * The request socket. The kernel carries a netlink request out inside send(2), and its answer waits in the receive queue by
+ * the time that returns: nothing here waits, and a request costs two system calls and no turn of the event loop.
  */
-import { closeSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
-import { RawNetlinkSocket } from 'netlink/dist/raw.js';
+import { closeSync } from 'node:fs';
+import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { KernelError } from '../errors.ts';
-import { fileIdentity, inNetns, netlinkPort, setsockoptInt } from '../libc.ts';
+import { openNetlinkFd, receiveDatagram, sendDatagram, setsockoptInt } from '../libc.ts';
 import {
   Answer,
-  encode,
+  encodeAll,
   NETLINK_EXT_ACK,
   NETLINK_GET_STRICT_CHK,
   NETLINK_PROTOCOL,
@@ -26,87 +23,56 @@ import {
   wholeDump,
 } from './message.ts';
 
-const SOL_SOCKET = 1;
-const SO_RCVBUFFORCE = 33;
-const NETLINK_NO_ENOBUFS = 5;
-/** A million queued notifications are a full list anyway; 20,000 need 32 MiB. */
-const RECEIVE_BUFFER_BYTES = 32 << 20;
-
-/** Requests whose answers are awaited at once: their ACKs must fit any receive buffer. */
+/** The kernel writes dumps in pieces of at most 32 KiB. One buffer a thread: a datagram is copied out at once. */
+const BUFFER = Buffer.alloc(128 << 10);
+/** Requests in one datagram: should all be refused, what the kernel says of them must fit the receive buffer. */
 const WINDOW = 64;
-const DEFAULT_TIMEOUT_MS = 5_000;
-
-interface Pending {
-  readonly answer: Answer;
-  readonly resolve: (outcome: Outcome) => void;
-}
+/** Pieces of a dump that are read in one turn of the event loop. */
+const PIECES_PER_TURN = 8;
+const LAST_SEQUENCE = 0xffff_0000;
 
 export interface NetlinkOptions {
-  /** Open the socket in this network namespace; the caller keeps the fd open. */
-  readonly netnsFd?: number;
-  /** Limit for the answer to one request or dump. */
-  readonly timeoutMs?: number;
+  /** Open the socket in this network namespace; the caller may close the fd. */
+  readonly netnsFd?: number | undefined;
 }
 
-/** A request socket. Nothing else than answers arrives on it: a dump on a socket with memberships breaks. */
+/** Nothing else than answers arrives on it: a dump on a socket with memberships breaks. */
 export class NetlinkSocket implements NetlinkClient {
-  readonly #protocol: number;
-  readonly #netnsFd: number | undefined;
-  readonly #timeoutMs: number;
-  #socket: RawNetlinkSocket;
-  readonly #pending = new Map<number, Pending>();
-  #sequence = 1;
+  readonly #fd: number;
+  #sequence = 0;
   #closed = false;
-  /** Requests and dumps run one after the other; a batch is one turn. */
+  /** A dump may take several turns of the event loop; what is asked meanwhile waits for its end. */
   #turn: Promise<unknown> = Promise.resolve();
 
-  constructor(protocol: number, { netnsFd, timeoutMs = DEFAULT_TIMEOUT_MS }: NetlinkOptions = {}) {
-    this.#protocol = protocol;
-    this.#netnsFd = netnsFd;
-    this.#timeoutMs = timeoutMs;
-    this.#socket = this.#open();
+  /** Throws KernelError. */
+  constructor(protocol: number, { netnsFd }: NetlinkOptions = {}) {
+    this.#fd = openNetlinkFd(protocol, netnsFd);
+    setsockoptInt(this.#fd, SOL_NETLINK, NETLINK_EXT_ACK, 1);
+    if (protocol === NETLINK_PROTOCOL.ROUTE) setsockoptInt(this.#fd, SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1);
   }
 
   request(request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {
-    return this.#inTurn(() => this.#ask(request).then(unwrap));
+    return this.#inTurn(async () => unwrap(this.#exchange([request])[0] as Outcome));
   }
 
   batch(requests: readonly NetlinkRequest[]): Promise<readonly (KernelError | undefined)[]> {
     return this.#inTurn(async () => {
-      const errors: (KernelError | undefined)[] = [];
+      const outcomes: Outcome[] = [];
       for (let at = 0; at < requests.length; at += WINDOW) {
-        const outcomes = await this.#exchange(requests.slice(at, at + WINDOW));
-        for (const outcome of outcomes) errors.push(outcome instanceof KernelError ? outcome : undefined);
+        outcomes.push(...this.#exchange(requests.slice(at, at + WINDOW)));
       }
-      return errors;
+      return outcomes.map((outcome) => (outcome instanceof KernelError ? outcome : undefined));
     });
   }
 
   dump(request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {
-    return this.#inTurn(() => wholeDump(request, (asDump) => this.#ask(asDump)));
+    return this.#inTurn(() => wholeDump(request, (asDump) => this.#dump(asDump)));
   }
 
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#socket.close();
-    this.#failAll('ECANCELED');
-  }
-
-  #open(): RawNetlinkSocket {
-    const { socket } = openRawNetlink(this.#protocol, { netnsFd: this.#netnsFd });
-    socket.on('message', (datagram) => this.#receive(datagram));
-    socket.on('error', (error) => this.#reopen(error));
-    socket.unref();
-    return socket;
-  }
-
-  /** After an error the package reads nothing from a socket any more. */
-  #reopen(cause: Error): void {
-    this.#failAll('EIO', cause);
-    if (this.#closed) return;
-    this.#socket.close();
-    this.#socket = this.#open();
+    closeSync(this.#fd);
   }
 
   #inTurn<T>(action: () => Promise<T>): Promise<T> {
@@ -115,104 +81,64 @@ export class NetlinkSocket implements NetlinkClient {
     return result;
   }
 
-  async #ask(request: NetlinkRequest): Promise<Outcome> {
-    const [outcome] = await this.#exchange([request]);
-    return outcome as Outcome;
-  }
-
-  /** Sends all requests in one datagram and resolves when each has been answered or the time is over. */
-  async #exchange(requests: readonly NetlinkRequest[]): Promise<readonly Outcome[]> {
-    if (this.#closed) return requests.map((request) => new KernelError({ code: 'ECANCELED', ...nameOf(request) }));
-    const expected = requests.map((request) => this.#expect(request));
-    const datagram = Buffer.concat(expected.map(({ bytes }) => bytes));
-    this.#socket.ref();
-    const timer = setTimeout(() => this.#failAll('ETIMEDOUT'), this.#timeoutMs);
+  /** Only the last is acknowledged when it succeeds: what comes before that says which of the others were refused. */
+  #exchange(requests: readonly NetlinkRequest[]): readonly Outcome[] {
+    const outcomes: (Outcome | undefined)[] = requests.map(() => undefined);
+    const answers = requests.map((request) => new Answer(request));
     try {
-      this.#socket.send(datagram, {}, (error) => error && this.#failAll(error.code, error));
-      return await Promise.all(expected.map(({ outcome }) => outcome));
-    } finally {
-      clearTimeout(timer);
-      if (!this.#closed) this.#socket.unref();
+      const first = this.#send(requests);
+      while (outcomes.at(-1) === undefined) {
+        for (const { sequence, message } of this.#receive(requests)) {
+          const outcome = answers[sequence - first]?.take(message);
+          if (outcome) outcomes[sequence - first] = outcome;
+        }
+      }
+    } catch (error) {
+      if (error instanceof KernelError) return requests.map(() => error);
+      throw error;
+    }
+    return outcomes.map((outcome) => outcome ?? []);
+  }
+
+  async #dump(request: NetlinkRequest): Promise<Outcome> {
+    const answer = new Answer(request);
+    // Whoever dumps in a loop lets others work. Not between question and answer: what changes there spoils the dump.
+    await yieldToEvents();
+    try {
+      const asked = this.#send([request]);
+      for (let pieces = 1; ; pieces++) {
+        for (const { sequence, message } of this.#receive([request])) {
+          const outcome = sequence === asked ? answer.take(message) : undefined;
+          if (outcome) return outcome;
+        }
+        if (pieces % PIECES_PER_TURN === 0) await yieldToEvents();
+      }
+    } catch (error) {
+      if (error instanceof KernelError) return error;
+      throw error;
     }
   }
 
-  #expect(request: NetlinkRequest): { bytes: Buffer; outcome: Promise<Outcome> } {
-    const sequence = this.#sequence;
-    this.#sequence = (this.#sequence % 0xffffffff) + 1;
-    const outcome = new Promise<Outcome>((resolve) => {
-      this.#pending.set(sequence, { answer: new Answer(request), resolve });
-    });
-    return { bytes: encode(request, sequence, this.#socket.address().port), outcome };
+  /** Returns the number of the first request; the others follow. */
+  #send(requests: readonly NetlinkRequest[]): number {
+    this.#requireOpen(requests);
+    if (this.#sequence > LAST_SEQUENCE) this.#sequence = 0;
+    const first = this.#sequence + 1;
+    this.#sequence += requests.length;
+    sendDatagram(this.#fd, encodeAll(requests, first), whatOf(requests));
+    return first;
   }
 
-  #receive(datagram: Buffer): void {
-    for (const { sequence, message } of splitDatagram(datagram)) {
-      const pending = this.#pending.get(sequence);
-      const outcome = pending?.answer.take(message);
-      if (!pending || !outcome) continue;
-      this.#pending.delete(sequence);
-      pending.resolve(outcome);
-    }
+  /** The messages stay with whoever asked, the buffer does not. Those of an exchange that broke off have older numbers. */
+  #receive(requests: readonly NetlinkRequest[]) {
+    this.#requireOpen(requests);
+    const length = receiveDatagram(this.#fd, BUFFER, whatOf(requests));
+    return splitDatagram(Buffer.from(BUFFER.subarray(0, length)));
   }
 
-  #failAll(code: string, cause?: unknown): void {
-    const all = [...this.#pending.values()];
-    this.#pending.clear();
-    for (const { answer, resolve } of all) resolve(new KernelError({ code, ...nameOf(answer.request), cause }));
+  #requireOpen(requests: readonly NetlinkRequest[]): void {
+    if (this.#closed) throw new KernelError({ code: 'ECANCELED', ...whatOf(requests) });
   }
 }
 
-/** A raw socket of the package with the options that keep the process alive, and its inode for the drop counter. */
-export function openRawNetlink(
-  protocol: number,
-  {
-    netnsFd,
-    receiveBufferBytes = RECEIVE_BUFFER_BYTES,
-  }: { netnsFd?: number | undefined; receiveBufferBytes?: number | undefined } = {},
-): { socket: RawNetlinkSocket; inode: string } {
-  const open = () => {
-    const likelyFd = lowestFreeFd();
-    const socket = new RawNetlinkSocket(protocol);
-    const fd = fdOfPort(likelyFd, socket.address().port);
-    setsockoptInt(fd, SOL_NETLINK, NETLINK_NO_ENOBUFS, 1);
-    setsockoptInt(fd, SOL_SOCKET, SO_RCVBUFFORCE, receiveBufferBytes);
-    setsockoptInt(fd, SOL_NETLINK, NETLINK_EXT_ACK, 1);
-    if (protocol === NETLINK_PROTOCOL.ROUTE) setsockoptInt(fd, SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1);
-    return { socket, inode: fileIdentity(fd).inode };
-  };
-  return netnsFd === undefined ? open() : inNetns(netnsFd, open);
-}
-
-/** The package does not tell its fd. The kernel hands out the lowest free one, so it is nearly always this. */
-function lowestFreeFd(): number {
-  const fd = openSync('/dev/null', 'r');
-  closeSync(fd);
-  return fd;
-}
-
-/** The fd of the netlink socket with this port; another thread may have taken the likely one meanwhile. */
-function fdOfPort(likelyFd: number, port: number): number {
-  if (netlinkPort(likelyFd) === port) return likelyFd;
-  for (const name of readdirSync('/proc/self/fd')) {
-    if (isSocket(name) && netlinkPort(Number(name)) === port) return Number(name);
-  }
-  throw new KernelError({ code: 'EBADF', operation: 'find', object: `netlink socket with port ${port}` });
-}
-
-function isSocket(fd: string): boolean {
-  try {
-    return readlinkSync(`/proc/self/fd/${fd}`).startsWith('socket:');
-  } catch {
-    // The directory's own fd is closed by the time it is looked at.
-    return false;
-  }
-}
-
-/** How many messages the kernel dropped for the socket with this inode (column Drops of /proc/net/netlink). */
-export function drops(inode: string): number {
-  for (const line of readFileSync('/proc/thread-self/net/netlink', 'latin1').split('\n')) {
-    const columns = line.trim().split(/\s+/);
-    if (columns[9] === inode) return Number(columns[8]);
-  }
-  return 0;
-}
+const whatOf = ([first]: readonly NetlinkRequest[]) => nameOf(first as NetlinkRequest);

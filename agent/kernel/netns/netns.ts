@@ -26,8 +26,6 @@ export interface NetnsOptions {
   /** Identity of the host's namespace, which no pod may name; this process's own by default. */
   readonly host?: NetnsIdentity | undefined;
   readonly sysctlRoot?: string;
-  /** Limit for the answer to one netlink request inside. */
-  readonly timeoutMs?: number;
 }
 
 /**
@@ -45,7 +43,7 @@ export function identifyNetns(path: string, { host }: NetnsOptions = {}): NetnsI
 
 /** Opens a pod's namespace for work. As identifyNetns; ESTALE when the path now leads to another namespace. */
 export function openPodNetns({ path, device, inode }: PodLink['netns'], options: NetnsOptions = {}): OpenNetns {
-  const { host, sysctlRoot, timeoutMs } = options;
+  const { host, sysctlRoot } = options;
   const fd = openChecked(path, host);
   try {
     const found = fileIdentity(fd);
@@ -53,10 +51,7 @@ export function openPodNetns({ path, device, inode }: PodLink['netns'], options:
       const detail = `expected the namespace ${device}:${inode}, got ${found.device}:${found.inode}: another namespace has taken its place`;
       throw netnsError('ESTALE', path, detail);
     }
-    const client = new NetlinkSocket(NETLINK_PROTOCOL.ROUTE, {
-      netnsFd: fd,
-      ...(timeoutMs !== undefined && { timeoutMs }),
-    });
+    const client = new NetlinkSocket(NETLINK_PROTOCOL.ROUTE, { netnsFd: fd });
     return {
       fd,
       client,
