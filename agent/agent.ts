@@ -11,6 +11,7 @@ import { Installer } from './installer.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
+import { parseIpPort } from './model/ip-port.ts';
 import type { Key } from './model/items.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
@@ -20,14 +21,19 @@ import type { Underlay } from './plan/underlay.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
 import { DeleteQueue } from './pods/delete-queue.ts';
+import type { AddressCount } from './pods/ipam.ts';
 import { type PodRecord, PodRecords } from './pods/records.ts';
 import { StaticAddresses } from './pods/static-addresses.ts';
 import { strayProblem } from './pods/strays.ts';
+import { obstaclesOf } from './readiness.ts';
 import { KernelState } from './reconcile/kernel-state.ts';
 import { type BatchReport, Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
 import type { Change } from './reconcile/types.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
 import { serveControl } from './telemetry/control-server.ts';
+import { Endpoint } from './telemetry/endpoint.ts';
+import { healthPage, stuckLanes } from './telemetry/health.ts';
+import { Metrics } from './telemetry/metrics.ts';
 
 /** How often attachments whose pods vanished without a DEL are looked for. */
 const COLLECT_INTERVAL_MS = 30_000;
@@ -59,11 +65,15 @@ export interface AgentStatus {
   /** How new pods are connected. */
   readonly podLink: Config['podLink'];
   readonly readiness: Readiness;
+  /** Why the node is not ready, all reasons; none: it is. */
+  readonly obstacles: readonly string[];
   /** Absent before the cluster has answered. */
   readonly underlay?: Underlay;
   readonly host: { readonly kernel: string; readonly iptables: string };
   readonly cluster: ClusterStatus;
   readonly attachments: readonly PodRecord[];
+  /** Addresses that pods have and can have, of each podCIDR. */
+  readonly addresses: readonly AddressCount[];
   /** What is wrong with attachments, one sentence each. */
   readonly problems: readonly string[];
   readonly kernel: ReconcilerStatus;
@@ -74,12 +84,16 @@ class Agent {
   readonly #kernel: Kernel;
   readonly #state: KernelState;
   readonly #reconciler: Reconciler;
+  readonly #client: ApiClient;
   readonly #watch: ClusterWatch;
   readonly #planner: Planner;
   readonly #installer: Installer;
   readonly #attachments: Attachments;
   readonly #queue: DeleteQueue;
   readonly #server: CniServer;
+  readonly #metrics = new Metrics(() => this.status());
+  /** Absent where nobody may ask. */
+  readonly #endpoint: Endpoint | undefined;
   #host: Host;
   #plan: Plan | undefined;
   #planScheduled = false;
@@ -93,10 +107,16 @@ class Agent {
       state: this.#state,
       drivers: kernel.drivers,
       log: log.child({ component: 'reconcile' }),
-      options: { resyncIntervalMs: config.resyncSeconds * 1000, onBatch: (report) => this.#onBatch(report) },
+      options: {
+        resyncIntervalMs: config.resyncSeconds * 1000,
+        onBatch: (report) => this.#onBatch(report),
+        onList: (report) => this.#metrics.list(report),
+        onCaughtUp: (durationMs) => this.#metrics.caughtUp(durationMs),
+      },
     });
+    this.#client = new ApiClient({ credentials });
     this.#watch = new ClusterWatch({
-      client: new ApiClient({ credentials }),
+      client: this.#client,
       nodeName: config.nodeName,
       log: log.child({ component: 'cluster' }),
     });
@@ -133,12 +153,27 @@ class Agent {
       runDir: config.runDir,
       attachments: this.#attachments,
       queue: this.#queue,
+      onCall: (call) => this.#metrics.call(call),
       log: cniLog,
     });
+    this.#endpoint = this.#createEndpoint();
+  }
+
+  #createEndpoint(): Endpoint | undefined {
+    const { config, log } = this.#options;
+    const address = parseIpPort(config['metrics.address']);
+    const pages = {
+      '/metrics': () => this.#metrics.page(),
+      '/healthz': () => healthPage(stuckLanes(this.#reconciler.work())),
+      '/readyz': () => healthPage(this.#obstacles()),
+    };
+    return address && new Endpoint({ address, pages, log });
   }
 
   async run(signal: AbortSignal): Promise<void> {
     const { config, log } = this.#options;
+    this.#metrics.start(signal);
+    await this.#endpoint?.listen();
     this.#reconciler.start(signal);
     this.#watch.start(signal);
     await serveControl(
@@ -152,34 +187,34 @@ class Agent {
     this.#follow(signal);
     log.info('the agent runs');
     await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+    this.#endpoint?.close();
     await this.#server.close();
     await this.#watch.stopped();
+    this.#client.close();
     await this.#kernel.close();
   }
 
   /** Ready means: the node has a network now, the runtime was told, and nothing of the node's own fails in the kernel. */
   readiness(): Readiness {
     const underlay = this.#plan?.underlay;
-    if (!underlay) return { ready: false, reason: this.#whyNotPlanned() };
-    const failure = this.#reconciler.failure(this.#ownKeys());
-    const reason = this.#whyNoPods(underlay) ?? failure?.message;
+    const failures = this.#reconciler.failures(this.#ownKeys());
+    const [reason] = this.#obstacles(failures);
     // Other nodes route nothing to a Node that is away, and what fails in the kernel may be missed by running pods.
-    const limited = underlay.suspended || failure ? { limited: true as const } : {};
-    if (reason !== undefined) return { ready: false, reason, ...limited };
+    const limited = underlay?.suspended || failures.length > 0 ? { limited: true as const } : {};
+    if (reason !== undefined || !underlay)
+      return { ready: false, reason: reason ?? 'the agent is starting', ...limited };
     const { podNetworks, mtuBytes } = underlay;
     const bridge = this.#options.config.podLink === 'bridge' ? podBridge(underlay) : undefined;
     return { ready: true, podCidrs: podNetworks.map(({ cidr }) => cidr), mtuBytes, ...(bridge && { bridge }) };
   }
 
-  #whyNoPods(underlay: Underlay): string | undefined {
-    if (underlay.suspended || underlay.podNetworks.length === 0) return underlay.problems[0];
-    return this.#installer.reason;
-  }
-
-  #whyNotPlanned(): string {
-    if (this.#watch.snapshot().synced) return 'the agent is starting';
-    const failing = this.#watch.status().resources.find(({ error }) => error);
-    return failing?.error ? `the cluster API cannot be read: ${failing.error}` : 'the cluster API has not answered yet';
+  #obstacles(failures = this.#reconciler.failures(this.#ownKeys())): readonly string[] {
+    return obstaclesOf({
+      cluster: () => this.#watch.status(),
+      underlay: this.#plan?.underlay,
+      notInstalled: this.#installer.reason,
+      failures,
+    });
   }
 
   status(): AgentStatus {
@@ -191,10 +226,12 @@ class Agent {
       backend: config.backend,
       podLink: config.podLink,
       readiness: this.readiness(),
+      obstacles: this.#obstacles(),
       ...(underlay && { underlay }),
       host: { kernel: this.#host.kernel.release, iptables: this.#kernel.iptables },
       cluster: this.#watch.status(),
       attachments: this.#attachments.list(),
+      addresses: this.#attachments.addresses(underlay?.podNetworks.map(({ cidr }) => cidr) ?? []),
       problems: underlay ? this.#strays(underlay) : [],
       kernel: this.#reconciler.status(),
     };
@@ -214,12 +251,19 @@ class Agent {
   }
 
   /** A pair that vanished and cannot be made again: its namespace may be gone, and no runtime may ever tell. */
-  #onBatch({ kind, failed }: BatchReport): void {
+  #onBatch(report: BatchReport): void {
+    const { kind, failed } = report;
+    this.#metrics.batch(report);
     if (kind === 'pod-link' && failed.length > 0) void this.#housekeep();
   }
 
   async #housekeep(): Promise<void> {
-    const chores = [() => this.#attachments.collect(), () => this.#queue.drain(), async () => this.#installer.keep()];
+    const chores = [
+      () => this.#attachments.collect(),
+      () => this.#queue.drain(),
+      async () => this.#installer.keep(),
+      async () => this.#endpoint?.listen(),
+    ];
     for (const chore of chores) {
       try {
         await chore();
@@ -291,7 +335,7 @@ class Agent {
 
   /** Before there is a plan nothing is wanted, and an empty answer would be a lie. */
   #diff(signal: AbortSignal): Promise<readonly Change[]> {
-    if (!this.#plan) throw new Error(`nothing is planned yet: ${this.#whyNotPlanned()}`);
+    if (!this.#plan) throw new Error(`nothing is planned yet: ${this.#obstacles()[0]}`);
     return this.#reconciler.diff(signal);
   }
 }

@@ -26,6 +26,9 @@ test('every bad value names its setting, what was expected and what came', (t) =
     ['masquerade', 'yes', /true or false/],
     ['runDir', 'relative', /an absolute path/],
     ['apiServer', 'http://10.0.0.1', /https:\/\/HOST:PORT/],
+    ['metrics.address', 'localhost:9440', /127\.0\.0\.1:9440 or \[::1\]:9440, or off, got "localhost:9440"/],
+    ['metrics.address', '::1:9440', /metrics\.address/],
+    ['metrics.address', '', /metrics\.address/],
   ];
   for (const [key, value, message] of bad) {
     const error = t.throws(
@@ -37,6 +40,15 @@ test('every bad value names its setting, what was expected and what came', (t) =
   }
   t.throws(() => resolveConfig({}, {}), { message: /nodeName: expected --node-name or TULLE_NODE_NAME, got nothing/ });
   t.throws(() => resolveConfig({ nodeName: 'n' }, {}, new Map([['vxlan.vnj', '1']])), { message: /vxlan\.vnj/ });
+});
+
+test('where to listen is an address of either family, or off', (t) => {
+  for (const [given, expected] of [
+    ['[FD00::1]:80', '[fd00::1]:80'],
+    ['0.0.0.0:9440', '0.0.0.0:9440'],
+    ['off', 'off'],
+  ] as const)
+    t.is(resolveConfig({ nodeName: 'n', 'metrics.address': given }, {})['metrics.address'], expected);
 });
 
 test('lists are canonical CIDRs', (t) => {

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { parse as parseYaml } from 'yaml';
 import { ConfigError } from './model/config-error.ts';
 import { type Cidr, parseCidr } from './model/ip.ts';
+import { ipPortText, parseIpPort } from './model/ip-port.ts';
 
 /** Plugins that work without a configuration of their own: hostPort, and the bandwidth annotations. */
 const CHAINED_PLUGINS = ['portmap', 'bandwidth'] as const;
@@ -59,6 +60,14 @@ const cidrList = listOf(cidr, 'CIDRs joined by commas, such as 10.0.0.0/8,fd00::
 const namespace: ValueType<string> = {
   expected: 'the name of a namespace',
   parse: (value) => (/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/.test(value) ? value : undefined),
+};
+
+const listenAddress: ValueType<string> = {
+  expected: 'an address and a port, such as 127.0.0.1:9440 or [::1]:9440, or off',
+  parse: (value) => {
+    const parsed = parseIpPort(value);
+    return value === 'off' ? value : parsed && ipPortText(parsed);
+  },
 };
 
 const setting = <T>(type: ValueType<T>, standard: NoInfer<T>, help: string): Setting<T> => ({
@@ -130,6 +139,11 @@ export const SETTINGS = {
     listOf(namespace, 'names of namespaces joined by commas'),
     [],
     'namespaces whose pods may ask for addresses by the annotation tulle.dev/ips',
+  ),
+  'metrics.address': setting(
+    listenAddress,
+    '127.0.0.1:9440',
+    'where /metrics, /healthz and /readyz are served to everybody who reaches it; [::]:PORT is all addresses of the host',
   ),
   resyncSeconds: setting(integer(5, 86400), 60, 'how often the kernel is listed in full without a reason'),
   logLevel: setting(choice('trace', 'debug', 'info', 'warn', 'error', 'fatal'), 'info', 'least level that is logged'),

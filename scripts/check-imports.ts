@@ -48,6 +48,7 @@ const MAY_LOAD_LAB = 'agent/commands/';
 const RESERVED: readonly (readonly [what: string, allowed: readonly string[]])[] = [
   ['netlink', ['agent/kernel/netlink/']],
   ['koffi', ['agent/kernel/libc.ts']],
+  ['prom-client', ['agent/telemetry/']],
   ['execa', ['agent/kernel/command.ts', 'lab/', 'bench/', 'scripts/', 'test/']],
   ['node:child_process', ['agent/kernel/command.ts', 'lab/', 'bench/', 'scripts/', 'test/']],
   ['process.exit', ['agent/main.ts', 'lab/supervisor.ts', 'bench/', 'scripts/']],

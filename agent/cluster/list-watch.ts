@@ -61,6 +61,8 @@ export interface ListWatchStatus {
   readonly error: string | undefined;
   /** Complete lists after the first. */
   readonly relists: number;
+  /** How often the server no longer knew our version (410 Gone). */
+  readonly expired: number;
 }
 
 interface ListWatchOptions {
@@ -87,6 +89,7 @@ export class ListWatch {
   #connected = false;
   #openedAt: number | undefined;
   #error: string | undefined;
+  #expired = 0;
   /** Watches since one was healthy that the version may be to blame for. */
   #refusals = 0;
 
@@ -109,6 +112,7 @@ export class ListWatch {
       connected: this.#connected,
       error: this.#error,
       relists: Math.max(0, this.#lists - 1),
+      expired: this.#expired,
     };
   }
 
@@ -218,6 +222,7 @@ export class ListWatch {
 
   #failed(error: unknown): number {
     this.#wasHealthy();
+    if (isGone(error)) this.#expired++;
     if (this.#mustListAgain(error)) this.#version = undefined;
     this.#report(error);
     const askedMs = error instanceof ApiError ? (error.retryAfterMs ?? 0) : 0;

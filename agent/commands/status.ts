@@ -3,6 +3,8 @@ import type { AgentStatus } from '../agent.ts';
 import { askAgent } from './ask-agent.ts';
 import { table } from './table.ts';
 
+type Watch = AgentStatus['cluster']['resources'][number];
+
 /** Exit code 0 when the node is ready for pods, 1 otherwise. */
 export async function status({ runDir, json }: { runDir: string; json: boolean }): Promise<number> {
   const answer = (await askAgent(runDir, 'status')) as AgentStatus;
@@ -22,28 +24,48 @@ function nodeLines({
   version,
   nodeName,
   readiness,
+  obstacles,
   backend,
   podLink,
   underlay,
   host,
   attachments,
+  addresses,
 }: AgentStatus): readonly string[] {
   const networks = underlay?.podNetworks.map(({ cidr }) => cidr).join(', ') || 'none';
   const tunnel = underlay?.tunnel ? ` over ${underlay.tunnel.family} from ${underlay.tunnel.local}` : '';
   return [
     `node      ${nodeName}, tulle ${version}, Linux ${host.kernel}, iptables ${host.iptables}`,
-    `ready     ${readiness.ready ? 'yes' : `no: ${readiness.reason}`}`,
+    `ready     ${readiness.ready ? 'yes' : `no: ${obstacles.join('\n          ')}`}`,
     `pods      ${attachments.length} attached, podCIDR ${networks}, MTU ${underlay?.mtuBytes ?? 'unknown'}`,
+    ...addresses.map(
+      ({ family, used, resting, free }) =>
+        `addresses ${family}: ${used} used, ${resting} resting, ${approximate(free)} free`,
+    ),
     `backend   ${backend}${tunnel}, pod link ${podLink}`,
   ];
 }
 
-function clusterLines({ cluster }: AgentStatus): readonly string[] {
-  return cluster.resources.map(
-    ({ resource, objects, synced, connected, error }) =>
-      `watch     ${resource}: ${objects} objects, ${synced ? 'synced' : 'not synced yet'}, ${connected ? 'connected' : `not connected${error ? `: ${error}` : ''}`}`,
-  );
+/** Nobody counts the addresses of an IPv6 podCIDR. */
+const approximate = (count: number): string => (count < 1e6 ? String(count) : count.toExponential(1));
+
+function clusterLines({ cluster, kernel }: AgentStatus): readonly string[] {
+  const behind = kernel.behindMs > 0 ? [`behind    ${seconds(kernel.behindMs)}: not yet in the kernel`] : [];
+  return [...cluster.resources.map(watchLine), ...behind];
 }
+
+function watchLine({ resource, objects, synced, connected, error, lastEventMs, relists, expired }: Watch): string {
+  const parts = [
+    `${objects} objects`,
+    synced ? 'synced' : 'not synced yet',
+    connected ? 'connected' : `not connected${error ? `: ${error}` : ''}`,
+    ...(lastEventMs === undefined ? [] : [`last heard ${seconds(Date.now() - lastEventMs)} ago`]),
+    ...(relists > 0 ? [`listed again ${relists} times (${expired} for 410 Gone)`] : []),
+  ];
+  return `watch     ${resource}: ${parts.join(', ')}`;
+}
+
+const seconds = (ms: number): string => `${(ms / 1000).toFixed(1)} s`;
 
 function kernelLines({ kernel }: AgentStatus): readonly string[] {
   const rows = Object.entries(kernel.kinds).map(([kind, row]) => [

@@ -23,7 +23,7 @@ import { gatewayOf, podPrefixLength } from '../model/pod-link.ts';
 import type { KernelState } from '../reconcile/kernel-state.ts';
 import type { Reconciler } from '../reconcile/reconciler.ts';
 import { toCniError } from './cni-errors.ts';
-import { type AddressUse, capacityOf, nextAddress } from './ipam.ts';
+import { type AddressCount, type AddressUse, capacityOf, countAddresses, nextAddress } from './ipam.ts';
 import { type PodRecord, type PodRecords, recordKey } from './records.ts';
 import { checkRequest, type StaticAddresses, type StaticRequest } from './static-addresses.ts';
 
@@ -100,6 +100,12 @@ export class Attachments {
   /** For `tulle status`. */
   list(): readonly PodRecord[] {
     return this.#options.records.all();
+  }
+
+  /** For `tulle status` and metrics: addresses that are taken and left, of each podCIDR. */
+  addresses(podCidrs: readonly Cidr[]): readonly AddressCount[] {
+    const use = this.#addressUse();
+    return podCidrs.map((cidr) => countAddresses(cidr, use));
   }
 
   /** Releases what no runtime will ever delete: records whose link and namespace are both gone. */

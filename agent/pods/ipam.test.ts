@@ -2,7 +2,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import { cidr, ip } from '../../test/support/cluster-values.ts';
 import { type Cidr, containsIp, type IpAddress } from '../model/ip.ts';
-import { type AddressUse, capacityOf, nextAddress } from './ipam.ts';
+import { type AddressUse, capacityOf, countAddresses, nextAddress } from './ipam.ts';
 
 const nothing: AddressUse = { inUse: new Set(), released: new Map(), last: undefined };
 
@@ -33,6 +33,20 @@ test('nothing is left in a full range, and ranges too small for pods have nothin
     t.is(capacityOf(cidr(tiny)), 0n, tiny);
     t.is(nextAddress(cidr(tiny), nothing), undefined, tiny);
   }
+});
+
+test('addresses are counted in their own range only, and none twice', (t) => {
+  const inUse = new Set(['10.84.1.2', '10.84.1.3', '10.99.0.7', 'fd84::2'].map(ip));
+  // One that was released and is in use again rests no more.
+  const released = new Map(['10.84.1.3', '10.84.1.4', '10.99.0.8'].map((text) => [ip(text), 1000]));
+  const counted = ['10.84.1.0/29', 'fd84::/120', '10.0.0.0/31'].map((text) =>
+    countAddresses(cidr(text), { inUse, released }),
+  );
+  t.deepEqual(counted, [
+    { family: 'ipv4', used: 2, resting: 1, free: 2 },
+    { family: 'ipv6', used: 1, resting: 0, free: 253 },
+    { family: 'ipv4', used: 0, resting: 0, free: 0 },
+  ]);
 });
 
 test('filling any small range gives every usable address once and no other', (t) => {

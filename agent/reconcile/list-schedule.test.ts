@@ -58,6 +58,20 @@ test('ListSchedule: neither requests nor notices cut the backoff of failing list
   t.deepEqual(steps, [7.5, 15, 30, 60, 60, 60]);
 });
 
+test('ListSchedule: lists fail once three in a row did, until one succeeds; what is merely stale does not', (t) => {
+  const { schedule } = scheduleAt(0);
+  const told = [1, 2, 3].map(() => {
+    schedule.begin();
+    schedule.failed('no answer');
+    return schedule.failing;
+  });
+  t.deepEqual(told, [undefined, undefined, 'no answer']);
+  schedule.begin();
+  schedule.succeeded(agree);
+  schedule.markStale('overrun');
+  t.is(schedule.failing, undefined);
+});
+
 test('ListSchedule: a contradicted list is trusted and done again after a while', (t) => {
   const { schedule } = scheduleAt(0);
   schedule.begin();

@@ -9,6 +9,8 @@ export interface ListTiming {
   readonly random: () => number;
 }
 
+const FAILING_AFTER = 3;
+
 /** When a kind is listed next, and whether what its last list said can still be trusted. Requests coalesce. */
 export class ListSchedule {
   readonly #timing: ListTiming;
@@ -16,6 +18,8 @@ export class ListSchedule {
   /** Became stale (again) after the running list began. */
   #staleDuringList = false;
   #requested = true;
+  /** Lists that failed, in a row. */
+  #failures = 0;
   /** Failures, or contradictions, in a row. */
   #attempts = 0;
   #dueMs = 0;
@@ -27,6 +31,11 @@ export class ListSchedule {
   /** Why the last list cannot be trusted; undefined when it can. */
   get stale(): string | undefined {
     return this.#stale;
+  }
+
+  /** Why lists fail, once so many did in a row that it is no passing disturbance. */
+  get failing(): string | undefined {
+    return this.#failures >= FAILING_AFTER ? this.#stale : undefined;
   }
 
   /** Milliseconds on the clock; -Infinity for at once. */
@@ -53,12 +62,14 @@ export class ListSchedule {
   /** `contradicted`: notices during the list said otherwise, so it is done again after a while. */
   succeeded({ contradicted }: { contradicted: boolean }): void {
     if (!this.#staleDuringList) this.#stale = undefined;
+    this.#failures = 0;
     this.#attempts = contradicted ? this.#attempts + 1 : 0;
     this.#dueMs = this.#timing.now() + (contradicted ? this.#backoffMs() : this.#resyncMs());
   }
 
   failed(reason: string): void {
     this.#stale = reason;
+    this.#failures++;
     this.#attempts++;
     this.#dueMs = this.#timing.now() + this.#backoffMs();
   }

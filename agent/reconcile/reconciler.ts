@@ -147,13 +147,21 @@ export class Reconciler {
     this.#catchUps.follow(keys, this.#options.now() - ageMs);
   }
 
-  /** The error of the first of these keys whose last attempt failed. Cost: one look-up a key. */
-  failure(keys: Iterable<Key>): Error | undefined {
+  /** Why these keys are not in the kernel: failed writes, and kinds that cannot be listed. Cost: one look-up a key. */
+  failures(keys: Iterable<Key>): readonly Error[] {
+    const errors = new Set<Error>();
+    const kinds = new Set<Kind>();
     for (const key of keys) {
       const failure = this.#ledgers.get(kindOf(key))?.dirty.failures.get(key);
-      if (failure) return failure.error;
+      if (failure) errors.add(failure.error);
+      kinds.add(kindOf(key));
     }
-    return undefined;
+    for (const kind of kinds) {
+      const reason = this.#ledgers.get(kind)?.schedule.failing;
+      if (reason !== undefined)
+        errors.add(new Error(`nothing of kind ${kind} is written, as it cannot be listed: ${reason}`));
+    }
+    return [...errors];
   }
 
   /** Schedules a full list of one kind or of all. */
