@@ -16,7 +16,7 @@ import type { Key } from './model/items.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
 import { type Plan, Planner } from './plan/planner.ts';
-import { planPod } from './plan/pods.ts';
+import { planPod, podMtu } from './plan/pods.ts';
 import type { Underlay } from './plan/underlay.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
@@ -203,9 +203,9 @@ class Agent {
     const limited = underlay?.suspended || failures.length > 0 ? { limited: true as const } : {};
     if (reason !== undefined || !underlay)
       return { ready: false, reason: reason ?? 'the agent is starting', ...limited };
-    const { podNetworks, mtuBytes } = underlay;
+    const podCidrs = underlay.podNetworks.map(({ cidr }) => cidr);
     const bridge = this.#options.config.podLink === 'bridge' ? podBridge(underlay) : undefined;
-    return { ready: true, podCidrs: podNetworks.map(({ cidr }) => cidr), mtuBytes, ...(bridge && { bridge }) };
+    return { ready: true, podCidrs, mtu: podMtu(underlay), ...(bridge && { bridge }) };
   }
 
   #obstacles(failures = this.#reconciler.failures(this.#ownKeys())): readonly string[] {
@@ -321,7 +321,7 @@ class Agent {
       this.#options.log.info(this.readiness(), 'ready for pods');
       void this.#kernel.sweepOtherBackend(signal);
     });
-    this.#attachments.follow(underlay.mtuBytes);
+    this.#attachments.follow(podMtu(underlay));
     if (underlay === before) return;
     for (const problem of this.#strays(underlay)) this.#options.log.warn({ problem }, 'pods outlived their podCIDR');
     if (!underlay.suspended) saveUnderlay(this.#options.config.runDir, underlay);

@@ -120,7 +120,7 @@ export const SETTINGS = {
   mtuBytes: setting(
     integer(0, 65535),
     0,
-    "MTU of pods and tunnel; 0: that of the underlay minus the tunnel's overhead",
+    "MTU of the tunnel and of pods' routes; 0: that of the underlay minus the tunnel's overhead",
   ),
   masquerade: setting(flag, true, 'masquerade what pods send out of the cluster'),
   clusterCidrs: setting(cidrList, [], "all pod addresses of the cluster; by default the union of the nodes' podCIDRs"),

@@ -10,7 +10,9 @@ const fileOf = (runDir: string): string => join(runDir, 'underlay.json');
 export function readFormerUnderlay(runDir: string, nodeName: string): Underlay | undefined {
   try {
     const value = JSON.parse(readFileSync(fileOf(runDir), 'utf8')) as Underlay;
-    return value.nodeName === nodeName && isUsable(value) ? Object.freeze(value) : undefined;
+    // An earlier version had one MTU for everything.
+    const underlay = { ...value, linkMtuBytes: value.linkMtuBytes ?? value.mtuBytes };
+    return value.nodeName === nodeName && isUsable(underlay) ? Object.freeze(underlay) : undefined;
   } catch {
     // None was saved, or it was cut short: the next plan writes it again.
     return undefined;
@@ -24,7 +26,7 @@ export function saveUnderlay(runDir: string, underlay: Underlay): void {
   renameSync(`${file}.new`, file);
 }
 
-function isUsable({ podNetworks, locals, tunnel, mtuBytes }: Underlay): boolean {
+function isUsable({ podNetworks, locals, tunnel, mtuBytes, linkMtuBytes }: Underlay): boolean {
   return (
     podNetworks.every(
       ({ cidr, nodeIp }) => parseCidr(cidr) === cidr && (nodeIp === undefined || parseIp(nodeIp) === nodeIp),
@@ -32,6 +34,8 @@ function isUsable({ podNetworks, locals, tunnel, mtuBytes }: Underlay): boolean 
     Object.values(locals).every(({ ip }) => parseIp(ip) === ip) &&
     (tunnel === undefined || parseIp(tunnel.local) === tunnel.local) &&
     Number.isInteger(mtuBytes) &&
-    mtuBytes > 0
+    Number.isInteger(linkMtuBytes) &&
+    mtuBytes > 0 &&
+    linkMtuBytes >= mtuBytes
   );
 }

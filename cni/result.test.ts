@@ -19,26 +19,29 @@ const result: PodResult = {
   ifName: 'eth0',
   podMac: mac('02:00:00:00:00:02'),
   sandbox: '/run/netns/x',
-  mtuBytes: 1450,
+  mtuBytes: 1500,
   ips: [
     { address: ip('10.84.1.2'), prefixLength: 32, gateway: ip('169.254.1.1') },
     { address: ip('fd84::2'), prefixLength: 128, gateway: ip('fe80::1') },
   ],
-  routes: [{ dst: parseCidr('0.0.0.0/0') as Cidr, gateway: ip('169.254.1.1') }, { dst: parseCidr('::/0') as Cidr }],
+  routes: [
+    { dst: parseCidr('0.0.0.0/0') as Cidr, gateway: ip('169.254.1.1'), mtuBytes: 1450 },
+    { dst: parseCidr('::/0') as Cidr },
+  ],
 };
 
-const ROUTES = '"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1"},{"dst":"::/0"}],"dns":{}';
+const routes = (mtu: string) => `"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1"${mtu}},{"dst":"::/0"}],"dns":{}`;
 const links = (mtu: string) =>
   `"interfaces":[{"name":"tl0123456789ab","mac":"02:00:00:00:00:01"${mtu}},{"name":"eth0","mac":"02:00:00:00:00:02"${mtu},"sandbox":"/run/netns/x"}]`;
 const ips = (v4: string, v6: string) =>
   `"ips":[{${v4}"interface":1,"address":"10.84.1.2/32","gateway":"169.254.1.1"},{${v6}"interface":1,"address":"fd84::2/128","gateway":"fe80::1"}]`;
-const OLD = `${links('')},${ips('"version":"4",', '"version":"6",')},${ROUTES}`;
+const OLD = `${links('')},${ips('"version":"4",', '"version":"6",')},${routes('')}`;
 const EXPECTED: Readonly<Record<string, string>> = {
   '0.3.0': OLD,
   '0.3.1': OLD,
   '0.4.0': OLD,
-  '1.0.0': `${links('')},${ips('', '')},${ROUTES}`,
-  '1.1.0': `${links(',"mtu":1450')},${ips('', '')},${ROUTES}`,
+  '1.0.0': `${links('')},${ips('', '')},${routes('')}`,
+  '1.1.0': `${links(',"mtu":1500')},${ips('', '')},${routes(',"mtu":1450')}`,
 };
 
 for (const version of supportedVersions) {
@@ -51,7 +54,7 @@ for (const version of supportedVersions) {
         { name: 'eth0', mac: mac('02:00:00:00:00:02'), sandbox: '/run/netns/x' },
       ],
       ips: result.ips.map((each) => ({ ...each, interface: 1 })),
-      routes: result.routes,
+      routes: result.routes.map(({ mtuBytes: _, ...route }) => route),
     });
   });
 }

@@ -31,6 +31,8 @@ export interface PodIp {
 export interface PodRoute {
   readonly dst: Cidr;
   readonly gateway?: IpAddress;
+  /** Absent: that of the interface. */
+  readonly mtuBytes?: number;
 }
 
 /** What a CHECK can compare; other plugins of the chain may have added to it. */
@@ -69,7 +71,7 @@ export function renderResult(version: CniVersion, result: PodResult): object {
     cniVersion: version,
     interfaces,
     ips: result.ips.map((ip) => renderIp(version, ip, interfaces.length - 1)),
-    routes: result.routes.map(({ dst, gateway }) => ({ dst, ...(gateway !== undefined && { gw: gateway }) })),
+    routes: result.routes.map((route) => renderRoute(version, route)),
     dns: {},
   };
 }
@@ -83,6 +85,12 @@ function renderIp(version: CniVersion, { address, prefixLength, gateway }: PodIp
     gateway,
   };
 }
+
+const renderRoute = (version: CniVersion, { dst, gateway, mtuBytes }: PodRoute): object => ({
+  dst,
+  ...(gateway !== undefined && { gw: gateway }),
+  ...(mtuBytes !== undefined && isAtLeast(version, '1.1.0') && { mtu: mtuBytes }),
+});
 
 /**
  * The result that a runtime hands back. All versions that we support differ only in fields that are not read here.

@@ -41,15 +41,25 @@ export interface BridgeLink {
   readonly mtuBytes: number;
 }
 
+/**
+ * How large packets of a pod may be. Its link takes whatever the underlay carries: answers to the node's own address are as
+ * large. What the pod sends may have to fit into a tunnel, which its default routes say.
+ */
+export interface PodMtu {
+  /** Of both ends of the pair. */
+  readonly mtuBytes: number;
+  /** RTAX_MTU of the default routes inside the pod; at most mtuBytes, and not written when it is the same. */
+  readonly routeMtuBytes: number;
+}
+
 /** Both ends of one pod's veth pair. Inside the pod it is written at creation, and again only to follow the MTU. */
-export interface PodLink {
+export interface PodLink extends PodMtu {
   /** Host side; see podLinkName. */
   readonly name: string;
   /** `tulle:pod:<namespace>/<name>`, or `tulle:pod:<container id>` for a plain container. */
   readonly alias: string;
   readonly hostMac: MacAddress;
   readonly podMac: MacAddress;
-  readonly mtuBytes: number;
   /** Interface name inside the pod. */
   readonly ifName: string;
   /** Path of the pod's network namespace, and its identity (st_dev, st_ino) as decimal text. */

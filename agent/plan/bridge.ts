@@ -31,10 +31,9 @@ export function planBridge(underlay: Underlay, host: Host): Fragment {
   const { name, mac, gateways } = podBridge(underlay);
   const used = families.filter(({ family }) => family === 'ipv4' || host.ipv6);
   const guards = used.flatMap(({ family }) => guardParts(family)).map((part) => item('chain-part', part));
-  const { mtuBytes } = underlay;
   const link = item(
     'link',
-    { type: 'bridge', name, alias: `${ALIAS_PREFIX}bridge`, mac, mtuBytes },
+    { type: 'bridge', name, alias: `${ALIAS_PREFIX}bridge`, mac, mtuBytes: underlay.linkMtuBytes },
     guards.map(({ key }) => key),
   );
   const addresses = gateways.map((gateway) => item('address', { link: name, ...gateway }, [link.key]));

@@ -148,7 +148,7 @@ route {"destination":"fd84:0:0:1::/64","metric":1024,"type":"unicast","link":"et
 test('vxlan with direct routing: plain routes on the segment, the tunnel for the rest, one MTU', (t) => {
   const far = node('far', { ips: '172.31.0.13 fd31::13', cidrs: '10.84.3.0/24', creationMs: 3 });
   const { underlay, fragments } = plan(cluster(a, b, far), host(), { ...settings, 'vxlan.directRouting': true });
-  t.is(underlay.mtuBytes, 1450);
+  t.like(underlay, { mtuBytes: 1450, linkMtuBytes: 1500 });
   t.notRegex(lines(fragments.get('node b'), 'route', 'fdb', 'neighbour'), /tulle\.84/);
   t.regex(lines(fragments.get('node b'), 'route'), /"link":"eth0","gateway":"172.30.0.12"/);
   t.regex(lines(fragments.get('node b'), 'member'), /tulle-nodes-4","entry":"172.30.0.12\/32"/);
@@ -255,11 +255,12 @@ test('an MTU that no link tells, or that would take IPv6 away, is not followed',
   const planner = new Planner();
   const mtuOn = (on: Host) =>
     planner.plan({ nodeName: 'a', cluster: cluster(a), host: on, settings, backend: vxlan }).underlay;
-  t.is(mtuOn(host({ mtuBytes: 1400 })).mtuBytes, 1350);
-  t.is(mtuOn(host({ mtuBytes: 1400, ips: '192.0.2.1' })).mtuBytes, 1350);
-  t.is(mtuOn(host({ mtuBytes: 1300 })).mtuBytes, 1350);
+  const mtus = { mtuBytes: 1350, linkMtuBytes: 1400 };
+  t.like(mtuOn(host({ mtuBytes: 1400 })), mtus);
+  t.like(mtuOn(host({ mtuBytes: 1400, ips: '192.0.2.1' })), mtus);
+  t.like(mtuOn(host({ mtuBytes: 1300 })), mtus);
   t.regex(mtuOn(host({ mtuBytes: 1300 })).problems.join(), /too small for ipv6/);
-  t.is(mtuOn(host({ mtuBytes: 9000 })).mtuBytes, 8950);
+  t.like(mtuOn(host({ mtuBytes: 9000 })), { mtuBytes: 8950, linkMtuBytes: 9000 });
 });
 
 test('one Node that changes is planned alone: every other fragment keeps its identity', (t) => {

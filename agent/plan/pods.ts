@@ -11,13 +11,21 @@ import {
   memberOf,
   type PodBridge,
   type PodLink,
+  type PodMtu,
 } from '../model/items.ts';
 import { podLinkAlias, podLinkMac, podLinkName, setName } from '../model/kernel-names.ts';
 import { BRIDGE, bridgeKeys, sourcePart } from './bridge.ts';
 import { gateKeys } from './node-network.ts';
+import type { Underlay } from './underlay.ts';
 
-export function planPod(attachment: Attachment, mtuBytes: number): Fragment {
-  const link = podLink(attachment, mtuBytes);
+/** How large packets of pods may be on this node. */
+export const podMtu = ({ mtuBytes, linkMtuBytes }: Pick<Underlay, 'mtuBytes' | 'linkMtuBytes'>): PodMtu => ({
+  mtuBytes: linkMtuBytes,
+  routeMtuBytes: mtuBytes,
+});
+
+export function planPod(attachment: Attachment & PodMtu): Fragment {
+  const link = podLink(attachment);
   const families = [...new Set(attachment.ips.map(familyOf))];
   const needs = [...families.flatMap(gateKeys), ...(link.bridge ? families.flatMap(bridgeKeys) : [])];
   const linkItem = item('pod-link', link, [...new Set(needs)]);
@@ -31,14 +39,15 @@ export function planPod(attachment: Attachment, mtuBytes: number): Fragment {
   };
 }
 
-function podLink(attachment: Attachment, mtuBytes: number): PodLink {
-  const { containerId, ifName, netns, ips, bridge } = attachment;
+function podLink(attachment: Attachment & PodMtu): PodLink {
+  const { containerId, ifName, netns, ips, bridge, mtuBytes, routeMtuBytes } = attachment;
   return {
     name: podLinkName(containerId, ifName),
     alias: podLinkAlias(attachmentName(attachment)),
     hostMac: podLinkMac(containerId, ifName, 'host'),
     podMac: podLinkMac(containerId, ifName, 'pod'),
     mtuBytes,
+    routeMtuBytes,
     ifName,
     netns,
     ips,

@@ -22,7 +22,7 @@ export interface PlanSettings {
   readonly 'vxlan.txChecksumOffload': 'auto' | 'on' | 'off';
   readonly 'vxlan.directRouting': boolean;
   readonly tunnelFamily: 'auto' | Family;
-  /** 0: from the underlay. */
+  /** Of what leaves a pod and of the tunnel; 0: from the underlay. */
   readonly mtuBytes: number;
   readonly masquerade: boolean;
   readonly podLink: 'routed' | 'bridge';
@@ -50,7 +50,10 @@ export interface Underlay {
   readonly locals: { readonly [F in Family]?: LocalEnd };
   /** Family and own address of the tunnel; absent without a tunnel, and while they cannot be known. */
   readonly tunnel?: { readonly family: Family; readonly local: IpAddress };
+  /** What a packet of a pod may have wherever it goes: that of the tunnel, or of plain routes. */
   readonly mtuBytes: number;
+  /** Of pod links and the bridge: whatever the underlay may bring to a pod. At least mtuBytes. */
+  readonly linkMtuBytes: number;
   /** What is planned is what was planned before: the Node is away or has no podCIDR now. No new pods. */
   readonly suspended?: true;
   readonly problems: readonly string[];
@@ -80,7 +83,8 @@ export function planUnderlay(input: UnderlayInput, losses: Losses, former?: Unde
     const problems = cluster.synced
       ? [`the cluster has no Node named ${nodeName}: register it, or correct the setting nodeName`]
       : ['the cluster API has not answered yet'];
-    return keepRunning({ nodeName, podNetworks: [], locals: {}, mtuBytes: ETHERNET_MTU_BYTES, problems }, former);
+    const mtus = { mtuBytes: ETHERNET_MTU_BYTES, linkMtuBytes: ETHERNET_MTU_BYTES };
+    return keepRunning({ nodeName, podNetworks: [], locals: {}, ...mtus, problems }, former);
   }
   const problems = [...self.problems, ...(losses.get(nodeName) ?? []).map(({ problem }) => problem)];
   const podNetworks = podNetworksOf(self, heldCidrs(self, losses), host, problems);
@@ -105,21 +109,33 @@ function underlayOf(
   problems.push(...used.flatMap((family) => localProblems(self, family, locals[family])));
   const local = tunnelFamily && locals[tunnelFamily]?.ip;
   const overheadBytes = tunnelFamily ? (backend.overheadBytes?.(tunnelFamily) ?? 0) : 0;
-  const linkMtus = used.flatMap((family) => locals[family]?.link?.mtuBytes ?? []);
-  const derived = linkMtus.length > 0 ? Math.min(...linkMtus) - overheadBytes : undefined;
-  const mtuBytes =
-    usableMtu(settings.mtuBytes || derived, podNetworks, problems) ??
-    former?.mtuBytes ??
-    ETHERNET_MTU_BYTES - overheadBytes;
+  const mtuOf = (family: Family) => locals[family]?.link?.mtuBytes ?? [];
+  const narrowest = used.flatMap(mtuOf).toSorted((a, b) => a - b)[0];
+  const derived = narrowest === undefined ? undefined : narrowest - overheadBytes;
+  const mtuBytes = usableMtu(settings.mtuBytes || derived, podNetworks, problems);
+  const widths = families.flatMap(({ family }) => mtuOf(family));
   return {
     nodeName,
     podNetworks,
     locals,
     ...(tunnelFamily && local && { tunnel: { family: tunnelFamily, local } }),
-    mtuBytes,
+    ...(mtuBytes === undefined ? formerMtus(former, overheadBytes) : withLinks(mtuBytes, widths)),
     problems,
   };
 }
+
+type Mtus = Pick<Underlay, 'mtuBytes' | 'linkMtuBytes'>;
+
+/** With the MTUs of the links that carry the node's addresses. */
+const withLinks = (mtuBytes: number, widths: readonly number[]): Mtus => ({
+  mtuBytes,
+  linkMtuBytes: Math.max(mtuBytes, ...widths),
+});
+
+const formerMtus = (former: Mtus | undefined, overheadBytes: number): Mtus => {
+  const { mtuBytes, linkMtuBytes } = former ?? withLinks(ETHERNET_MTU_BYTES - overheadBytes, [ETHERNET_MTU_BYTES]);
+  return { mtuBytes, linkMtuBytes };
+};
 
 /** The address that the underlay has for a node: its annotation, or else its first InternalIP of the family. */
 export function underlayIpOf(node: Node, family: Family): IpAddress | undefined {

@@ -8,7 +8,7 @@ import { cidr } from '../../test/support/cluster-values.ts';
 import { FakeDriver } from '../../test/support/fake-driver.ts';
 import { KernelError } from '../kernel/errors.ts';
 import type { Cidr } from '../model/ip.ts';
-import { type Key, type Kind, keyOf, type PodLink } from '../model/items.ts';
+import { type Key, type Kind, keyOf, type PodLink, type PodMtu } from '../model/items.ts';
 import { podLinkName } from '../model/kernel-names.ts';
 import { gateKeys } from '../plan/node-network.ts';
 import { planPod } from '../plan/pods.ts';
@@ -19,6 +19,7 @@ import { Attachments, type Readiness } from './attachments.ts';
 import { PodRecords } from './records.ts';
 
 const KINDS = ['pod-link', 'neighbour', 'route', 'set', 'member', 'chain-part'] as const satisfies readonly Kind[];
+const MTU: PodMtu = { mtuBytes: 1500, routeMtuBytes: 1450 };
 const log = pino({ level: 'silent' });
 
 interface World {
@@ -69,7 +70,7 @@ async function createWorld(
     records,
     drivers,
     namespaces,
-    ready: { ready: true, podCidrs: [cidr('10.84.1.0/29'), cidr('fd84:0:0:1::/64')], mtuBytes: 1450 },
+    ready: { ready: true, podCidrs: [cidr('10.84.1.0/29'), cidr('fd84:0:0:1::/64')], mtu: MTU },
     attachments: new Attachments({
       state,
       reconciler,
@@ -166,7 +167,7 @@ test('DEL leaves nothing, succeeds again, and for a container that never was', a
 
 test('addresses go round; a released one rests while others are free', async (t) => {
   const world = await createWorld(t);
-  world.ready = { ready: true, podCidrs: [cidr('10.84.1.0/29')], mtuBytes: 1450 };
+  world.ready = { ready: true, podCidrs: [cidr('10.84.1.0/29')], mtu: MTU };
   t.deepEqual(await addresses(world, 'a'), ['10.84.1.2']);
   await world.attachments.del({ containerId: 'a' });
   t.deepEqual(
@@ -190,7 +191,7 @@ test('addresses go round; a released one rests while others are free', async (t)
 
 test('concurrent ADDs never share an address, and one container waits for itself', async (t) => {
   const world = await createWorld(t);
-  world.ready = { ready: true, podCidrs: [cidr('10.84.0.0/24')], mtuBytes: 1450 };
+  world.ready = { ready: true, podCidrs: [cidr('10.84.0.0/24')], mtu: MTU };
   const all = await Promise.all(Array.from({ length: 50 }, (_, i) => addresses(world, `pod-${i}`)));
   t.is(new Set(all.flat()).size, 50);
   const twice = await Promise.allSettled([addresses(world, 'same'), addresses(world, 'same')]);
@@ -298,7 +299,7 @@ test('another MTU does not bring an attachment back that is being removed', asyn
   const gate = world.drivers.route.hold();
   const removal = world.attachments.del({ containerId: 'web' });
   await gate.reached;
-  world.attachments.follow(1400);
+  world.attachments.follow({ mtuBytes: 1400, routeMtuBytes: 1350 });
   gate.release();
   await removal;
   t.deepEqual(held(world), []);
@@ -432,13 +433,19 @@ test('STATUS says whether an ADD could succeed, and whether running pods suffer'
   t.is(status(), '51 the network of this node is not ready: the Node is away');
 });
 
-test('another MTU is followed once, also over a restart', async (t) => {
-  const world = await createWorld(t);
-  await addresses(world, 'web');
-  world.attachments.follow(1400);
-  const link = () => world.drivers['pod-link'].store.get(`pod-link ${podLinkName('web', 'eth0')}`)?.mtuBytes;
-  while (link() !== 1400) await new Promise((resolve) => setImmediate(resolve));
-  const after = await world.restart();
-  t.is(after.records.all()[0]?.mtuBytes, 1400);
-  t.deepEqual(after.drivers['pod-link'].written, []);
-});
+for (const mtu of [
+  { mtuBytes: 1400, routeMtuBytes: 1350 },
+  { mtuBytes: 1500, routeMtuBytes: 1430 },
+]) {
+  test(`the MTU ${mtu.mtuBytes}/${mtu.routeMtuBytes} is followed once, also over a restart`, async (t) => {
+    const world = await createWorld(t);
+    await addresses(world, 'web');
+    world.attachments.follow(mtu);
+    const link = () => world.drivers['pod-link'].store.get(`pod-link ${podLinkName('web', 'eth0')}`);
+    while (link()?.routeMtuBytes !== mtu.routeMtuBytes) await new Promise((resolve) => setImmediate(resolve));
+    t.like(link(), mtu);
+    const after = await world.restart();
+    t.like(after.records.all()[0], mtu);
+    t.deepEqual(after.drivers['pod-link'].written, []);
+  });
+}

@@ -17,7 +17,7 @@ import { type Attachment, attachmentName, podFragmentId } from '../model/attachm
 import type { Pod } from '../model/cluster.ts';
 import type { Fragment } from '../model/fragment.ts';
 import { type Cidr, familyOf, type IpAddress, parseCidr } from '../model/ip.ts';
-import type { Key, PodBridge, PodLink } from '../model/items.ts';
+import type { Key, PodBridge, PodLink, PodMtu } from '../model/items.ts';
 import { podLinkName } from '../model/kernel-names.ts';
 import { gatewayOf, podPrefixLength } from '../model/pod-link.ts';
 import type { KernelState } from '../reconcile/kernel-state.ts';
@@ -32,7 +32,7 @@ export type Readiness =
   | {
       readonly ready: true;
       readonly podCidrs: readonly Cidr[];
-      readonly mtuBytes: number;
+      readonly mtu: PodMtu;
       /** New pods are connected to this bridge; absent: they are routed. */
       readonly bridge?: PodBridge;
     }
@@ -43,7 +43,7 @@ export interface AttachmentsOptions {
   readonly state: KernelState;
   readonly reconciler: Reconciler;
   readonly records: PodRecords;
-  readonly planPod: (attachment: Attachment, mtuBytes: number) => Fragment;
+  readonly planPod: (attachment: Attachment & PodMtu) => Fragment;
   readonly readiness: () => Readiness;
   /** Identity of the network namespace at a path. Throws KernelError when it is none, or the host's own. */
   readonly identifyNetns: (path: string) => { readonly device: string; readonly inode: string };
@@ -82,11 +82,11 @@ export class Attachments {
   }
 
   /** Gives every attachment this MTU, except those that are being removed. */
-  follow(mtuBytes: number): void {
+  follow(mtu: PodMtu): void {
     const { records, state } = this.#options;
     for (const record of records.all()) {
-      if (record.mtuBytes === mtuBytes || !state.fragment(podFragmentId(record))) continue;
-      const moved = Object.freeze({ ...record, mtuBytes });
+      if (hasMtu(record, mtu) || !state.fragment(podFragmentId(record))) continue;
+      const moved = Object.freeze({ ...record, ...mtu });
       this.#plan(moved);
       try {
         records.save(moved);
@@ -257,7 +257,7 @@ export class Attachments {
     { containerId, ifName, args, runtime, config }: AddRequest,
     netns: PodLink['netns'],
     ips: readonly IpAddress[],
-    { mtuBytes, bridge }: Pick<Extract<Readiness, { ready: true }>, 'mtuBytes' | 'bridge'>,
+    { mtu, bridge }: Pick<Extract<Readiness, { ready: true }>, 'mtu' | 'bridge'>,
   ): PodRecord {
     const { podNamespace, podName, podUid } = args;
     return Object.freeze({
@@ -271,7 +271,7 @@ export class Attachments {
       ...(runtime !== undefined && { runtime }),
       ips,
       ...(bridge && { bridge }),
-      mtuBytes,
+      ...mtu,
       createdMs: this.#now(),
     });
   }
@@ -312,13 +312,13 @@ export class Attachments {
   }
 
   #plan(record: PodRecord): readonly Key[] {
-    return this.#options.state.replace(podFragmentId(record), this.#options.planPod(record, record.mtuBytes));
+    return this.#options.state.replace(podFragmentId(record), this.#options.planPod(record));
   }
 
   async #remove(record: PodRecord): Promise<void> {
     const { state, reconciler, planPod } = this.#options;
     // Not only what was wanted until now: an earlier removal may have failed half-way.
-    const keys = planPod(record, record.mtuBytes).items.map(({ key }) => key);
+    const keys = planPod(record).items.map(({ key }) => key);
     state.replace(podFragmentId(record), undefined);
     try {
       await reconciler.settle(keys, AbortSignal.timeout(REMOVE_TIMEOUT_MS));
@@ -380,6 +380,7 @@ export class Attachments {
       routes: ips.map((address) => ({
         dst: DEFAULT_ROUTE[familyOf(address)],
         gateway: gatewayOf(link, familyOf(address)).ip,
+        ...(link.routeMtuBytes < link.mtuBytes && { mtuBytes: link.routeMtuBytes }),
       })),
     };
   }
@@ -398,6 +399,9 @@ export class Attachments {
     return result;
   }
 }
+
+const hasMtu = (record: PodRecord, { mtuBytes, routeMtuBytes }: PodMtu): boolean =>
+  record.mtuBytes === mtuBytes && record.routeMtuBytes === routeMtuBytes;
 
 const noAddress = (cidr: Cidr, code: CniCode): CniError =>
   new CniError(

@@ -14,7 +14,8 @@ const record = (containerId: string): PodRecord => ({
   podNamespace: 'default',
   podName: containerId,
   ips: [ip('10.84.0.2')],
-  mtuBytes: 1450,
+  mtuBytes: 1500,
+  routeMtuBytes: 1450,
   createdMs: 1,
 });
 const link = (containerId: string, isDown = false) =>

@@ -23,7 +23,8 @@ const record = (containerId: string, address: string): PodRecord => ({
   podNamespace: 'default',
   podName: 'web',
   ips: [ip(address)],
-  mtuBytes: 1450,
+  mtuBytes: 1500,
+  routeMtuBytes: 1450,
   createdMs: 1,
 });
 
@@ -61,6 +62,8 @@ test('parseRecord takes what was written and nothing that lacks a field', (t) =>
   for (const field of ['containerId', 'ifName', 'network', 'netns', 'ips', 'createdMs', 'mtuBytes']) {
     t.is(parseRecord(JSON.stringify({ ...record('one', '10.84.0.2'), [field]: undefined })), undefined, field);
   }
+  const earlier = { ...record('one', '10.84.0.2'), mtuBytes: 1450, routeMtuBytes: undefined };
+  t.is(parseRecord(JSON.stringify(earlier))?.routeMtuBytes, 1450, 'a pod of an earlier version');
   t.is(parseRecord(JSON.stringify({ ...record('one', '10.84.0.2'), ips: ['10.84.0.02'] })), undefined);
   fc.assert(fc.property(fc.oneof(fc.json(), fc.string()), (text) => parseRecord(text) === undefined));
 });

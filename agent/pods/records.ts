@@ -20,18 +20,17 @@ import { join } from 'node:path';
 import type { Logger } from 'pino';
 import type { Attachment } from '../model/attachment.ts';
 import { type IpAddress, parseIp } from '../model/ip.ts';
-import type { PodBridge } from '../model/items.ts';
+import type { PodBridge, PodMtu } from '../model/items.ts';
 import { BRIDGE_NAME, hash } from '../model/kernel-names.ts';
 import { parseMac } from '../model/mac.ts';
 
-export interface PodRecord extends Attachment {
+/** With the MTU as last planned. */
+export interface PodRecord extends Attachment, PodMtu {
   /** Name of the CNI network configuration that the attachment belongs to. */
   readonly network: string;
   readonly podUid?: string;
   /** Name of the runtime's program. */
   readonly runtime?: string;
-  /** MTU of the pair as last planned. */
-  readonly mtuBytes: number;
   /** Milliseconds since the epoch. */
   readonly createdMs: number;
 }
@@ -166,11 +165,14 @@ export function parseRecord(text: string): PodRecord | undefined {
       record.netns?.device,
       record.netns?.inode,
     ].every(isText) &&
-    [record.createdMs, record.mtuBytes].every((field) => typeof field === 'number') &&
+    [record.createdMs, record.mtuBytes, record.routeMtuBytes ?? 0].every((field) => typeof field === 'number') &&
     Array.isArray(record.ips) &&
     record.ips.every(isAddress) &&
     (record.bridge === undefined || isBridge(record.bridge));
-  return valid ? Object.freeze(record as PodRecord) : undefined;
+  if (!valid) return undefined;
+  // Pods of an earlier version had routes without an MTU of their own.
+  const { routeMtuBytes = record.mtuBytes } = record;
+  return Object.freeze({ ...record, routeMtuBytes } as PodRecord);
 }
 
 const isAddress = (value: unknown): boolean => typeof value === 'string' && parseIp(value) === value;

@@ -11,7 +11,8 @@ const record = (podName: string, ...ips: readonly string[]): PodRecord => ({
   podNamespace: 'default',
   podName,
   ips: ips.map(ip),
-  mtuBytes: 1450,
+  mtuBytes: 1500,
+  routeMtuBytes: 1450,
   createdMs: 1,
 });
 const podCidrs = [cidr('10.84.5.0/24'), cidr('fd84:0:0:5::/64')];

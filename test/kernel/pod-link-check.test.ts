@@ -27,7 +27,8 @@ async function openPod(t: ExecutionContext) {
     alias: 'tulle:pod:default/web',
     hostMac,
     podMac,
-    mtuBytes: 1450,
+    mtuBytes: 1500,
+    routeMtuBytes: 1450,
     ifName: 'eth0',
     netns: { path: pod.path, ...identifyNetns(pod.path) },
     ips: ['10.244.0.2', 'fd00::2'].map((text) => parseIp(text) as IpAddress),
@@ -42,19 +43,19 @@ const ALTERATIONS: readonly (readonly ['host' | 'pod', command: string, differen
   [
     'host',
     `ip link set ${HOST} alias nobody`,
-    [`host: interface ${HOST} is not Tulle's: its alias is "nobody", not "tulle:pod:default/web"`],
+    [`host: interface ${HOST} is not Tulle's: its alias is "nobody", not "tulle:pod:default/web mtu 1450"`],
   ],
   [
     'host',
     `ip link set ${HOST} alias tulle:pod:default/other`,
-    [`host: the alias of ${HOST} is "tulle:pod:default/other", not "tulle:pod:default/web"`],
+    [`host: the alias of ${HOST} is "tulle:pod:default/other", not "tulle:pod:default/web mtu 1450"`],
   ],
   [
     'host',
     `ip link set ${HOST} address 02:00:00:00:00:09`,
     [`host: the hardware address of ${HOST} is 02:00:00:00:00:09, not ${hostMac}`],
   ],
-  ['host', `ip link set ${HOST} mtu 1300`, [`host: the MTU of ${HOST} is 1300 bytes, not 1450`]],
+  ['host', `ip link set ${HOST} mtu 1300`, [`host: the MTU of ${HOST} is 1300 bytes, not 1500`]],
   [
     'host',
     `ip link set ${HOST} down`,
@@ -70,7 +71,25 @@ const ALTERATIONS: readonly (readonly ['host' | 'pod', command: string, differen
     [`host: sysctl net/ipv6/conf/${HOST}/accept_redirects is 1, not 0`],
   ],
   ['pod', 'ip link set lo down', ['pod: interface lo is down']],
-  ['pod', 'ip link set eth0 mtu 1300', ['pod: the MTU of eth0 is 1300 bytes, not 1450']],
+  [
+    'pod',
+    'ip link set eth0 mtu 1300',
+    [
+      'pod: the MTU of eth0 is 1300 bytes, not 1500',
+      // An IPv6 route cannot say more than its link.
+      'pod: the MTU of default route of ipv6 via fe80::1 is 1300 bytes, not 1450 bytes',
+    ],
+  ],
+  [
+    'pod',
+    'ip route change default via 169.254.1.1 dev eth0 onlink',
+    ["pod: the MTU of default route of ipv4 via 169.254.1.1 is the link's, not 1450 bytes"],
+  ],
+  [
+    'pod',
+    'ip -6 route change default via fe80::1 dev eth0 mtu 1280',
+    ['pod: the MTU of default route of ipv6 via fe80::1 is 1280 bytes, not 1450 bytes'],
+  ],
   [
     'pod',
     'ip link set eth0 address 02:00:00:00:00:09',

@@ -22,7 +22,8 @@ const podLink = (netns: PodLink['netns'], fields: Partial<PodLink> = {}): PodLin
   alias: 'tulle:pod:default/web',
   hostMac: macOf('host'),
   podMac: macOf('pod'),
-  mtuBytes: 1450,
+  mtuBytes: 1500,
+  routeMtuBytes: 1450,
   ifName: 'eth0',
   netns,
   ips: IPS.dual,
@@ -118,9 +119,10 @@ for (const [kernel, open] of Object.entries(hosts)) {
     const before = await readLink(client, value.name);
     const neighbour = { link: value.name, ip: ip('10.244.0.2'), mac: value.podMac };
     await create(drivers.neighbour, neighbour);
-    const wanted = { ...value, mtuBytes: 1400 };
+    const wanted = { ...value, mtuBytes: 1400, routeMtuBytes: 1350 };
     await update(drivers['pod-link'], wanted, value);
     t.true(await holds(drivers['pod-link'], wanted));
+    t.false(await holds(drivers['pod-link'], { ...wanted, routeMtuBytes: 1400 }), 'the host side tells of the routes');
     t.is((await readLink(openPod(value.netns).client, 'eth0'))?.mtuBytes, 1400);
     t.is((await readLink(client, value.name))?.ifindex, before?.ifindex);
     t.deepEqual(await describe(wanted), []);

@@ -2,13 +2,13 @@
  * Compares a pod link with both ends in the kernel, for CHECK: every single object that its creation wrote is looked at, and
  * nothing else. What a pod adds of its own (addresses, routes, links) is no difference.
  */
-import { factsOf, families, familyOf, type IpAddress } from '../../model/ip.ts';
+import { families, type IpAddress } from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
 import { gatewayOf, podPrefixLength } from '../../model/pod-link.ts';
 import { KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
-import { parseAttributes, u32, u32Of } from './attributes.ts';
+import { parseAttributes } from './attributes.ts';
 import { dumpLinks, isPodLink, readLink } from './links.ts';
 import type { NetlinkClient } from './message.ts';
 import {
@@ -20,11 +20,9 @@ import {
   hostAlteration,
   hostSysctls,
   LOOPBACK_IFINDEX,
-  type PodRoute,
-  podRoutes,
   podSysctls,
-  RTN_UNICAST,
 } from './pod-link-requests.ts';
+import { type PodRoute, podRouteName, podRoutes, readPodRoutes } from './pod-routes.ts';
 import {
   addressHeader,
   IFA,
@@ -34,11 +32,7 @@ import {
   NDA,
   NUD_PERMANENT,
   neighbourHeader,
-  parseRouteHeader,
-  RT_TABLE_MAIN,
-  RTA,
   RTM,
-  routeHeader,
 } from './rtnetlink.ts';
 
 export interface PodLinkCheckOptions {
@@ -127,9 +121,7 @@ async function describePodInterface(
           ? `the neighbour ${gateway} has the address ${neighbour}, not ${mac}`
           : `the permanent neighbour ${gateway} is missing`,
       );
-    const routes = await readRoutes(client, facts, gateway);
-    for (const route of podRoutes(gateway))
-      if (!routes.has(routeName(route))) differences.push(`${routeName(route)} is missing`);
+    differences.push(...routeDifferences(podRoutes(gateway, value), await readPodRoutes(client, facts, family)));
   }
   return [...differences, ...sysctlDifferences(sysctls, podSysctls(value), value)];
 }
@@ -192,41 +184,16 @@ async function readPermanentNeighbours(
   return found;
 }
 
-/** Names of the unicast routes over a link, those of podRoutes among them. */
-async function readRoutes(
-  client: NetlinkClient,
-  { ifindex, name }: LinkFacts,
-  gateway: IpAddress,
-): Promise<ReadonlySet<string>> {
-  const { addressFamily } = factsOf(gateway);
-  const payload = Buffer.concat([
-    routeHeader({ family: addressFamily }),
-    u32(RTA.TABLE, RT_TABLE_MAIN),
-    u32(RTA.OIF, ifindex),
-  ]);
-  const found = new Set<string>();
-  for (const message of await dumpRoutes(client, payload, name)) {
-    const header = parseRouteHeader(message.payload);
-    const attributes = parseAttributes(message.payload, 12);
-    if (header.type !== RTN_UNICAST || u32Of(attributes.get(RTA.OIF)) !== ifindex) continue;
-    const destination = ipOf(attributes.get(RTA.DST));
-    if (destination && header.prefixLength !== factsOf(destination).bits) continue;
-    found.add(routeName({ family: familyOf(gateway), destination, gateway: ipOf(attributes.get(RTA.GATEWAY)) }));
-  }
-  return found;
-}
-
-async function dumpRoutes(client: NetlinkClient, payload: Buffer, name: string) {
-  try {
-    return await client.dump({ type: RTM.GETROUTE, payload, operation: 'list', object: `routes over ${name}` });
-  } catch (error) {
-    // Without any route ever, the table does not exist.
-    if (error instanceof KernelError && error.code === 'ENOENT') return [];
-    throw error;
+/** What Tulle wrote and is not there any more, and what has another MTU. */
+function* routeDifferences(wanted: readonly PodRoute[], found: ReadonlyMap<string, PodRoute>): Generator<string> {
+  for (const route of wanted) {
+    const name = podRouteName(route);
+    const other = found.get(name);
+    if (!other) yield `${name} is missing`;
+    else if (other.mtuBytes !== route.mtuBytes) yield `the MTU of ${name} is ${mtuText(other)}, not ${mtuText(route)}`;
   }
 }
 
-const routeName = ({ destination, gateway, family }: PodRoute): string =>
-  `${destination ? `route to ${destination}` : `default route of ${family}`}${gateway ? ` via ${gateway}` : ''}`;
+const mtuText = ({ mtuBytes }: PodRoute): string => (mtuBytes === undefined ? "the link's" : `${mtuBytes} bytes`);
 
 const quoted = (text: string): string => (text ? JSON.stringify(text) : 'empty');

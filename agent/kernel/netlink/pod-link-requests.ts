@@ -1,15 +1,5 @@
 /** Pure half of pod links: what is asked of the kernel on either side, and what is read back of the host side. */
-import {
-  bytesOf,
-  FAMILIES,
-  type Family,
-  type FamilyFacts,
-  families,
-  familyOf,
-  hostCidr,
-  type IpAddress,
-  networkOf,
-} from '../../model/ip.ts';
+import { type Family, type FamilyFacts, families, familyOf, type IpAddress } from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
 import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import { macBytes } from '../../model/mac.ts';
@@ -20,6 +10,7 @@ import { portAlteration, renderPort } from './bridge.ts';
 import { closedSysctls, ipv4ConfAlteration, renderIpv4Conf } from './link-conf.ts';
 import { type NetlinkRequest, NLM } from './message.ts';
 import { neighbourPayload } from './neighbour.ts';
+import { type PodRoute, podRoutePayload, podRoutes } from './pod-routes.ts';
 import {
   ADDR_GEN_MODE_NONE,
   AF,
@@ -29,11 +20,7 @@ import {
   IFLA,
   type LinkFacts,
   linkHeader,
-  RT_SCOPE,
-  RTA,
   RTM,
-  RTNH_F_ONLINK,
-  routeHeader,
 } from './rtnetlink.ts';
 
 /** The index of `lo` in every network namespace (LOOPBACK_IFINDEX, net/flow.h). */
@@ -41,8 +28,20 @@ export const LOOPBACK_IFINDEX = 1;
 
 /** IFALIASZ - 1 (linux/if.h): longer aliases are refused. */
 const ALIAS_MAX = 255;
-/** The alias as the kernel holds it. Names of pods may be longer than it takes. */
-export const aliasOf = ({ alias }: PodLink): string => alias.slice(0, ALIAS_MAX);
+/**
+ * The alias as the kernel holds it. Names of pods may be longer than it takes. The MTU of the pod's routes stands behind the
+ * name, as the only thing of theirs that the host side shows: it is written after them, and an agent that starts reads it.
+ */
+export function aliasOf({ alias, mtuBytes, routeMtuBytes }: PodLink): string {
+  const suffix = routeMtuBytes < mtuBytes ? ` mtu ${routeMtuBytes}` : '';
+  return `${alias.slice(0, ALIAS_MAX - suffix.length)}${suffix}`;
+}
+
+/** The reverse of aliasOf. Without a number the routes have the MTU of the link. */
+export function parseAlias(text: string, mtuBytes: number): Pick<PodLink, 'alias' | 'routeMtuBytes'> {
+  const [, alias = text, bytes] = /^(.*) mtu (\d{1,5})$/.exec(text) ?? [];
+  return { alias, routeMtuBytes: bytes === undefined ? mtuBytes : Number(bytes) };
+}
 
 /**
  * fe80::1 is on the host side of every routed pod: its next hop, and the source of what the host itself sends it about
@@ -121,6 +120,12 @@ export const renderLinkDown = (value: Pick<PodLink, 'name'>, ifindex: number): N
 export const renderMtu = (value: PodLink, ifindex: number): NetlinkRequest =>
   setLink(value, linkHeader({ ifindex }), [u32(IFLA.MTU, value.mtuBytes)]);
 
+/** A route that is there already gets its MTU; nothing else of it changes. */
+export const renderRouteMtu = (value: PodLink, route: PodRoute, ifindex: number): NetlinkRequest => ({
+  ...addRequest(RTM.NEWROUTE, podRoutePayload(route, ifindex), value),
+  flags: NLM.REPLACE,
+});
+
 /** Everything inside the pod, in the order in which each finds what it needs. `ifindex` is that of the pod's end. */
 export function renderPodSetup(value: PodLink, ifindex: number): readonly NetlinkRequest[] {
   const up = (index: number) => setLink(value, linkHeader({ ifindex: index, flags: IFF_UP, change: IFF_UP }));
@@ -137,48 +142,10 @@ export function renderPodSetup(value: PodLink, ifindex: number): readonly Netlin
       .map(({ family }) => gatewayOf(value, family))
       .flatMap(({ ip, mac }) => [
         add(RTM.NEWNEIGH, neighbourPayload(ip, mac, ifindex)),
-        ...podRoutes(ip).map((route) => add(RTM.NEWROUTE, podRoutePayload(route, ifindex))),
+        ...podRoutes(ip, value).map((route) => add(RTM.NEWROUTE, podRoutePayload(route, ifindex))),
       ]),
   ];
 }
-
-/** A route inside a pod. */
-export interface PodRoute {
-  /** Undefined: the default route. */
-  readonly destination: IpAddress | undefined;
-  readonly gateway: IpAddress | undefined;
-  readonly family: Family;
-}
-
-/** The gateway's own route is for tools that look for it; fe80::1 is covered by the kernel's route of link-local addresses. */
-export function podRoutes(gateway: IpAddress): readonly PodRoute[] {
-  const family = familyOf(gateway);
-  const isCovered = gateway === POD_GATEWAY.ipv6;
-  const toGateway: PodRoute[] = isCovered ? [] : [{ family, destination: gateway, gateway: undefined }];
-  return [...toGateway, { family, destination: undefined, gateway }];
-}
-
-function podRoutePayload({ destination, gateway, family }: PodRoute, ifindex: number): Buffer {
-  const facts = FAMILIES[family];
-  const header = routeHeader({
-    family: facts.addressFamily,
-    prefixLength: destination ? facts.bits : 0,
-    protocol: RTPROT_BOOT,
-    scope: gateway || family === 'ipv6' ? RT_SCOPE.UNIVERSE : RT_SCOPE.LINK,
-    type: RTN_UNICAST,
-    flags: gateway ? RTNH_F_ONLINK : 0,
-  });
-  return Buffer.concat([
-    header,
-    ...(destination ? [attribute(RTA.DST, bytesOf(networkOf(hostCidr(destination))))] : []),
-    ...(gateway ? [attribute(RTA.GATEWAY, bytesOf(gateway))] : []),
-    u32(RTA.OIF, ifindex),
-  ]);
-}
-
-/** linux/rtnetlink.h. Inside a pod Tulle is who sets the interface up, not the owner of a set of routes. */
-const RTPROT_BOOT = 3;
-export const RTN_UNICAST = 1;
 
 /** IPv6 of the host side: without a routed IPv6 pod there is none at all. */
 export const hostSysctls = (value: PodLink): readonly Sysctl[] => [

@@ -2,6 +2,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { type Key, keyOf, type PodLink } from '../../model/items.ts';
 import { POD_GATEWAY } from '../../model/kernel-names.ts';
+import { gatewayOf } from '../../model/pod-link.ts';
 import type { Change, Driver, Notice } from '../../reconcile/types.ts';
 import { ignoreNotFound, isExists, KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
@@ -18,9 +19,11 @@ import { type Altered, isAltered } from './object-driver.ts';
 import { describePodLink } from './pod-link-check.ts';
 import {
   aliasOf,
+  familiesOf,
   hasIpv6,
   hostAlteration,
   hostSysctls,
+  parseAlias,
   podSysctls,
   renderHostMarks,
   renderHostPort,
@@ -29,7 +32,9 @@ import {
   renderMtu,
   renderPair,
   renderPodSetup,
+  renderRouteMtu,
 } from './pod-link-requests.ts';
+import { podRouteName, podRoutes, readPodRoutes } from './pod-routes.ts';
 import type { LinkReaper } from './reaper.ts';
 import { IFA, ipOf, type LinkFacts, RTM, readLinkFacts } from './rtnetlink.ts';
 
@@ -91,12 +96,12 @@ function samePodSide(a: PodLink, b: PodLink): boolean {
 
 /** The host side of a pair. The fields of the pod's side are empty: they are the pod's own, and looked at by CHECK only. */
 function foundPodLink(facts: LinkFacts, links: Links): FoundPodLink {
-  const { name, alias, mac, mtuBytes, masterIfindex } = facts;
+  const { name, mac, mtuBytes, masterIfindex } = facts;
   const bridge = links.byIndex(masterIfindex)?.name ?? `#${masterIfindex}`;
   const altered = hostAlteration(facts);
   return {
     name,
-    alias,
+    ...parseAlias(facts.alias, mtuBytes),
     hostMac: mac ?? ('' as PodLink['hostMac']),
     podMac: '' as PodLink['podMac'],
     mtuBytes,
@@ -249,7 +254,8 @@ async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriv
     if (facts) await reaper.destroy([facts]);
     return createPodLink(value, options);
   }
-  if (facts.mtuBytes !== value.mtuBytes) await followMtu(value, facts.peerIfindex, options);
+  if (facts.mtuBytes !== value.mtuBytes || facts.alias !== aliasOf(value))
+    await followMtu(value, facts.peerIfindex, options);
   await prepareHostSide(value, facts, options);
   await all(client.batch(renderHostUp(value, facts.ifindex)));
 }
@@ -261,10 +267,23 @@ const IPV6_MIN_MTU_BYTES = 1280;
 const hasLostIpv6 = (value: PodLink, { mtuBytes }: LinkFacts): boolean =>
   hasIpv6(value) && mtuBytes < IPV6_MIN_MTU_BYTES && value.mtuBytes >= IPV6_MIN_MTU_BYTES;
 
-/** The pod's end first: should it fail, the host's end still shows that there is something to do. */
-async function followMtu(value: PodLink, peerIfindex: number, options: PodLinkDriverOptions): Promise<void> {
+/**
+ * The pod's end first: should it fail, the host's end still shows that there is something to do. The link before its routes:
+ * the kernel gives an IPv6 route that says more than its link the link's MTU. A default route that the pod has replaced by
+ * one of its own is left alone.
+ */
+async function followMtu(value: PodLink, ifindex: number, options: PodLinkDriverOptions): Promise<void> {
   using pod = openPod(value, options);
-  await pod.netns.client.request(renderMtu(value, peerIfindex));
+  const { client } = pod.netns;
+  await client.request(renderMtu(value, ifindex));
+  for (const { family } of familiesOf(value)) {
+    const found = await readPodRoutes(client, { ifindex, name: value.ifName }, family);
+    const stale = podRoutes(gatewayOf(value, family).ip, value).filter((route) => {
+      const other = found.get(podRouteName(route));
+      return other && other.mtuBytes !== route.mtuBytes;
+    });
+    await all(client.batch(stale.map((route) => renderRouteMtu(value, route, ifindex))));
+  }
 }
 
 /** Takes the pod off the network at once; the pair itself goes with the pod's namespace, or soon after. */

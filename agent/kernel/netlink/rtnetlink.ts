@@ -106,6 +106,8 @@ export const RTA = {
   ENCAP: 22,
   NH_ID: 30,
 } as const;
+/** Within RTA_METRICS. */
+export const RTAX_MTU = 2;
 export const RT_TABLE_MAIN = 254;
 export const RT_SCOPE = { UNIVERSE: 0, LINK: 253 } as const;
 export const RTNH_F_ONLINK = 4;
