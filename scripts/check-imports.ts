@@ -26,6 +26,7 @@ const ROOMS: readonly (readonly [room: string, mayImport: readonly string[]])[] 
       'agent/plan/',
       'agent/kernel/',
       'agent/pods/',
+      'agent/reconcile/',
       'agent/config.ts',
       'agent/former-underlay.ts',
       'cni/',

@@ -3,12 +3,17 @@ import { type Check, type Finding, verdict } from './finding.ts';
 
 /** Tokens and certificates are made with a leeway of about this much. */
 const MAX_SKEW_MS = 60_000;
+/** Answers tell whole seconds. */
+const PRECISION_MS = 2_000;
 
 export const api: Check = {
   name: 'api',
   async run(facts) {
     const { server, nodes, failures, skewMs } = await facts.api();
-    const clock = skewMs === undefined ? '' : `, clocks differ by ${Math.abs(Math.round(skewMs / 1000))} s`;
+    const clock =
+      skewMs === undefined || Math.abs(skewMs) < PRECISION_MS
+        ? ''
+        : `, clocks differ by ${Math.abs(Math.round(skewMs / 1000))} s`;
     const seen = `${server} answers, ${nodes?.size ?? 0} Nodes${clock}`;
     return verdict(seen, [...failures.map(failed), skewed(skewMs, facts.config.nodeName)]);
   },

@@ -4,13 +4,40 @@ import { api } from './api.ts';
 import { cniConfig } from './cni-config.ts';
 import { type DoctorOptions, type Facts, openFacts } from './facts.ts';
 import type { Check, Finding, Fix } from './finding.ts';
+import { firewall } from './firewall.ts';
 import { forwarding } from './forwarding.ts';
 import { iptables } from './iptables.ts';
 import { leftovers } from './leftovers.ts';
+import { mtu } from './mtu.ts';
+import { networkd } from './networkd.ts';
+import { nodeAddress } from './node-address.ts';
 import { podCidr } from './pod-cidr.ts';
+import { runDir } from './run-dir.ts';
+import { conntrack, neighbours } from './tables.ts';
+import { tools } from './tools.ts';
+import { tunnel } from './tunnel.ts';
+import { tunnelDevice } from './tunnel-device.ts';
 
 /** In the order in which a person reads them: what others depend on comes first. */
-export const CHECKS: readonly Check[] = [agentState, api, podCidr, cniConfig, leftovers, iptables, forwarding];
+export const CHECKS: readonly Check[] = [
+  agentState,
+  api,
+  podCidr,
+  nodeAddress,
+  cniConfig,
+  runDir,
+  leftovers,
+  iptables,
+  firewall,
+  forwarding,
+  networkd,
+  tunnelDevice,
+  tunnel,
+  mtu,
+  conntrack,
+  neighbours,
+  tools,
+];
 
 export interface CheckReport {
   readonly check: string;

@@ -16,9 +16,12 @@ import type { SysctlFiles } from '../kernel/sysctl/files.ts';
 import { createSysctlDriver, type SysctlDriver } from '../kernel/sysctl/sysctl.ts';
 import type { Node } from '../model/cluster.ts';
 import type { Host } from '../model/host.ts';
+import type { AnyItem } from '../model/items.ts';
 import { BACKENDS } from '../plan/backends.ts';
 import { type Plan, Planner } from '../plan/planner.ts';
+import { Reachability } from '../reconcile/reachability.ts';
 import { type ApiReading, readApi } from './api-reading.ts';
+import { type Reach, readReach } from './reach.ts';
 
 /** What the running agent says of itself, as far as it is of use here. */
 export interface AgentAnswer {
@@ -56,8 +59,12 @@ export interface Facts extends DoctorOptions {
   api(): Promise<ApiReading>;
   /** Undefined while the Nodes cannot be read. */
   nodes(): Promise<ReadonlyMap<string, Node> | undefined>;
+  /** What the peers answer to packets; undefined while the Nodes cannot be read. */
+  reach(): Promise<Reach | undefined>;
   /** What the agent would want in the kernel, pods aside; undefined while the Nodes cannot be read. */
   plan(): Promise<Plan | undefined>;
+  /** The items of the plan that are in effect. */
+  wanted(): Promise<readonly AnyItem[] | undefined>;
   close(): Promise<void>;
 }
 
@@ -89,6 +96,7 @@ export function openFacts(options: DoctorOptions, signal: AbortSignal): Facts {
   );
   const api = once(() => readApi(client, credentials, config.nodeName, signal));
   const nodes = async () => (await api()).nodes;
+  const plan = once(async () => planOf(config, await nodes(), await host()));
   return {
     ...options,
     client: netlink.client,
@@ -101,7 +109,15 @@ export function openFacts(options: DoctorOptions, signal: AbortSignal): Facts {
     rules: once(() => scanRules(run, signal)),
     api,
     nodes,
-    plan: once(async () => planOf(config, await nodes(), await host())),
+    plan,
+    wanted: once(async () => {
+      const planned = await plan();
+      return planned && itemsOf(planned);
+    }),
+    reach: once(async () => {
+      const [known, planned] = [await nodes(), await plan()];
+      return known && planned && readReach(known, planned.underlay, config, signal);
+    }),
     async close() {
       client.close();
       nfnetlink.close();
@@ -132,6 +148,13 @@ function planOf(config: Config, nodes: ReadonlyMap<string, Node> | undefined, ho
     settings: config,
     backend: BACKENDS[config.backend],
   });
+}
+
+/** Those of fragments in effect: a bridge that nobody requires is not wanted. */
+function itemsOf({ fragments }: Plan): readonly AnyItem[] {
+  const reachability = new Reachability();
+  for (const [id, fragment] of fragments) reachability.replace(id, fragment);
+  return [...fragments.values()].filter(({ id }) => reachability.isLive(id)).flatMap(({ items }) => items);
 }
 
 function once<T>(read: () => Promise<T>): () => Promise<T> {

@@ -1,6 +1,6 @@
 /** The sysctls by which packets are forwarded: those that Tulle writes, and those of others that undo them. */
 import type { Host } from '../model/host.ts';
-import { item, type Sysctl } from '../model/items.ts';
+import { type AnyItem, item, type Sysctl } from '../model/items.ts';
 import { vxlanLinkName } from '../model/kernel-names.ts';
 import type { Plan } from '../plan/planner.ts';
 import { type Facts, runningAgent } from './facts.ts';
@@ -10,9 +10,9 @@ import { dumpRoutes, RTPROT_RA } from './routes.ts';
 export const forwarding: Check = {
   name: 'forwarding',
   async run(facts) {
-    const plan = await facts.plan();
-    if (!plan) return { skipped: 'what the node needs cannot be planned without its Node' };
-    const wanted = sysctlsOf(plan);
+    const [plan, items] = [await facts.plan(), await facts.wanted()];
+    if (!plan || !items) return { skipped: 'what the node needs cannot be planned without its Node' };
+    const wanted = items.filter(isSysctl).map(({ value }) => value);
     const links = linksOf(plan, facts);
     const host = await facts.host();
     const findings = [
@@ -25,10 +25,7 @@ export const forwarding: Check = {
   },
 };
 
-const sysctlsOf = ({ fragments }: Plan): readonly Sysctl[] =>
-  [...fragments.values()].flatMap(({ items }) =>
-    items.flatMap(({ kind, value }) => (kind === 'sysctl' ? [value] : [])),
-  );
+const isSysctl = (each: AnyItem): each is Extract<AnyItem, { kind: 'sysctl' }> => each.kind === 'sysctl';
 
 /** The links by which pod traffic comes in from elsewhere. */
 function linksOf({ underlay }: Plan, { config }: Facts): readonly string[] {

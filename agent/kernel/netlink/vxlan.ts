@@ -70,6 +70,12 @@ export const vxlanType: LinkType<VxlanLink> = {
 const localOf = ({ local }: VxlanLink): Buffer =>
   attribute(familyOf(local) === 'ipv4' ? VXLAN.LOCAL : VXLAN.LOCAL6, bytesOf(local));
 
+/** What tells VXLAN devices apart; undefined for another device, and for one without a VNI of its own. */
+export function vxlanIdentity(link: LinkFacts): { readonly vni: number; readonly port: number } | undefined {
+  const [vni, port] = [vniOf(link), portOf(link)];
+  return link.kind === 'vxlan' && vni !== undefined && port !== undefined ? { vni, port } : undefined;
+}
+
 const vniOf = ({ data }: LinkFacts): number | undefined => u32Of(data.get(VXLAN.ID));
 
 function portOf({ data }: LinkFacts): number | undefined {
