@@ -2,8 +2,9 @@
 import test, { type ExecutionContext } from 'ava';
 import type { AgentStatus } from '../../agent/agent.ts';
 import { until } from '../../lab/until.ts';
+import { agentStatus } from '../support/agent-status.ts';
 import { createBuilds } from '../support/builds.ts';
-import { agentStatus, type TestLab, TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
+import { type TestLab, TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
 import { nodePlace, outputIn } from '../support/places.ts';
 import { whileStreaming } from '../support/streaming.ts';
 

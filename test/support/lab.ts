@@ -2,8 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import test from 'ava';
 import { execa } from 'execa';
-import type { AgentStatus } from '../../agent/agent.ts';
-import { AgentUnreachable, askAgent } from '../../agent/commands/ask-agent.ts';
+import { askAgent } from '../../agent/commands/ask-agent.ts';
 import { type LabControl, type LabNodeStatus, type LabOptions, labControl } from '../../lab/control.ts';
 import { removeLab } from '../../lab/down.ts';
 import { labLayout } from '../../lab/layout.ts';
@@ -11,12 +10,10 @@ import { inNode, type NodeRef, pathOnHost } from '../../lab/node.ts';
 import type { PodStatus } from '../../lab/pods.ts';
 import { until } from '../../lab/until.ts';
 import { DEFAULT_OPTIONS, startLabProcess, TULLE } from '../../lab/up.ts';
+import { RUN_DIR } from './agent-status.ts';
 
 /** Bound against hanging. */
 export const TIMEOUT_MS = 30_000;
-
-/** Of every agent of a lab. */
-const RUN_DIR = '/run/tulle';
 
 export interface Output {
   readonly exitCode: number | undefined;
@@ -87,16 +84,6 @@ export const shInNetns = (node: NodeRef, netns: string, line: string): readonly 
 /** `tulle ...` in a node. */
 export const tulle = (node: NodeRef, ...args: readonly string[]): Promise<Output> =>
   run(inNode(node, [TULLE, ...args]));
-
-/** What the node's agent says of itself; undefined while none answers. One that is not ready does. */
-export async function agentStatus(node: NodeRef): Promise<AgentStatus | undefined> {
-  try {
-    return (await askAgent(pathOnHost(node, RUN_DIR), 'status')) as AgentStatus;
-  } catch (error) {
-    if (error instanceof AgentUnreachable) return undefined;
-    throw error;
-  }
-}
 
 /** Waits until the agent would change nothing, and says what it would change if that does not happen. */
 export async function untilSettled(node: NodeRef): Promise<void> {

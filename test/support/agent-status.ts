@@ -1,0 +1,17 @@
+/** Asks the agent of a lab node without a process of its own, as often as a test likes. */
+import type { AgentStatus } from '../../agent/agent.ts';
+import { AgentUnreachable, askAgent } from '../../agent/commands/ask-agent.ts';
+import { type NodeRef, pathOnHost } from '../../lab/node.ts';
+
+/** Of every agent of a lab. */
+export const RUN_DIR = '/run/tulle';
+
+/** What the node's agent says of itself; undefined while none answers. One that is not ready does. */
+export async function agentStatus(node: NodeRef): Promise<AgentStatus | undefined> {
+  try {
+    return (await askAgent(pathOnHost(node, RUN_DIR), 'status')) as AgentStatus;
+  } catch (error) {
+    if (error instanceof AgentUnreachable) return undefined;
+    throw error;
+  }
+}
