@@ -1,4 +1,5 @@
 /** What a bench is: a file that makes places, measures them round by round, and reports tables. */
+import type { Family } from '../agent/model/ip.ts';
 import type { Table } from './table.ts';
 
 export interface Options {
@@ -8,6 +9,10 @@ export interface Options {
   readonly rounds?: number;
   /** Only subjects whose name holds one of these; all when empty. */
   readonly only: readonly string[];
+  /** Of paths; ADD and DEL are measured with both. */
+  readonly family: Family;
+  /** Whether nodes with Tulle have kube-proxy's base chains, too. */
+  readonly kubeProxy: boolean;
 }
 
 export interface Context {

@@ -1,5 +1,6 @@
 /** Every bench by the name that is given on the command line. */
 import type { Bench } from './bench.ts';
 import { cni } from './cni.ts';
+import { path } from './path.ts';
 
-export const BENCHES: Readonly<Record<string, Bench>> = { cni };
+export const BENCHES: Readonly<Record<string, Bench>> = { cni, path };

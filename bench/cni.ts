@@ -73,7 +73,7 @@ const SUBJECTS: readonly SubjectSpec[] = [
 
 function tulle(name: string, lab: string, options: Parameters<typeof startTulle>[1]): SubjectSpec {
   const start = async () => {
-    const [node] = await startTulle(lab, { nodes: 1, ...options });
+    const [node] = (await startTulle(lab, { nodes: 1, ...options })).status.nodes;
     const list = node && (await readNetworkList(node));
     if (!list) throw new Error(`cannot measure ${name}: expected a node with a conflist, got none`);
     const runtimeConfig = { 'io.kubernetes.cri.pod-annotations': {} };

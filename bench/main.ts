@@ -8,7 +8,8 @@ import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import type { Family } from '../agent/model/ip.ts';
 import { createOwnCgroup, isolated, sweepCgroups } from '../scripts/isolation.ts';
 import { BENCHES } from './benches.ts';
 import type { Request } from './inside.ts';
@@ -20,6 +21,8 @@ interface Flags {
   readonly rounds?: number;
   readonly only: readonly string[];
   readonly json?: string;
+  readonly family: Family;
+  readonly kubeProxy?: boolean;
 }
 
 const atLeastOne = (text: string): number => {
@@ -41,6 +44,8 @@ async function main(argv: readonly string[]): Promise<void> {
         (text) => text.split(','),
         [],
       )
+      .addOption(new Option('--family <family>', 'of paths').choices(['ipv4', 'ipv6']).default('ipv4'))
+      .option('--kube-proxy', "paths of Tulle with kube-proxy's base chains")
       .option('--json <file>', 'write the figures there, too')
       .action(async (flags: Flags) => {
         process.exitCode = await runIsolated(name, flags);
@@ -49,13 +54,16 @@ async function main(argv: readonly string[]): Promise<void> {
   await program.parseAsync(argv);
 }
 
-async function runIsolated(bench: string, { quick = false, rounds, only, json }: Flags): Promise<number> {
+async function runIsolated(
+  bench: string,
+  { quick = false, rounds, only, json, family, kubeProxy = false }: Flags,
+): Promise<number> {
   sweepCgroups();
   using cgroup = createOwnCgroup();
   using scratch = createScratch();
   const request: Request = {
     bench,
-    options: { quick, only, ...(rounds !== undefined && { rounds }) },
+    options: { quick, only, family, kubeProxy, ...(rounds !== undefined && { rounds }) },
     scratch: scratch.path,
     ...(json !== undefined && { json: resolve(json) }),
   };

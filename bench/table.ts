@@ -58,7 +58,9 @@ function cellOf(
   const value = quantile(values, share);
   if (value === undefined) return [];
   const ratio = share === 0.5 ? samples.ratio(figure, subject, reference) : undefined;
-  return [[heading, { value: value / per, n: values.length, ...(ratio !== undefined && { ratio }) }]];
+  return [
+    [heading, { value: value / per, n: values.length, ...(Number.isFinite(ratio) && { ratio: ratio as number }) }],
+  ];
 }
 
 /** `2.91 (0.31)`: the figure, and its ratio to the row that is named above the table. */
