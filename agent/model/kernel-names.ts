@@ -2,7 +2,7 @@
  * Every name, mark, table and protocol number that Tulle owns in the kernel. Names are functions of what they stand
  * for, so that a fresh process recognises what an earlier one made; the kernel's length limits are asserted here.
  */
-import { createHash } from 'node:crypto';
+import { hash as digestOf } from 'node:crypto';
 import type { FamilyFacts, IpAddress } from './ip.ts';
 import { type MacAddress, macOf } from './mac.ts';
 
@@ -64,8 +64,7 @@ export const setName = (purpose: SetPurpose, { digit }: FamilyFacts): string =>
 export const baseChain = (builtin: string): string => limited(`${CHAIN_PREFIX}${builtin}`, CHAIN_NAME_MAX);
 
 /** Lower-case hexadecimal digits of SHA-256. */
-export const hash = (text: string, digits: number): string =>
-  createHash('sha256').update(text).digest('hex').slice(0, digits);
+export const hash = (text: string, digits: number): string => digestOf('sha256', text, 'hex').slice(0, digits);
 
 function limited(name: string, max: number): string {
   if (name.length > max) throw new RangeError(`kernel name ${name} has more than ${max} characters`);

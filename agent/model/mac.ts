@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 
 declare const brand: unique symbol;
 /** Six lower-case hexadecimal bytes joined by colons. */
@@ -21,7 +21,7 @@ export function macFromBytes(bytes: Uint8Array): MacAddress {
  * and a restart changes nothing (IEEE 802, section 8.2: bit 0 of the first octet clear, bit 1 set).
  */
 export function macOf(subject: string): MacAddress {
-  const bytes = createHash('sha256').update(subject).digest().subarray(0, 6);
+  const bytes = hash('sha256', subject, 'buffer').subarray(0, 6);
   bytes[0] = ((bytes[0] as number) & 0xfc) | 0x02;
   return macFromBytes(bytes);
 }
