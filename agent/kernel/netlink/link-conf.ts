@@ -1,5 +1,6 @@
 /** The settings of each family that an interface towards pods has on the host: what a pod sends must not configure it. */
 import type { Sysctl } from '../../model/items.ts';
+import { KernelError } from '../errors.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { nested, u32 } from './attributes.ts';
 import { NETCONFA, type Netconf } from './netconf.ts';
@@ -65,11 +66,17 @@ export function closedAlteration(link: string, sysctls: SysctlFiles): string | u
   return undefined;
 }
 
-/** Writes what differs. Without IPv6 in the kernel there are no such files: an error only where they are `needed`. */
+/**
+ * Written without a look: most of these are new files with the kernel's defaults. What cannot be written may be right already.
+ * Without IPv6 in the kernel there are no such files: an error only where they are `needed`.
+ */
 export function writeSysctls(sysctls: SysctlFiles, wanted: readonly Sysctl[], { needed }: { needed: boolean }): void {
   for (const { path, value } of wanted) {
-    const found = sysctls.read(path);
-    if (found === undefined && !needed) continue;
-    if (found !== value) sysctls.write(path, value);
+    try {
+      sysctls.write(path, value);
+    } catch (error) {
+      const isAbsent = error instanceof KernelError && error.code === 'ENOENT';
+      if (isAbsent ? needed : sysctls.read(path) !== value) throw error;
+    }
   }
 }

@@ -93,6 +93,12 @@ export class Links {
     return before;
   }
 
+  /** Takes up what was read of one link that is there now. */
+  learn(facts: LinkFacts): void {
+    this.#forget(facts.ifindex);
+    this.#store(facts);
+  }
+
   byIndex(ifindex: number): LinkFacts | undefined {
     return this.#byIndex.get(ifindex);
   }

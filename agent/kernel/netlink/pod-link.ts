@@ -211,6 +211,8 @@ async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptio
   const { client } = options;
   const facts = await readLink(client, value.name);
   if (!facts) throw vanished(value);
+  // What else the pod needs names this link, and the monitor may not have spoken of it yet.
+  options.links.learn(facts);
   await prepareHostSide(value, facts, options);
   writeSysctls(pod.sysctls, podSysctls(value), { needed: hasIpv6(value) });
   await all(client.batch(renderHostUp(value, facts.ifindex)));
