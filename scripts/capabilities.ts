@@ -20,6 +20,8 @@ const PROBES: readonly (readonly [name: string, command: string])[] = [
   ['ethtool', 'ethtool -k lo'],
   ['ping', 'ping -c 1 127.0.0.1'],
   ['openssl', 'openssl version'],
+  ['containerd', 'containerd --version'],
+  ['runc', 'runc --version'],
 ];
 
 const PROBE_TIMEOUT_MS = 10_000;

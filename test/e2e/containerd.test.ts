@@ -1,5 +1,7 @@
 /** Pods that Debian's containerd and runc run, asked over CRI as kubelet asks, with the agent's own conflist. */
-import { chmod, readFile, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import test from 'ava';
 import { execa } from 'execa';
 import { sandboxConfigOf } from '../../lab/containerd.ts';
@@ -8,6 +10,7 @@ import { inNode, pathOnHost } from '../../lab/node.ts';
 import { PAUSE_IMAGE } from '../../lab/pause-image.ts';
 import { pingAll, pingEnds } from '../../lab/ping.ts';
 import type { PodStatus } from '../../lab/pods.ts';
+import { checkMachine } from '../../lab/preflight.ts';
 import { until } from '../../lab/until.ts';
 import {
   criOf,
@@ -66,6 +69,16 @@ const pingFromOther = async (name: NodeName, addresses: readonly string[]): Prom
   const other = NODES.find((candidate) => candidate !== name) as NodeName;
   await pingFrom(lab().node(other), (peers.get(other) as PodStatus).netns, addresses);
 };
+
+test.serial('a machine without containerd is told what to install', async (t) => {
+  const dir = await mkdtemp(join(tmpdir(), 'tulle-test-path-'));
+  t.teardown(() => rm(dir, { recursive: true }));
+  const link = 'for name in unshare nsenter setpriv mount ip openssl ping; do ln -s "$(command -v $name)" "$0"; done';
+  await output(['sh', '-ec', link, dir]);
+  t.notThrows(() => checkMachine('lab', dir));
+  const { message = '' } = t.throws(() => checkMachine('containerd', dir)) ?? {};
+  t.regex(message, /got no containerd, .*; apt-get install containerd runc musl-tools, or run scripts\/setup/);
+});
 
 test.serial('a sandbox has the addresses on record, in the network where its process is', async (t) => {
   for (const name of NODES) {
