@@ -1,0 +1,43 @@
+#!/usr/bin/env node
+/**
+ * The API server of the nodes in containers, in a process of its own because it listens in the machine's network.
+ * Arguments: a directory, an address, names and addresses of the nodes as JSON. Writes `token` and `ca.crt` into the
+ * directory, as kubelet has them for a service account; prints its port when the nodes are registered.
+ */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type Cidr, type IpAddress, parseCidr } from '../../agent/model/ip.ts';
+import { startApiServer } from '../../lab/api-server/server.ts';
+import { ApiWriter } from '../../lab/api-writer.ts';
+import { registerNode } from '../../lab/node-object.ts';
+import { createCa, createServingCertificate } from '../../lab/pki.ts';
+
+const CLUSTER_CIDRS = ['10.84.0.0/16', 'fd84::/48'];
+const [AGENT, AGENT_TOKEN] = ['system:serviceaccount:tulle-system:tulle', 'token-of-the-agent'];
+const [ADMIN, ADMIN_TOKEN] = ['admin', 'token-of-the-administrator'];
+
+async function main(directory: string, ip: IpAddress, nodes: Readonly<Record<string, readonly IpAddress[]>>) {
+  const { signal } = new AbortController();
+  mkdirSync(directory, { recursive: true });
+  const ca = await createCa({ directory, name: 'ca' }, signal);
+  const place = { ca, names: ['kubernetes'], ips: [ip], directory, name: 'serving' };
+  const { cert, key } = await createServingCertificate(place, signal);
+  const tokens = new Map([
+    [AGENT_TOKEN, AGENT],
+    [ADMIN_TOKEN, ADMIN],
+  ]);
+  const clusterCidrs = CLUSTER_CIDRS.map((text) => parseCidr(text) as Cidr);
+  const tls = { cert, key, clientCa: ca.cert };
+  const server = await startApiServer({ host: ip, port: 0, tls, tokens, clusterCidrs }, signal);
+  server.access.setReadOnly(AGENT, true);
+  const api = new ApiWriter({ url: server.url, ca: ca.cert, token: ADMIN_TOKEN });
+  for (const [name, addresses] of Object.entries(nodes)) await registerNode(api, name, addresses, signal);
+  writeFileSync(join(directory, 'ca.crt'), ca.cert);
+  writeFileSync(join(directory, 'token'), AGENT_TOKEN);
+  process.stdout.write(`${new URL(server.url).port}\n`);
+  // Ends with whoever holds the other end.
+  process.stdin.resume().on('end', () => process.exit());
+}
+
+const [directory = '', ip = '', nodes = '{}'] = process.argv.slice(2);
+await main(directory, ip as IpAddress, JSON.parse(nodes));
