@@ -6,6 +6,7 @@
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { finished } from 'node:stream/promises';
 import { type Cidr, type IpAddress, parseCidr } from '../../agent/model/ip.ts';
 import { startApiServer } from '../../lab/api-server/server.ts';
 import { ApiWriter } from '../../lab/api-writer.ts';
@@ -17,7 +18,8 @@ const [AGENT, AGENT_TOKEN] = ['system:serviceaccount:tulle-system:tulle', 'token
 const [ADMIN, ADMIN_TOKEN] = ['admin', 'token-of-the-administrator'];
 
 async function main(directory: string, ip: IpAddress, nodes: Readonly<Record<string, readonly IpAddress[]>>) {
-  const { signal } = new AbortController();
+  const stop = new AbortController();
+  const { signal } = stop;
   mkdirSync(directory, { recursive: true });
   const ca = await createCa({ directory, name: 'ca' }, signal);
   const place = { ca, names: ['kubernetes'], ips: [ip], directory, name: 'serving' };
@@ -36,7 +38,9 @@ async function main(directory: string, ip: IpAddress, nodes: Readonly<Record<str
   writeFileSync(join(directory, 'token'), AGENT_TOKEN);
   process.stdout.write(`${new URL(server.url).port}\n`);
   // Ends with whoever holds the other end.
-  process.stdin.resume().on('end', () => process.exit());
+  await finished(process.stdin.resume());
+  stop.abort();
+  api.close();
 }
 
 const [directory = '', ip = '', nodes = '{}'] = process.argv.slice(2);

@@ -26,8 +26,8 @@ const OPTIONS = [
 /** `$XDG_CACHE_HOME/tulle/docker`. Some 150 MB; may be deleted at any time. */
 const cacheDirectory = (): string => join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'tulle/docker');
 
-/** Path of a tar of the file system, from the cache or made now. Throws Error: no network, no mmdebstrap. */
-export async function debianBase(cache = cacheDirectory()): Promise<string> {
+/** Path of a tar of the file system, from the cache or made now, after `onMake`. Throws execa's error: no network. */
+export async function debianBase(onMake?: () => void, cache = cacheDirectory()): Promise<string> {
   const packages = packagesOf(readFileSync(DOCKERFILE, 'utf8'));
   const hooks = [
     `rm -f "$1"/var/cache/apt/archives/*.deb`,
@@ -38,6 +38,7 @@ export async function debianBase(cache = cacheDirectory()): Promise<string> {
   const key = createHash('sha256').update(args.join('\0')).digest('hex').slice(0, 16);
   const file = join(cache, `${SUITE}-${key}.tar`);
   if (existsSync(file)) return file;
+  onMake?.();
   rmSync(cache, { recursive: true, force: true });
   mkdirSync(cache, { recursive: true });
   const beside = join(cache, `.${process.pid}.new.tar`);
@@ -56,4 +57,4 @@ export function packagesOf(dockerfile: string): readonly string[] {
   return words.split(/\s+/).filter((word) => /^[a-z0-9][a-z0-9.+-]+$/.test(word));
 }
 
-if (import.meta.main) await debianBase();
+if (import.meta.main) await debianBase(() => console.log('setup: making a small Debian for the test of the image'));
