@@ -9,11 +9,12 @@ export function parseMac(text: string): MacAddress | undefined {
   return /^([0-9a-f]{2}:){5}[0-9a-f]{2}$/i.test(text) ? (text.toLowerCase() as MacAddress) : undefined;
 }
 
-export const macBytes = (mac: MacAddress): Uint8Array =>
-  Uint8Array.from(mac.split(':'), (byte) => Number.parseInt(byte, 16));
+export const macBytes = (mac: MacAddress): Uint8Array => Uint8Array.from(Buffer.from(mac.replaceAll(':', ''), 'hex'));
 
 export function macFromBytes(bytes: Uint8Array): MacAddress {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(':') as MacAddress;
+  return Buffer.from(bytes)
+    .toString('hex')
+    .replace(/..(?!$)/g, '$&:') as MacAddress;
 }
 
 /**

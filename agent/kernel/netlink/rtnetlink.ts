@@ -220,8 +220,19 @@ export interface LinkFacts {
   readonly ipv4Conf: Buffer | undefined;
 }
 
+/** By message: each of the monitor's listeners reads those of every notification. */
+const linkFacts = new WeakMap<Pick<NetlinkMessage, 'type' | 'payload'>, LinkFacts>();
+
 /** Facts of an RTM_NEWLINK or RTM_DELLINK; undefined for other messages, a bridge port's message (AF_BRIDGE) included. */
-export function readLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | 'payload'>): LinkFacts | undefined {
+export function readLinkFacts(message: Pick<NetlinkMessage, 'type' | 'payload'>): LinkFacts | undefined {
+  const known = linkFacts.get(message);
+  if (known) return known;
+  const facts = parseLinkFacts(message);
+  if (facts) linkFacts.set(message, facts);
+  return facts;
+}
+
+function parseLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | 'payload'>): LinkFacts | undefined {
   if ((type !== RTM.NEWLINK && type !== RTM.DELLINK) || payload.length < 16 || payload[0] !== AF.UNSPEC)
     return undefined;
   const attributes = parseAttributes(payload, 16);
