@@ -30,6 +30,12 @@ const SPOILS: Readonly<Record<string, (saved: readonly string[]) => string>> = {
   'parts swapped': (saved) => `-D TULLE-FORWARD 3\n-I TULLE-FORWARD 1 ${saved[2]}`,
   'a rule doubled': (saved) => `-A TULLE-FORWARD ${saved[2]}`,
   'a rule without its comment': () => '-D TULLE-FORWARD 1\n-I TULLE-FORWARD 1 -p tcp -j ACCEPT',
+  'a rule altered under its comment': (saved) =>
+    `-D TULLE-FORWARD 1\n-I TULLE-FORWARD 1 ${saved[0]?.replace('-p tcp', '-p udp')}`,
+  'a target altered under its comment': (saved) =>
+    `-D TULLE-FORWARD 3\n-I TULLE-FORWARD 3 ${saved[2]?.replace('DROP', 'ACCEPT')}`,
+  'a rule reversed under its comment': (saved) =>
+    `-D TULLE-FORWARD 3\n-I TULLE-FORWARD 3 ${saved[2]?.replace('-d ', '! -d ')}`,
   'the chain flushed': () => '-F TULLE-FORWARD',
   'the built-in chain flushed': () => '-F FORWARD',
   'another jump': () => '-A FORWARD -j TULLE-FORWARD',
@@ -141,6 +147,22 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
           await byHand('-F FORWARD\n-A FORWARD -j FOREIGN');
           await converge(held, TWO_PARTS);
         }
+      });
+
+      test(title('what iptables words in its own way is written once more at most'), async (t) => {
+        const { driver, byHand, save } = await open(t);
+        const held = driver();
+        // Printed as `-p udp`.
+        const odd = [part('10-a', [rule('-p 17 -j ACCEPT')])];
+        await converge(held, odd);
+        await converge(held, odd);
+        const lines = await save();
+        t.deepEqual(await differences(held, odd), []);
+        await byHand(`-F TULLE-FORWARD\n${lines.at(-1)?.replace('ACCEPT', 'DROP')}`);
+        t.is((await differences(held, odd)).length, 1);
+        await converge(held, odd);
+        t.deepEqual(await save(), lines);
+        t.deepEqual(await differences(held, odd), []);
       });
 
       test(title('the last part takes chain and jump with it'), async (t) => {

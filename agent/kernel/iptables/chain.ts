@@ -16,7 +16,8 @@ import type { Run } from '../command.ts';
 import type { Backend } from './backend.ts';
 import { type Failures, OwnTable, type PartChange, partOf, readFamily } from './own-table.ts';
 import { strayPart } from './read-back.ts';
-import { type FoundPart, hashOf, linesOf } from './render.ts';
+import { type FoundPart, linesOf } from './render.ts';
+import { oddlyPrinted, type Printed, sameHashes, sameRules } from './rule-text.ts';
 
 export function createChainDriver({
   run,
@@ -26,6 +27,8 @@ export function createChainDriver({
   backend: Pick<Backend, 'commands'>;
 }): Driver<'chain-part'> {
   const tables = new Map<string, OwnTable>();
+  /** Of rules that are there. */
+  const printed = new Map<string, string>();
   const tableOf = (family: Family, table: Table): OwnTable => {
     const id = `${family} ${table}`;
     const known = tables.get(id) ?? new OwnTable(run, backend, family, table);
@@ -52,6 +55,8 @@ export function createChainDriver({
         for (const part of parts) found.set(keyOf('chain-part', part), part);
       }
     }
+    const lines = new Set([...found.values()].flatMap((part) => (part as Partial<FoundPart>).lines ?? []));
+    for (const [hash, line] of printed) if (!lines.has(line)) printed.delete(hash);
     return found;
   }
 
@@ -60,28 +65,46 @@ export function createChainDriver({
     for (const changes of Map.groupBy(batch, (change) => `${partOf(change).family} ${partOf(change).table}`).values()) {
       const { family, table } = partOf(changes[0] as PartChange);
       for (const [key, error] of await tableOf(family, table).apply(changes, signal)) failures.set(key, error);
+      const reworded = changes.filter((change) => !failures.has(change.key) && isReworded(change));
+      if (reworded.length > 0) await learn(family, table, reworded, signal);
     }
     return failures;
+  }
+
+  /** A rule that looked altered was written again: should iptables word it as before, nobody has altered it. */
+  async function learn(family: Family, table: Table, changes: readonly PartChange[], signal: AbortSignal) {
+    // What cannot be read now looks altered in the next list and gets another turn.
+    const chains = await readFamily(run, backend, family, signal, table).catch(() => []);
+    for (const part of changes.map(partOf)) {
+      const found = chains.find(({ chain }) => chain === part.chain)?.parts.get(part.order);
+      if (!found || !sameHashes(linesOf(part), linesOf(found))) continue;
+      for (const [hash, line] of oddlyPrinted(part, found)) printed.set(hash, line);
+    }
   }
 
   return {
     kind: 'chain-part',
     lane: 'netfilter',
     merge: 'one',
-    equal: isEqual,
+    equal: (wanted, found) => isEqual(wanted, found, printed),
     list: (signal) => inTurn(() => list(signal)),
     apply: (batch, signal) => inTurn(() => apply(batch, signal)),
   };
 }
 
-/** By hashes: neither side's text is compared. A part that cannot be rendered equals nothing, and apply says why. */
-function isEqual(wanted: ChainPart, found: ChainPart): boolean {
+/** A part that cannot be rendered equals nothing, and apply says why. */
+function isEqual(wanted: ChainPart, found: ChainPart, printed: Printed): boolean {
   if ((found as Partial<FoundPart>).drift !== undefined || (wanted as Partial<FoundPart>).drift !== undefined)
     return false;
   try {
-    const [a, b] = [linesOf(wanted), linesOf(found)];
-    return a.length === b.length && a.every((line, i) => hashOf(line) === hashOf(b[i] as string));
+    return sameHashes(linesOf(wanted), linesOf(found)) && sameRules(wanted, found, printed);
   } catch {
     return false;
   }
 }
+
+/** An update that leaves the hashes as they are: only the words differ. */
+const isReworded = (change: PartChange): boolean =>
+  change.action === 'update' &&
+  (change.from as Partial<FoundPart>).drift === undefined &&
+  sameHashes(linesOf(change.item.value), linesOf(change.from));
