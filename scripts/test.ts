@@ -47,7 +47,7 @@ const GROUPS: readonly Group[] = [
     name: 'unit',
     about: 'unit and property tests',
     needsRoot: false,
-    run: (report, pace) => runAva('{agent,cni,lab,scripts,bench}/**/*.test.ts', report, pace),
+    run: (report, pace) => runAva('{agent,cni,deploy,lab,scripts,bench}/**/*.test.ts', report, pace),
   },
   {
     name: 'kernel',
