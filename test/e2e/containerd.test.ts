@@ -1,5 +1,5 @@
 /** Pods that Debian's containerd and runc run, asked over CRI as kubelet asks, with the agent's own conflist. */
-import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
@@ -30,10 +30,12 @@ const NODES = ['node-1', 'node-2'] as const;
 type NodeName = (typeof NODES)[number];
 const CALLS = '/run/cni-calls';
 const FAIL = '/run/fail-add';
+const HOLD = '/run/hold-add';
 
-/** Debian's portmap behind a witness: what containerd calls every plugin with, and a failure after Tulle's ADD on demand. */
+/** Debian's portmap behind a witness of containerd's calls that lets an ADD wait or fail on demand, after Tulle's own. */
 const WITNESS = `#!/bin/sh
 echo "$CNI_COMMAND $CNI_CONTAINERID [$CNI_NETNS]" >>${CALLS}
+while [ "$CNI_COMMAND" = ADD ] && [ -e ${HOLD} ]; do sleep 0.1; done
 if [ "$CNI_COMMAND" = ADD ] && [ -e ${FAIL} ]; then
   echo '{"cniVersion":"1.0.0","code":100,"msg":"out of luck"}'
   exit 1
@@ -138,10 +140,11 @@ test.serial('a sandbox with the network of the node asks Tulle for nothing', asy
 
 test.serial('a sandbox that a later plugin refuses leaves nothing behind', async (t) => {
   const before = await readNode('node-1');
-  await writeFile(pathOnHost(lab().node('node-1'), FAIL), '');
+  const fail = pathOnHost(lab().node('node-1'), FAIL);
+  await writeFile(fail, '');
   const { message } = await t.throwsAsync(criIn('node-1').runPodSandbox(podConfig('refused')), { name: 'CriError' });
   t.regex(message, /plugin type="portmap" failed \(add\): out of luck/);
-  await output(shIn(lab().node('node-1'), `rm ${FAIL}`));
+  await rm(fail);
   t.is((await criIn('node-1').listPodSandbox()).length, 1, 'the standing pod');
   await asBefore('node-1', before);
 });
@@ -162,6 +165,13 @@ test.serial('while the agent is away nothing starts, saying why, and what stops 
   await lab().control.startAgent('node-1');
   await asBefore('node-1', before);
 });
+
+/** Waits, at a millisecond's pace, until node-1 has so many records of pods: until somebody's ADD is under way. */
+async function untilRecords(count: number): Promise<void> {
+  const directory = pathOnHost(lab().node('node-1'), '/run/tulle/pods');
+  const isThere = async () => (await readdir(directory)).length >= count;
+  await until(isThere, { describe: `${count} records`, deadlineMs: TIMEOUT_MS, intervalMs: 1 });
+}
 
 /** Every gap between two calls is used for a restart; the pod is reached from another node before it ends. */
 async function liveThrough(name: NodeName, pod: string, restart: () => Promise<void>): Promise<readonly string[]> {
@@ -195,13 +205,34 @@ test.serial('restarts of containerd or of the agent between any two calls change
   for (const name of NODES) await pingFromOther(name, (peers.get(name) as PodStatus).addresses);
 });
 
+test.serial(
+  'containerd killed amid a RunPodSandbox: what it then lists can be removed, and nothing is left',
+  async (t) => {
+    const cri = criIn('node-1');
+    const before = await readNode('node-1');
+    const hold = pathOnHost(lab().node('node-1'), HOLD);
+    await writeFile(hold, '');
+    const answer = cri.runPodSandbox(podConfig('torn')).catch((error: unknown) => error);
+    await untilRecords(2);
+    await restartContainerd(lab().control, 'node-1', cri);
+    await rm(hold);
+    t.like(await answer, { name: 'CriError', code: 'UNAVAILABLE' });
+    const torn = (await cri.listPodSandbox()).filter(({ state }) => state === 'SANDBOX_NOTREADY');
+    t.deepEqual(
+      torn.map(({ metadata }) => metadata.name),
+      ['torn'],
+    );
+    for (const { id } of torn) await cri.stopPodSandbox(id);
+    for (const { id } of torn) await cri.removePodSandbox(id);
+    await asBefore('node-1', before);
+  },
+);
+
 test.serial('ten sandboxes at once, the agent killed in their midst', async (t) => {
-  const node = lab().node('node-1');
   const cri = criIn('node-1');
   const before = await readNode('node-1');
-  const isFirstThere = async () => (await output(shIn(node, 'ls /run/tulle/pods | wc -l'))) !== '1';
   const running = Array.from({ length: 10 }, (_, i) => runUntilItWorks(cri, podConfig(`crowd-${i}`), /type="tulle"/));
-  await until(isFirstThere, { describe: 'the first record', deadlineMs: TIMEOUT_MS });
+  await untilRecords(2);
   await lab().control.killAgent('node-1');
   const ids = await Promise.all(running);
   const ips = await Promise.all(ids.map(async (id) => (await cri.podSandboxStatus(id)).ips));
