@@ -12,12 +12,12 @@ import { requireCapabilities } from './kernel/capabilities.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
 import { parseIpPort } from './model/ip-port.ts';
-import type { Key } from './model/items.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
-import { type Plan, Planner } from './plan/planner.ts';
+import { type Plan, type PlanInput, Planner } from './plan/planner.ts';
 import { planPod, podMtu } from './plan/pods.ts';
 import type { Underlay } from './plan/underlay.ts';
+import { Planning } from './planning.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
 import { DeleteQueue } from './pods/delete-queue.ts';
@@ -86,7 +86,6 @@ class Agent {
   readonly #reconciler: Reconciler;
   readonly #client: ApiClient;
   readonly #watch: ClusterWatch;
-  readonly #planner: Planner;
   readonly #installer: Installer;
   readonly #attachments: Attachments;
   readonly #queue: DeleteQueue;
@@ -94,9 +93,8 @@ class Agent {
   readonly #metrics = new Metrics(() => this.status());
   /** Absent where nobody may ask. */
   readonly #endpoint: Endpoint | undefined;
+  readonly #planning: Planning;
   #host: Host;
-  #plan: Plan | undefined;
-  #planScheduled = false;
 
   constructor({ config, credentials, log, ...rest }: AgentOptions, kernel: Kernel) {
     this.#options = { config, credentials, log, ...rest };
@@ -120,12 +118,18 @@ class Agent {
       nodeName: config.nodeName,
       log: log.child({ component: 'cluster' }),
     });
-    this.#planner = new Planner(readFormerUnderlay(config.runDir, config.nodeName));
+    this.#planning = new Planning({
+      planner: new Planner(readFormerUnderlay(config.runDir, config.nodeName)),
+      state: this.#state,
+      reconciler: this.#reconciler,
+      input: () => this.#planInput(),
+      log,
+    });
     this.#installer = new Installer({
       ...rest,
       ...config,
       conflist: renderConflist({ chain: config['cni.chain'] }),
-      settle: (signal) => this.#reconciler.settle(this.#ownKeys(), signal),
+      settle: (signal) => this.#reconciler.settle(this.#planning.ownKeys, signal),
       log,
     });
     const cniLog = log.child({ component: 'cni' });
@@ -175,6 +179,7 @@ class Agent {
     this.#metrics.start(signal);
     await this.#endpoint?.listen();
     this.#reconciler.start(signal);
+    this.#watch.onChange(() => this.#planning.request({ isEvent: true }));
     this.#watch.start(signal);
     await serveControl(
       config.runDir,
@@ -196,8 +201,8 @@ class Agent {
 
   /** Ready means: the node has a network now, the runtime was told, and nothing of the node's own fails in the kernel. */
   readiness(): Readiness {
-    const underlay = this.#plan?.underlay;
-    const failures = this.#reconciler.failures(this.#ownKeys());
+    const underlay = this.#planning.plan?.underlay;
+    const failures = this.#reconciler.failures(this.#planning.ownKeys);
     const [reason] = this.#obstacles(failures);
     // Other nodes route nothing to a Node that is away, and what fails in the kernel may be missed by running pods.
     const limited = underlay?.suspended || failures.length > 0 ? { limited: true as const } : {};
@@ -208,10 +213,10 @@ class Agent {
     return { ready: true, podCidrs, mtu: podMtu(underlay), ...(bridge && { bridge }) };
   }
 
-  #obstacles(failures = this.#reconciler.failures(this.#ownKeys())): readonly string[] {
+  #obstacles(failures = this.#reconciler.failures(this.#planning.ownKeys)): readonly string[] {
     return obstaclesOf({
       cluster: () => this.#watch.status(),
-      underlay: this.#plan?.underlay,
+      underlay: this.#planning.plan?.underlay,
       notInstalled: this.#installer.reason,
       failures,
     });
@@ -219,7 +224,7 @@ class Agent {
 
   status(): AgentStatus {
     const { config, version } = this.#options;
-    const underlay = this.#plan?.underlay;
+    const underlay = this.#planning.plan?.underlay;
     return {
       version,
       nodeName: config.nodeName,
@@ -237,14 +242,12 @@ class Agent {
     };
   }
 
-  /** Plans after every change of the cluster or of the host; a burst of changes is planned once. */
   #follow(signal: AbortSignal): void {
-    this.#watch.onChange(() => this.#schedulePlan(signal));
     this.#kernel.onHostChange((host) => {
       this.#host = host;
-      this.#schedulePlan(signal);
+      this.#planning.request({ isEvent: false });
     });
-    this.#schedulePlan(signal);
+    this.#planning.start((plan, before) => this.#planned(plan, before, signal), signal);
     const timer = setInterval(() => void this.#housekeep(), COLLECT_INTERVAL_MS);
     timer.unref();
     signal.addEventListener('abort', () => clearInterval(timer));
@@ -273,38 +276,18 @@ class Agent {
     }
   }
 
-  #schedulePlan(signal: AbortSignal): void {
-    if (this.#planScheduled) return;
-    this.#planScheduled = true;
-    setImmediate(() => {
-      this.#planScheduled = false;
-      if (signal.aborted) return;
-      try {
-        this.#replan(signal);
-      } catch (err) {
-        this.#options.log.error({ err }, 'planning failed and is tried again at the next change');
-      }
-    });
-  }
-
   /** Nothing derived from the cluster is written before every cache has synced once. */
-  #replan(signal: AbortSignal): void {
+  #planInput(): PlanInput | undefined {
     const { config } = this.#options;
     const cluster = this.#watch.snapshot();
-    if (!cluster.synced) return;
-    const before = this.#plan;
-    const plan = this.#planner.plan({
+    if (!cluster.synced) return undefined;
+    return {
       nodeName: config.nodeName,
       cluster,
       host: this.#host,
       settings: config,
       backend: BACKENDS[config.backend],
-    });
-    this.#plan = plan;
-    for (const [id, fragment] of plan.fragments) this.#state.replace(id, fragment);
-    for (const id of before?.fragments.keys() ?? []) if (!plan.fragments.has(id)) this.#state.replace(id, undefined);
-    // Without a network nothing can be told to be left over: an earlier agent's may still carry pods.
-    if (plan.underlay.podNetworks.length > 0) this.#networkPlanned(plan.underlay, before?.underlay, signal);
+    };
   }
 
   #strays({ podNetworks }: Underlay): readonly string[] {
@@ -315,27 +298,23 @@ class Agent {
     return problem === undefined ? [] : [problem];
   }
 
-  #networkPlanned(underlay: Underlay, before: Underlay | undefined, signal: AbortSignal): void {
-    if (before === undefined || before.podNetworks.length === 0) this.#reconciler.enableSweep();
+  #planned({ underlay }: Plan, before: Plan | undefined, signal: AbortSignal): void {
+    // Without a network nothing can be told to be left over: an earlier agent's may still carry pods.
+    if (underlay.podNetworks.length === 0) return;
+    if (before === undefined || before.underlay.podNetworks.length === 0) this.#reconciler.enableSweep();
     this.#installer.start(signal, () => {
       this.#options.log.info(this.readiness(), 'ready for pods');
       void this.#kernel.sweepOtherBackend(signal);
     });
     this.#attachments.follow(podMtu(underlay));
-    if (underlay === before) return;
+    if (underlay === before?.underlay) return;
     for (const problem of this.#strays(underlay)) this.#options.log.warn({ problem }, 'pods outlived their podCIDR');
     if (!underlay.suspended) saveUnderlay(this.#options.config.runDir, underlay);
   }
 
-  /** What the node needs for itself: everything that no other Node's fragment wants. */
-  #ownKeys(): readonly Key[] {
-    const own = [...(this.#plan?.fragments.values() ?? [])].filter(({ rank }) => rank === '');
-    return own.flatMap(({ items }) => items.map(({ key }) => key));
-  }
-
   /** Before there is a plan nothing is wanted, and an empty answer would be a lie. */
   #diff(signal: AbortSignal): Promise<readonly Change[]> {
-    if (!this.#plan) throw new Error(`nothing is planned yet: ${this.#obstacles()[0]}`);
+    if (!this.#planning.plan) throw new Error(`nothing is planned yet: ${this.#obstacles()[0]}`);
     return this.#reconciler.diff(signal);
   }
 }

@@ -5,6 +5,7 @@
 import type { Node } from '../model/cluster.ts';
 import { rankOf } from '../model/fragment.ts';
 import { bitsOf, type Cidr, type Family, familyOf, type IpAddress, prefixLengthOf, rangeOf } from '../model/ip.ts';
+import { finish, type Steps } from './steps.ts';
 
 /** A pod CIDR that does not count, and why, in a sentence with the remedy. */
 export interface Loss {
@@ -34,18 +35,28 @@ interface Claim {
 }
 
 /** Pure; O(n log n) plus the overlaps. A claim that is refused or lost takes nothing away from others. */
-export function findLosses(nodes: Iterable<Node>): Losses {
-  const all = [...nodes];
+export const findLosses = (nodes: Iterable<Node>): Losses => finish(lossSteps(nodes));
+
+/** The same with pauses. */
+export function* lossSteps(nodes: Iterable<Node>): Steps<Losses> {
+  const all: Facts[] = [];
+  for (const node of nodes) {
+    all.push(factsOf(node));
+    yield;
+  }
   const losses = new Map<string, Loss[]>();
   const lose = ({ node, cidr }: Claim, problem: string): void => {
     losses.set(node.name, [...(losses.get(node.name) ?? []), { cidr, problem }]);
   };
   const addresses = sortedAddresses(all);
-  const accepted = claimsOf(all).filter((claim) => {
+  yield;
+  const accepted: Claim[] = [];
+  for (const claim of all.flatMap(({ claims }) => claims)) {
     const problem = refusalOf(claim, addresses);
-    if (problem !== undefined) lose(claim, problem);
-    return problem === undefined;
-  });
+    if (problem === undefined) accepted.push(claim);
+    else lose(claim, problem);
+    yield;
+  }
   for (const group of touchingGroups(accepted)) {
     const winners: Claim[] = [];
     for (const claim of group.sort((a, b) => (a.rank < b.rank ? -1 : 1))) {
@@ -55,14 +66,29 @@ export function findLosses(nodes: Iterable<Node>): Losses {
       if (winner) lose(claim, overlapProblem(claim, winner));
       else winners.push(claim);
     }
+    yield;
   }
   return losses;
 }
 
-const claimsOf = (nodes: readonly Node[]): readonly Claim[] =>
-  nodes.flatMap((node) =>
-    node.podCidrs.map((cidr) => ({ node, cidr, ...rangeOf(cidr), rank: rankOf(node.creationMs, node.uid) })),
-  );
+/** What is compared of one Node; kept as long as the Node, which never changes. */
+interface Facts {
+  readonly claims: readonly Claim[];
+  readonly addresses: readonly NodeAddress[];
+}
+const knownFacts = new WeakMap<Node, Facts>();
+
+function factsOf(node: Node): Facts {
+  const known = knownFacts.get(node);
+  if (known) return known;
+  const rank = rankOf(node.creationMs, node.uid);
+  const facts = {
+    claims: node.podCidrs.map((cidr) => ({ node, cidr, ...rangeOf(cidr), rank })),
+    addresses: addressesOf(node).map((ip) => ({ ip, bits: bitsOf(ip) })),
+  };
+  knownFacts.set(node, facts);
+  return facts;
+}
 
 const overlapProblem = ({ node, cidr }: Claim, winner: Claim): string =>
   `podCIDR ${cidr} of Node ${node.name} overlaps ${winner.cidr} of the older Node ${winner.node.name}, which keeps it: give ${node.name} another podCIDR (re-create the Node)`;
@@ -73,10 +99,10 @@ interface NodeAddress {
 }
 type SortedAddresses = { readonly [F in Family]: readonly NodeAddress[] };
 
-function sortedAddresses(nodes: readonly Node[]): SortedAddresses {
-  const addresses = nodes.flatMap(addressesOf).map((ip) => ({ ip, bits: bitsOf(ip) }));
+function sortedAddresses(nodes: readonly Facts[]): SortedAddresses {
+  const all = nodes.flatMap(({ addresses }) => addresses);
   const ofFamily = (family: Family) =>
-    addresses.filter(({ ip }) => familyOf(ip) === family).sort((a, b) => (a.bits < b.bits ? -1 : 1));
+    all.filter(({ ip }) => familyOf(ip) === family).sort((a, b) => (a.bits < b.bits ? -1 : 1));
   return { ipv4: ofFamily('ipv4'), ipv6: ofFamily('ipv6') };
 }
 

@@ -10,8 +10,9 @@ import { type Cidr, familyOf } from '../model/ip.ts';
 import { type AnyItem, item } from '../model/items.ts';
 import type { Backend } from './backend.ts';
 import { planBridge } from './bridge.ts';
-import { addressesOf, findLosses, heldCidrs, type Losses } from './claims.ts';
+import { addressesOf, heldCidrs, type Losses, lossSteps } from './claims.ts';
 import { directMember, NODE_NETWORK, planNodeNetwork } from './node-network.ts';
+import { finish, type Steps } from './steps.ts';
 import { type PlanSettings, planUnderlay, type Underlay } from './underlay.ts';
 
 export interface PlanInput {
@@ -39,11 +40,17 @@ export class Planner {
   }
 
   plan(input: PlanInput): Plan {
+    return finish(this.steps(input));
+  }
+
+  /** The same with pauses. One at a time. */
+  *steps(input: PlanInput): Steps<Plan> {
     const last = this.#last;
     const losses =
       last && sameClaims(last.input.cluster, input.cluster)
         ? last.losses
-        : kept(last?.losses, findLosses(input.cluster.nodes.values()));
+        : kept(last?.losses, yield* lossSteps(input.cluster.nodes.values()));
+    yield;
     const former = last?.plan.underlay ?? this.#former;
     const underlay = kept(former, planUnderlay(input, losses, former));
     const sameContext =
@@ -61,6 +68,7 @@ export class Planner {
       const fragment = known.get(node) ?? planPeer(node, underlay, losses, input);
       peers.set(node, fragment);
       fragments.set(fragment.id, fragment);
+      yield;
     }
     const plan = { underlay, fragments };
     this.#last = { input, plan, losses, peers };

@@ -2,6 +2,7 @@ import test, { type ExecutionContext } from 'ava';
 import { fragment, route, sysctl } from '../../test/support/fragments.ts';
 import { quiet, startRig } from '../../test/support/reconcile.ts';
 import { until } from '../../test/support/until.ts';
+import type { AnyItem } from '../model/items.ts';
 
 /** A reconciler on a clock that stands still unless told, and how old each event was when the kernel had it. */
 async function stand(t: ExecutionContext) {
@@ -9,11 +10,11 @@ async function stand(t: ExecutionContext) {
   const lags: number[] = [];
   const options = { now: () => clock.ms, onCaughtUp: (durationMs: number) => lags.push(durationMs) };
   const rig = await startRig(t, { options });
-  const follow = (ageMs: number, ...items: readonly { readonly key: Parameters<typeof rig.reconciler.known>[0] }[]) =>
-    rig.reconciler.follow(
-      items.map(({ key }) => key),
-      ageMs,
-    );
+  const follow = (ageMs: number, ...items: readonly AnyItem[]) => {
+    const followed = rig.reconciler.follow(ageMs);
+    for (const { key } of items) followed.add([key]);
+    followed.end();
+  };
   const behindMs = () => rig.reconciler.status().behindMs;
   return { ...rig, clock, lags, follow, behindMs };
 }
@@ -29,6 +30,18 @@ test('an event is in the kernel when the last of its keys is, in whatever lane',
   t.is(behindMs(), 530);
   await quiet(reconciler);
   t.deepEqual([lags, behindMs()], [[530], 0]);
+});
+
+test('an event counts from its arrival on, while its keys are still being told', async (t) => {
+  const { put, reconciler, clock, lags, behindMs } = await stand(t);
+  const followed = reconciler.follow(5);
+  put(fragment('a', [route(1)]));
+  followed.add([route(1).key]);
+  await quiet(reconciler);
+  clock.ms += 10;
+  t.deepEqual([lags, behindMs()], [[], 15]);
+  followed.end();
+  t.deepEqual([lags, behindMs()], [[15], 0]);
 });
 
 test('an event that changes nothing in the kernel is not counted', async (t) => {

@@ -1,9 +1,18 @@
 import type { Key } from '../model/items.ts';
 
-/** What one cause dirtied and the kernel does not hold yet. */
+/** What one cause dirties. */
+export interface Followed {
+  /** Keys that were just touched; those that are settled already do not count. */
+  add(keys: Iterable<Key>): void;
+  /** There will be no more of them. */
+  end(): void;
+}
+
 interface Round {
   readonly sinceMs: number;
+  /** Keys that the kernel does not hold yet, and one more until the end is told. */
   left: number;
+  hasKeys: boolean;
 }
 
 /**
@@ -14,23 +23,23 @@ export class CatchUps {
   readonly #isSettled: (key: Key) => boolean;
   readonly #onDone: (sinceMs: number) => void;
   readonly #rounds = new Map<Key, Round>();
-  /** In the order in which they began to be followed. */
   readonly #open = new Set<Round>();
 
+  /** `onDone` is told of every round that dirtied anything. */
   constructor(isSettled: (key: Key) => boolean, onDone: (sinceMs: number) => void) {
     this.#isSettled = isSettled;
     this.#onDone = onDone;
   }
 
-  /** Keys that are settled already do not count; without any other nothing is reported. */
-  follow(keys: Iterable<Key>, sinceMs: number): void {
-    const round: Round = { sinceMs, left: 0 };
-    for (const key of keys) {
-      if (this.#rounds.has(key) || this.#isSettled(key)) continue;
-      this.#rounds.set(key, round);
-      round.left++;
-    }
-    if (round.left > 0) this.#open.add(round);
+  begin(sinceMs: number): Followed {
+    const round: Round = { sinceMs, left: 1, hasKeys: false };
+    this.#open.add(round);
+    return {
+      add: (keys) => {
+        for (const key of keys) this.#add(key, round);
+      },
+      end: () => this.#countDown(round),
+    };
   }
 
   /** Something was learned of this key. Costs one look-up when nobody follows it. */
@@ -38,10 +47,7 @@ export class CatchUps {
     const round = this.#rounds.get(key);
     if (!round || !this.#isSettled(key)) return;
     this.#rounds.delete(key);
-    round.left--;
-    if (round.left > 0) return;
-    this.#open.delete(round);
-    this.#onDone(round.sinceMs);
+    this.#countDown(round);
   }
 
   /** A list may have settled any key, such as one that was written while its kind was stale. */
@@ -54,5 +60,19 @@ export class CatchUps {
     let oldest: number | undefined;
     for (const { sinceMs } of this.#open) oldest = Math.min(oldest ?? sinceMs, sinceMs);
     return oldest;
+  }
+
+  #add(key: Key, round: Round): void {
+    if (this.#rounds.has(key) || this.#isSettled(key)) return;
+    this.#rounds.set(key, round);
+    round.left++;
+    round.hasKeys = true;
+  }
+
+  #countDown(round: Round): void {
+    round.left--;
+    if (round.left > 0) return;
+    this.#open.delete(round);
+    if (round.hasKeys) this.#onDone(round.sinceMs);
   }
 }

@@ -2,7 +2,7 @@ import type { Logger } from 'pino';
 import { APPLY_ORDER, type Key, type Kind, kindOf, type Objects } from '../model/items.ts';
 import type { BackoffLimits } from './backoff.ts';
 import { Blocked } from './blocked.ts';
-import { CatchUps } from './catch-ups.ts';
+import { CatchUps, type Followed } from './catch-ups.ts';
 import { withDeadline } from './deadline.ts';
 import type { KernelState } from './kernel-state.ts';
 import { keyedDiff } from './keyed-diff.ts';
@@ -12,6 +12,7 @@ import { Settles } from './settles.ts';
 import { KindCounters, type ReconcilerStatus, renderStatus, renderWork } from './status.ts';
 import type { AnyDriver, Change, Lane, Notice } from './types.ts';
 
+export type { Followed } from './catch-ups.ts';
 export type { BatchReport, ListReport } from './lane.ts';
 export { SettleError } from './settles.ts';
 export type { KindStatus, ReconcilerStatus } from './status.ts';
@@ -32,7 +33,7 @@ export interface ReconcilerOptions {
   readonly onBatch?: (report: BatchReport) => void;
   /** Told of every full list, also of one that failed. */
   readonly onList?: (report: ListReport) => void;
-  /** Told once the kernel holds what follow() was given, with the milliseconds since then and its age at that time. */
+  /** Told once the kernel holds what follow() was given, with the milliseconds since the event came. */
   readonly onCaughtUp?: (durationMs: number) => void;
 }
 
@@ -140,11 +141,11 @@ export class Reconciler {
   }
 
   /**
-   * Measures until the kernel holds what is wanted now under these keys: those that an event has just touched, which came
-   * `ageMs` milliseconds ago. Nothing goes first for that, and nobody waits.
+   * Measures until the kernel holds what an event asks for, which came `ageMs` milliseconds ago. Nothing goes first for
+   * that, and nobody waits.
    */
-  follow(keys: Iterable<Key>, ageMs: number): void {
-    this.#catchUps.follow(keys, this.#options.now() - ageMs);
+  follow(ageMs: number): Followed {
+    return this.#catchUps.begin(this.#options.now() - ageMs);
   }
 
   /** Why these keys are not in the kernel: failed writes, and kinds that cannot be listed. Cost: one look-up a key. */
