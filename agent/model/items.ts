@@ -214,7 +214,8 @@ export function item<K extends Kind>(kind: K, value: Objects[K], needs: readonly
 }
 
 /** The route metric that the kernel reports for a route written without one. */
-export const defaultMetric = (destination: Cidr): number => (familyOf(destination) === 'ipv6' ? 1024 : 0);
+export const defaultMetric = (destination: Cidr): number => DEFAULT_METRIC[familyOf(destination)];
+export const DEFAULT_METRIC = { ipv4: 0, ipv6: 1024 } as const;
 
 /** A single address as the set member that stands for it. */
 export const memberOf = (set: string, ip: IpAddress): Member => ({ set, entry: `${ip}/${factsOf(ip).bits}` as Cidr });

@@ -77,14 +77,17 @@ test.serial('bridged pods have an address with its subnet, a gateway, and everyb
       await outputIn(alice.place, 'ip', flag, 'address', 'show', 'eth0'),
       new RegExp(`${alice.ip(family)}/${prefixLength} `),
     );
-    t.regex(await outputIn(alice.place, 'ip', flag, 'route'), new RegExp(`default via ${GATEWAY[family]} dev eth0`));
+    t.regex(
+      await outputIn(alice.place, 'ip', flag, 'route'),
+      new RegExp(`default via ${GATEWAY[family]} dev eth0.* mtu 1450`),
+    );
     t.regex(
       await outputIn(node(), 'ip', 'address', 'show', BRIDGE_NAME),
       new RegExp(`${GATEWAY[family]}/${prefixLength} `),
     );
   }
   const link = await outputIn(node(), 'ip', '-details', 'link', 'show', BRIDGE_NAME);
-  t.regex(link, new RegExp(`mtu 1450 [^]*link/ether ${bridgeMac('node-1')} [^]*promiscuity 0 `));
+  t.regex(link, new RegExp(`mtu 1500 [^]*link/ether ${bridgeMac('node-1')} [^]*promiscuity 0 `));
   await lab().control.checkPod('default', 'alice');
   await untilSettled(lab().node('node-1'));
 });

@@ -66,8 +66,8 @@ interface PodRow {
 const GATEWAYS =
   'ip neighbour replace 169.254.1.1 lladdr HOSTMAC dev eth0 nud permanent; ip -6 neighbour replace fe80::1 lladdr HOSTMAC dev eth0 nud permanent';
 const WHOLE_POD = `ip link set eth0 up; ip -6 address replace A6/128 dev eth0 nodad; ${GATEWAYS};
-  ip route replace 169.254.1.1 dev eth0; ip route replace default via 169.254.1.1 dev eth0 onlink;
-  ip -6 route replace default via fe80::1 dev eth0 onlink`;
+  ip route replace 169.254.1.1 dev eth0; ip route replace default via 169.254.1.1 dev eth0 onlink mtu 1450;
+  ip -6 route replace default via fe80::1 dev eth0 onlink mtu 1450`;
 
 const POD_ROWS: readonly PodRow[] = [
   {
@@ -93,25 +93,25 @@ const POD_ROWS: readonly PodRow[] = [
     title: 'its IPv4 default route',
     disturb: 'ip route del default',
     details: 'pod: default route of ipv4 via 169.254.1.1 is missing',
-    restore: 'ip route add default via 169.254.1.1 dev eth0 onlink',
+    restore: 'ip route add default via 169.254.1.1 dev eth0 onlink mtu 1450',
   },
   {
     title: 'the next hop of its IPv4 default route',
     disturb: 'ip route replace default via 169.254.1.9 dev eth0 onlink',
     details: 'pod: default route of ipv4 via 169.254.1.1 is missing',
-    restore: 'ip route replace default via 169.254.1.1 dev eth0 onlink',
+    restore: 'ip route replace default via 169.254.1.1 dev eth0 onlink mtu 1450',
   },
   {
     title: 'its IPv6 default route',
     disturb: 'ip -6 route del default',
     details: 'pod: default route of ipv6 via fe80::1 is missing',
-    restore: 'ip -6 route add default via fe80::1 dev eth0 onlink',
+    restore: 'ip -6 route add default via fe80::1 dev eth0 onlink mtu 1450',
   },
   {
     title: 'an IPv6 default route that refuses',
     disturb: 'ip -6 route del default; ip -6 route add unreachable default',
     details: 'pod: default route of ipv6 via fe80::1 is missing',
-    restore: 'ip -6 route del unreachable default; ip -6 route add default via fe80::1 dev eth0 onlink',
+    restore: 'ip -6 route del unreachable default; ip -6 route add default via fe80::1 dev eth0 onlink mtu 1450',
   },
   {
     title: 'its route to the gateway',
@@ -151,9 +151,21 @@ const POD_ROWS: readonly PodRow[] = [
   },
   {
     title: 'the MTU of its interface',
-    disturb: 'ip link set eth0 mtu 1400',
-    details: 'pod: the MTU of eth0 is 1400 bytes, not 1450',
-    restore: 'ip link set eth0 mtu 1450',
+    disturb: 'ip link set eth0 mtu 1460',
+    details: 'pod: the MTU of eth0 is 1460 bytes, not 1500',
+    restore: 'ip link set eth0 mtu 1500',
+  },
+  {
+    title: 'the MTU of its IPv4 default route',
+    disturb: 'ip route change default via 169.254.1.1 dev eth0 onlink',
+    details: "pod: the MTU of default route of ipv4 via 169.254.1.1 is the link's, not 1450 bytes",
+    restore: 'ip route change default via 169.254.1.1 dev eth0 onlink mtu 1450',
+  },
+  {
+    title: 'the MTU of its IPv6 default route',
+    disturb: 'ip -6 route change default via fe80::1 dev eth0 onlink mtu 1400',
+    details: 'pod: the MTU of default route of ipv6 via fe80::1 is 1400 bytes, not 1450 bytes',
+    restore: 'ip -6 route change default via fe80::1 dev eth0 onlink mtu 1450',
   },
   {
     title: 'its refusal of router advertisements',
@@ -273,8 +285,8 @@ const HOST_ROWS: readonly HostRow[] = [
   {
     title: 'the MTU of the link',
     disturb: 'ip link set LINK mtu 1400',
-    details: /host: the MTU of LINK is 1400 bytes, not 1450/,
-    probe: 'ip link show LINK | grep "mtu 1450"',
+    details: /host: the MTU of LINK is 1400 bytes, not 1500/,
+    probe: 'ip link show LINK | grep "mtu 1500"',
   },
   {
     title: 'the hardware address of the link',

@@ -40,6 +40,18 @@ async function readLinks({ netns, ifName }: TestPod): Promise<{ readonly pod: Li
   throw new Error(`no link between the node and ${netns}`);
 }
 
+interface DefaultRouteJson {
+  readonly gateway: string;
+  readonly metrics: readonly [{ readonly mtu: number }];
+}
+
+/** Of IPv4 and of IPv6, inside the pod. */
+async function readDefaultRoutes({ netns }: TestPod): Promise<readonly DefaultRouteJson[]> {
+  const ask = async (flag: string) =>
+    JSON.parse(await output(shInNetns(node(), netns, `ip -j ${flag} route show default`))) as DefaultRouteJson[];
+  return [...(await ask('-4')), ...(await ask('-6'))];
+}
+
 const addressesOf = ({ result }: CniAnswer): readonly string[] =>
   (result['ips'] as readonly { readonly address: string }[]).map(({ address }) => address.split('/')[0] as string);
 
@@ -79,10 +91,11 @@ async function expectedResult(pod: TestPod, version: string): Promise<object> {
     cniVersion: version,
     interfaces: [interfaces[0], { ...interfaces[1], sandbox: `/run/netns/${pod.netns}` }],
     ips,
-    routes: [
-      { dst: '0.0.0.0/0', gw: '169.254.1.1' },
-      { dst: '::/0', gw: 'fe80::1' },
-    ],
+    routes: (await readDefaultRoutes(pod)).map(({ gateway, metrics: [{ mtu }] }) => ({
+      dst: gateway.includes(':') ? '::/0' : '0.0.0.0/0',
+      gw: gateway,
+      ...(v11 && { mtu }),
+    })),
     dns: {},
   };
 }

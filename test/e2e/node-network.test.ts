@@ -42,6 +42,7 @@ const OUTSIDE = { ipv4: '172.30.0.9', ipv6: 'fd30::9' } as const;
 const TRUSTED = { ipv4: '172.30.0.8', ipv6: 'fd30::8' } as const;
 const PREFIX = { ipv4: 24, ipv6: 64 } as const;
 const MTU = 1450;
+const UNDERLAY_MTU = 1500;
 /** IP header and ICMP header. */
 const PING_OVERHEAD = { ipv4: 28, ipv6: 48 } as const;
 
@@ -127,28 +128,47 @@ test.serial('what is for an unused pod address ends at the node that has it', as
   }
 });
 
+const unfragmented = (from: Place, to: string, size: number) => ping(from, to, '-M', 'do', '-s', `${size}`, '-W', '5');
+
 test.serial('a packet of the MTU passes unfragmented, and a larger one is told how large it may be', async (t) => {
-  const { near, node2, address, cidr } = await sceneOf();
+  const { near, node1, node2, address, cidr } = await sceneOf();
   const trusted = await createHost(t, 'trusted', TRUSTED);
   for (const { family } of families) {
     await shellIn(trusted, `ip route add ${cidr[family]} via ${address.node1[family]}`);
-    const fits = MTU - PING_OVERHEAD[family];
-    const unfragmented = (from: Place, to: string, size: number) =>
-      ping(from, to, '-M', 'do', '-s', `${size}`, '-W', '5');
-    for (const [name, from, to] of [
-      ['pod to remote pod', near, address.far[family]],
-      ['pod to remote node', near, address.node2[family]],
-      ['node to remote pod', node2, address.near[family]],
-      ['outside to pod', trusted, address.near[family]],
+    for (const [name, from, to, mtu] of [
+      ['pod to remote pod', near, address.far[family], MTU],
+      ['pod to remote node', near, address.node2[family], MTU],
+      ['node to remote pod', node2, address.near[family], MTU],
+      ['node to its own pod', node1, address.near[family], UNDERLAY_MTU],
+      ['outside to pod', trusted, address.near[family], UNDERLAY_MTU],
     ] as const) {
+      const fits = mtu - PING_OVERHEAD[family];
       const whole = await unfragmented(from, to, fits);
       t.is(whole.exitCode, 0, `${family}: ${name}: ${whole.stdout}`);
       const larger = await unfragmented(from, to, fits + 1);
       t.not(larger.exitCode, 0, `${family}: ${name}`);
-      t.regex(larger.stdout + larger.stderr, /mtu[ =:]+1450/i, `${family}: ${name}`);
+      t.regex(larger.stdout + larger.stderr, new RegExp(`mtu[ =:]+${mtu}`, 'i'), `${family}: ${name}`);
     }
   }
 });
+
+test.serial(
+  'a pod that sends as much as its link takes into the tunnel is told by its node how much it may',
+  async (t) => {
+    const { near, address } = await sceneOf();
+    for (const { family, digit } of families) {
+      const gateway = { ipv4: '169.254.1.1', ipv6: 'fe80::1' }[family];
+      const route = `${address.far[family]} via ${gateway} dev eth0 onlink`;
+      // As a route of the pod's own, or a program that knows the link only.
+      await shellIn(near, `ip -${digit} route add ${route}`);
+      const larger = await unfragmented(near, address.far[family], UNDERLAY_MTU - PING_OVERHEAD[family]);
+      t.not(larger.exitCode, 0, family);
+      t.regex(larger.stdout, new RegExp(`^From \\S+ .*(Frag needed|Packet too big).*mtu ?= ?${MTU}`, 'm'), family);
+      t.is((await unfragmented(near, address.far[family], MTU - PING_OVERHEAD[family])).exitCode, 0, 'as it was told');
+      await shellIn(near, `ip -${digit} route del ${route}`);
+    }
+  },
+);
 
 test.serial('a node that lives by router advertisements keeps its default route', async (t) => {
   const { node2 } = await sceneOf();

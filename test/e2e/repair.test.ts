@@ -114,19 +114,28 @@ test.serial('the underlay may go and come back', async (t) => {
   await everyPingIsAnswered(t, scene, 'eth0 down and up');
 });
 
+/** Of the tunnel, of both ends of the pod's link, and of the pod's default routes of IPv4 and IPv6. */
+async function readMtus({ lab, node, pod, podLink }: Scene): Promise<string> {
+  const links = await shellIn(node, `cat /sys/class/net/tulle.84/mtu /sys/class/net/${podLink}/mtu`);
+  const inside = await shellIn(
+    podPlace(lab, pod),
+    `cat /sys/class/net/eth0/mtu; { ip -4 route show default; ip -6 route show default; } | sed 's/.* mtu \\([0-9]*\\).*/\\1/'`,
+  );
+  return `${links}\n${inside}`.split('\n').join(' ');
+}
+
 test.serial('the MTU of tunnel and pods follows the underlay', async (t) => {
   const scene = await sceneOf(attentive);
   const before = await dump(scene);
-  const mtus = async () => {
-    const links = await shellIn(scene.node, `cat /sys/class/net/tulle.84/mtu /sys/class/net/${scene.podLink}/mtu`);
-    const pod = await outputIn(podPlace(scene.lab, scene.pod), 'cat', '/sys/class/net/eth0/mtu');
-    return `${links}\n${pod}`.split('\n').join(' ');
-  };
+  const become = (mtus: string) =>
+    until(async () => (await readMtus(scene)) === mtus, { describe: `MTUs ${mtus}`, ...SETTLED });
+  t.is(await readMtus(scene), '1450 1500 1500 1450 1450');
   await shellIn(scene.node, 'ip link set eth0 mtu 1400');
-  await until(async () => (await mtus()) === '1350 1350 1350', { describe: 'an MTU of 1350 everywhere', ...SETTLED });
+  await become('1350 1400 1400 1350 1350');
   await everyPingIsAnswered(t, scene, 'MTU lowered');
   await shellIn(scene.node, 'ip link set eth0 mtu 1500');
   await isAsBefore(t, scene, before, 'MTU raised');
+  await become('1450 1500 1500 1450 1450');
 });
 
 test.serial(

@@ -6,7 +6,7 @@ import { identifyNetns } from '../../agent/kernel/netns/netns.ts';
 import { type IpAddress, parseIp } from '../../agent/model/ip.ts';
 import type { PodLink } from '../../agent/model/items.ts';
 import { macOf } from '../../agent/model/mac.ts';
-import { create } from '../support/netlink-host.ts';
+import { create, update } from '../support/netlink-host.ts';
 import { createNetns } from '../support/netns.ts';
 
 const HOST = 'tl0123456789ab';
@@ -156,6 +156,17 @@ test('describePodLink: what a pod adds of its own is no difference', async (t) =
   ];
   await pod.feed(additions.join('\n'), 'ip', '-batch', '-');
   t.deepEqual(await describe(), []);
+});
+
+test('pod link: another MTU of the routes reaches those that Tulle made, and no other', async (t) => {
+  const { pod, netlink, value } = await openPod(t);
+  const own = ['default via 169.254.1.9 dev eth0 onlink', 'default via 169.254.1.1 dev eth0 onlink metric 50 mtu 1300'];
+  await pod.run('ip', 'route', 'delete', 'default');
+  for (const route of own) await pod.run('ip', 'route', 'add', ...route.split(' '));
+  const before = (await pod.run('ip', '-4', 'route')).stdout;
+  await update(netlink.drivers['pod-link'], { ...value, routeMtuBytes: 1400 }, value);
+  t.is((await pod.run('ip', '-4', 'route')).stdout, before);
+  t.regex((await pod.run('ip', '-6', 'route', 'show', 'default')).stdout, /^default via fe80::1 .* mtu 1400 /);
 });
 
 test('describePodLink: an interface that the pod renamed is missing', async (t) => {

@@ -56,9 +56,8 @@ async function askStream(address: string): Promise<void> {
 /** A datagram may be lost, which UDP allows: each is asked again a few times. One that never comes back is a fault. */
 async function askDatagrams(address: string): Promise<void> {
   const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4');
-  const sizes = DATAGRAM_BYTES.filter((bytes) => bytes <= largest || !address.includes(':'));
   try {
-    for (const size of sizes) await askDatagram(socket, address, randomBytes(size));
+    for (const size of DATAGRAM_BYTES) await askDatagram(socket, address, randomBytes(size));
   } finally {
     socket.close();
   }
@@ -78,11 +77,7 @@ async function askDatagram(socket: ReturnType<typeof createSocket>, address: str
   throw new Error(`no echo of a datagram of ${sent.length} bytes`);
 }
 
-/** `--largest-ipv6 BYTES` before the addresses leaves out longer datagrams over IPv6. */
-const [role, ...rest] = process.argv.slice(2);
-const isLimited = rest[0] === '--largest-ipv6';
-const largest = isLimited ? Number(rest[1]) : Number.POSITIVE_INFINITY;
-const addresses = isLimited ? rest.slice(2) : rest;
+const [role, ...addresses] = process.argv.slice(2);
 if (role === 'serve') await serve();
 else {
   for (const address of addresses) {

@@ -9,7 +9,7 @@ import {
   type IpAddress,
   networkOf,
 } from '../../model/ip.ts';
-import type { PodMtu } from '../../model/items.ts';
+import { DEFAULT_METRIC, type PodMtu } from '../../model/items.ts';
 import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import { KernelError } from '../errors.ts';
 import { attribute, nested, parseAttributes, u32, u32Of } from './attributes.ts';
@@ -71,7 +71,7 @@ export function podRoutePayload({ destination, gateway, family, mtuBytes }: PodR
 const RTPROT_BOOT = 3;
 const RTN_UNICAST = 1;
 
-/** The unicast routes over a link in one family, those of podRoutes among them, by name. */
+/** The unicast routes of the default metric over a link in one family, those of podRoutes among them, by name. */
 export async function readPodRoutes(
   client: NetlinkClient,
   { ifindex, name }: Pick<LinkFacts, 'ifindex' | 'name'>,
@@ -89,6 +89,7 @@ export async function readPodRoutes(
     if (header.type !== RTN_UNICAST || u32Of(attributes.get(RTA.OIF)) !== ifindex) continue;
     const destination = ipOf(attributes.get(RTA.DST));
     if (destination && header.prefixLength !== factsOf(destination).bits) continue;
+    if ((u32Of(attributes.get(RTA.PRIORITY)) ?? DEFAULT_METRIC[family]) !== DEFAULT_METRIC[family]) continue;
     const metrics = attributes.get(RTA.METRICS);
     const mtuBytes = metrics && u32Of(parseAttributes(metrics).get(RTAX_MTU));
     const route = { family, destination, gateway: ipOf(attributes.get(RTA.GATEWAY)), mtuBytes };
