@@ -1,9 +1,8 @@
 /** `tulle doctor`: what is wrong with this node, with evidence, cause and remedy. Exit code 0: nothing, 1: findings. */
-import { InvalidArgumentError } from 'commander';
 import { type Config, readConfigFile, resolveSettings, SETTINGS, type SettingKey } from '../config.ts';
-import { type CheckReport, examine, fixesIn } from '../doctor/doctor.ts';
+import { type CheckReport, type Diagnosis, examine, type Repair } from '../doctor/doctor.ts';
 import type { AgentAnswer, DoctorOptions } from '../doctor/facts.ts';
-import type { Finding, Fix } from '../doctor/finding.ts';
+import type { Finding } from '../doctor/finding.ts';
 import { PRODUCTS } from '../doctor/products.ts';
 import { type AgentCall, bundledExecutable, credentialsOf } from './agent.ts';
 import { askAgent } from './ask-agent.ts';
@@ -15,43 +14,26 @@ export interface DoctorCall extends AgentCall {
   readonly fix: readonly string[] | undefined;
 }
 
-/** What stands after `--fix`: true for nothing. Throws CommanderError for a name that is none. */
-export function fixNames(value: string | true | undefined): DoctorCall['fix'] {
+/** What stands after `--fix`: true for nothing. `refuse` ends the call for a name that is none. */
+export function fixNames(value: string | true | undefined, refuse: (message: string) => never): DoctorCall['fix'] {
   if (value === undefined || value === true) return value && [];
   const names = value.split(',');
   const known = PRODUCTS.map(({ name }) => name);
   const unknown = names.find((name) => !known.includes(name));
   if (unknown === undefined) return names;
-  throw new InvalidArgumentError(`cannot fix ${JSON.stringify(unknown)}: expected ${known.join(', ')}`);
-}
-
-/** What was done for one finding. */
-interface Repair {
-  readonly steps: readonly string[];
-  readonly error?: string;
+  return refuse(`error: cannot fix ${JSON.stringify(unknown)}: expected one of ${known.join(', ')}`);
 }
 
 export async function doctor(call: DoctorCall): Promise<number> {
   const { json, fix } = call;
   const signal = new AbortController().signal;
-  let reports = await examine(await optionsOf(call), signal);
-  const repairs: Repair[] = [];
-  for (const each of fix === undefined ? [] : fixesIn(reports, fix)) repairs.push(await apply(each, signal));
-  if (repairs.length > 0) reports = await examine(await optionsOf(call), signal);
-  const healthy = reports.every(({ findings }) => findings.length === 0);
-  process.stdout.write(
-    json ? `${JSON.stringify({ healthy, checks: reports, repairs }, undefined, 2)}\n` : describe(reports, repairs),
-  );
+  let { checks, repairs } = await examine(await optionsOf(call), fix, signal);
+  // What was repaired is looked at again: only the kernel knows whether it holds.
+  if (repairs.length > 0) ({ checks } = await examine(await optionsOf(call), undefined, signal));
+  const healthy = checks.every(({ findings }) => findings.length === 0);
+  const text = json ? `${JSON.stringify({ healthy, checks, repairs }, undefined, 2)}\n` : describe({ checks, repairs });
+  process.stdout.write(text);
   return healthy ? 0 : 1;
-}
-
-async function apply({ steps, apply }: Fix, signal: AbortSignal): Promise<Repair> {
-  try {
-    await apply(signal);
-    return { steps };
-  } catch (error) {
-    return { steps, error: error instanceof Error ? error.message : String(error) };
-  }
 }
 
 /** What the running agent works with counts, unless a flag says otherwise: a person need not repeat its settings. */
@@ -79,9 +61,9 @@ function withFlags(running: Config, given: Config, flags: AgentCall['flags']): C
 }
 
 /** One line a check, and below it what was found. */
-export function describe(reports: readonly CheckReport[], repairs: readonly Repair[]): string {
-  const heads = table(reports.map((report) => [worst(report), report.check, headline(report)]));
-  const lines = reports.flatMap(({ findings }, i) => [heads[i] as string, ...findings.flatMap(describeFinding)]);
+export function describe({ checks, repairs }: Diagnosis): string {
+  const heads = table(checks.map((report) => [worst(report), report.check, headline(report)]));
+  const lines = checks.flatMap(({ findings }, i) => [heads[i] as string, ...findings.flatMap(describeFinding)]);
   return `${[...repairs.flatMap(describeRepair), ...lines].join('\n')}\n`;
 }
 

@@ -118,7 +118,8 @@ function addDoctorCommand(program: Command, environment: Environment, end: (exit
   addSettings(command, (key) => key !== 'logLevel');
   command.action(async ({ json, fix, config, ...options }) => {
     const { doctor, fixNames } = await import('./doctor.ts');
-    end(await doctor({ flags: flagsOf(options), configFile: config, environment, version, json, fix: fixNames(fix) }));
+    const names = fixNames(fix, (message) => command.error(message));
+    end(await doctor({ flags: flagsOf(options), configFile: config, environment, version, json, fix: names }));
   });
 }
 

@@ -50,14 +50,45 @@ export interface CheckReport {
 /** Bound of the whole. */
 const DEADLINE_MS = 60_000;
 
-/** Looks, changes nothing; may run beside the agent. Throws KernelError when there is no netlink to ask. */
-export async function examine(options: DoctorOptions, outer: AbortSignal): Promise<readonly CheckReport[]> {
+/** What was done for one finding. */
+export interface Repair {
+  readonly steps: readonly string[];
+  /** Why it could not be done to the end. */
+  readonly error?: string;
+}
+
+export interface Diagnosis {
+  readonly checks: readonly CheckReport[];
+  readonly repairs: readonly Repair[];
+}
+
+/**
+ * Looks; may run beside the agent. Without `fix` nothing is changed. With an empty one Tulle's own objects are repaired, with
+ * names what these have left is removed. Throws KernelError when there is no netlink to ask.
+ */
+export async function examine(
+  options: DoctorOptions,
+  fix: readonly string[] | undefined,
+  outer: AbortSignal,
+): Promise<Diagnosis> {
   const signal = AbortSignal.any([outer, AbortSignal.timeout(DEADLINE_MS)]);
   const facts = openFacts(options, signal);
   try {
-    return await Promise.all(CHECKS.map((check) => report(check, facts, signal)));
+    const checks = await Promise.all(CHECKS.map((check) => report(check, facts, signal)));
+    const repairs: Repair[] = [];
+    for (const each of fix === undefined ? [] : fixesIn(checks, fix)) repairs.push(await repair(each, signal));
+    return { checks, repairs };
   } finally {
     await facts.close();
+  }
+}
+
+async function repair({ steps, apply }: Fix, signal: AbortSignal): Promise<Repair> {
+  try {
+    await apply(signal);
+    return { steps };
+  } catch (error) {
+    return { steps, error: error instanceof Error ? error.message : String(error) };
   }
 }
 
@@ -80,8 +111,7 @@ const impossible = (error: unknown): Finding => ({
   remedy: 'run the doctor as root on the node itself, or in the container of the agent',
 });
 
-/** The fixes that a call asked for: with names those of these names, without any the ones of Tulle's own objects. */
-export function fixesIn(reports: readonly CheckReport[], names: readonly string[]): readonly Fix[] {
+function fixesIn(reports: readonly CheckReport[], names: readonly string[]): readonly Fix[] {
   const all = reports.flatMap(({ findings }) => findings.flatMap(({ fix }) => fix ?? []));
   return all.filter(({ name }) =>
     names.length === 0 ? name === undefined : name !== undefined && names.includes(name),

@@ -49,7 +49,7 @@ function differing(wanted: Sysctl, facts: Facts): Finding | undefined {
       ? 'Somebody switched it (a file in /etc/sysctl.d that was applied again, a hardening script); the agent writes it again within one resync.'
       : isOwn
         ? 'Somebody switched it while no agent ran.'
-        : 'The agent has not started yet.',
+        : 'Tulle has not written it yet: no agent has started since the last boot, or the link is new.',
     remedy: `find who writes it (grep -r ${path.split('/').at(-1)} /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d), and start the agent`,
     ...(isOwn && found !== undefined && { fix: rewrite(wanted, found, facts) }),
   };

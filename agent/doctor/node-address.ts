@@ -13,7 +13,13 @@ export const nodeAddress: Check = {
     if (!plan || !self) return { skipped: 'the Node of this host cannot be read' };
     const host = await facts.host();
     const { tunnel, locals, podNetworks } = plan.underlay;
-    const used: readonly Family[] = tunnel ? [tunnel.family] : podNetworks.map(({ family }) => family);
+    const pods = podNetworks.map(({ family }) => family);
+    // Without pods any address would do.
+    const used: readonly Family[] = tunnel
+      ? [tunnel.family]
+      : pods.length + Object.keys(locals).length > 0
+        ? pods
+        : ['ipv4'];
     const seen = used.map((family) => `${locals[family]?.ip} on ${locals[family]?.link?.name}`).join(', ');
     return verdict(
       seen,
