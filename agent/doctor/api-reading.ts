@@ -1,5 +1,6 @@
 /** What the agent needs of the API server, asked for with its own credentials: to list and to watch, and every Node. */
 import type { ApiClient } from '../cluster/api-client.ts';
+import { isForbidden } from '../cluster/api-error.ts';
 import type { CredentialsSource } from '../cluster/credentials.ts';
 import { narrowNode } from '../cluster/narrow.ts';
 import type { Node } from '../model/cluster.ts';
@@ -37,8 +38,8 @@ export async function readApi(
   if (server === undefined) return { failures };
   const nodes = await attempt(() => listNodes(client, signal));
   const local = { fieldSelector: `spec.nodeName=${nodeName}` };
-  // Where nothing answers, the same failure four times says no more than once.
-  if (nodes !== undefined || client.skewMs !== undefined) {
+  // Where nothing answers, or nobody is believed, the same failure four times says no more than once.
+  if (nodes !== undefined || isForbidden(failures[0])) {
     await attempt(() => client.list('/api/v1/pods', { ...local, limit: '1' }, signal));
     await attempt(() => firstBatch(client, '/api/v1/nodes', {}, signal));
     await attempt(() => firstBatch(client, '/api/v1/pods', local, signal));
