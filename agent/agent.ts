@@ -9,6 +9,7 @@ import type { Config } from './config.ts';
 import { readFormerUnderlay, saveUnderlay } from './former-underlay.ts';
 import { Installer } from './installer.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
+import type { Feature } from './kernel/features.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import type { Host } from './model/host.ts';
 import { parseIpPort } from './model/ip-port.ts';
@@ -69,7 +70,12 @@ export interface AgentStatus {
   readonly obstacles: readonly string[];
   /** Absent before the cluster has answered. */
   readonly underlay?: Underlay;
-  readonly host: { readonly kernel: string; readonly iptables: string };
+  readonly host: {
+    readonly kernel: string;
+    readonly iptables: string;
+    /** What the kernel can do; empty just after the start. */
+    readonly features: readonly Feature[];
+  };
   readonly cluster: ClusterStatus;
   readonly attachments: readonly PodRecord[];
   /** Addresses that pods have and can have, of each podCIDR. */
@@ -233,7 +239,11 @@ class Agent {
       readiness: this.readiness(),
       obstacles: this.#obstacles(),
       ...(underlay && { underlay }),
-      host: { kernel: this.#host.kernel.release, iptables: this.#kernel.iptables },
+      host: {
+        kernel: this.#host.kernel.release,
+        iptables: this.#kernel.iptables,
+        features: this.#kernel.features(),
+      },
       cluster: this.#watch.status(),
       attachments: this.#attachments.list(),
       addresses: this.#attachments.addresses(underlay?.podNetworks.map(({ cidr }) => cidr) ?? []),

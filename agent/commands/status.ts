@@ -1,5 +1,6 @@
 /** `tulle status`: what is held in the kernel, and what is dirty, blocked or contested, and why. */
 import type { AgentStatus } from '../agent.ts';
+import type { Feature } from '../kernel/features.ts';
 import { askAgent } from './ask-agent.ts';
 import { table } from './table.ts';
 
@@ -43,7 +44,14 @@ function nodeLines({
         `addresses ${family}: ${used} used, ${resting} resting, ${approximate(free)} free`,
     ),
     `backend   ${backend}${tunnel}, pod link ${podLink}`,
+    ...host.features.flatMap(lackLines),
   ];
+}
+
+/** Only what is not there: all of it is the rule. */
+function lackLines({ name, state, evidence, consequence }: Feature): readonly string[] {
+  if (state === 'supported') return [];
+  return [`kernel    ${state === 'missing' ? 'lacks' : 'cannot be asked for'} ${name} (${evidence}): ${consequence}`];
 }
 
 /** Nobody counts the addresses of an IPv6 podCIDR. */

@@ -4,7 +4,9 @@ import type { Logger } from 'pino';
 import type { Host } from '../model/host.ts';
 import type { Kind, PodLink } from '../model/items.ts';
 import type { AnyDriver } from '../reconcile/types.ts';
+import { requireDumpFilters } from './capabilities.ts';
 import { run } from './command.ts';
+import { type Feature, probeKernel } from './features.ts';
 import { HostWatch } from './host.ts';
 import { createMemberDriver } from './ipset/member.ts';
 import { createSetDriver } from './ipset/set.ts';
@@ -27,6 +29,8 @@ export interface Kernel {
   readonly merge: Readonly<Record<Kind, 'one' | 'same'>>;
   /** Which iptables is used, and why, for people. */
   readonly iptables: string;
+  /** What this kernel can do; empty until that has been tried. */
+  features(): readonly Feature[];
   host(): Host;
   onHostChange(listener: (host: Host) => void): void;
   /** Identity of the network namespace at a path. Throws KernelError when it is none, or the host's own. */
@@ -45,6 +49,7 @@ export async function openKernel(
   { config, log }: { config: KernelSettings; log: Logger },
   signal: AbortSignal,
 ): Promise<Kernel> {
+  requireDumpFilters();
   const backend = await iptablesBackend(config['iptables.backend'], signal);
   log.info({ backend: backend.backend, version: backend.version, reason: backend.reason }, 'iptables');
   const netlink = openNetlink({
@@ -74,10 +79,18 @@ export async function openKernel(
   });
   await host.start(signal);
   const drivers = Object.values(byKind) as AnyDriver[];
+  let features: readonly Feature[] = [];
+  // Nothing waits for this: it only tells people.
+  void probeKernel().then((found) => {
+    features = found;
+    for (const { state, ...feature } of found)
+      if (state !== 'supported') log.warn({ ...feature, state }, 'this kernel lacks a feature');
+  });
   return {
     drivers,
     merge: Object.fromEntries(drivers.map(({ kind, merge }) => [kind, merge])) as Kernel['merge'],
     iptables: `${backend.backend} (${backend.reason})`,
+    features: () => features,
     host: () => host.current,
     onHostChange: (listener) => host.onChange(listener),
     identifyNetns: (path) => identifyNetns(path),

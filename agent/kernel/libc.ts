@@ -6,6 +6,7 @@ import { KernelError } from './errors.ts';
 
 const libc = koffi.load(null);
 const setnsCall = libc.func('int setns(int fd, int nstype)');
+const unshareCall = libc.func('int unshare(int flags)');
 const ioctlCall = libc.func('int ioctl(int fd, unsigned long request, void *argument)');
 const setsockoptCall = libc.func('int setsockopt(int fd, int level, int name, const void *value, uint32_t length)');
 const socketCall = libc.func('int socket(int domain, int type, int protocol)');
@@ -33,11 +34,15 @@ const homeFd = (): number => {
  * Runs `action` with this thread in another network namespace. The action must be synchronous: nothing else of the
  * process may run meanwhile. A failed return would leave the agent in a pod's namespace, so it ends the process.
  */
-export function inNetns<T>(netnsFd: number, action: () => T): T {
+export const inNetns = <T>(netnsFd: number, action: () => T): T =>
+  awayFromHome('enter', () => setnsCall(netnsFd, CLONE_NEWNET), action);
+
+/** The same in a new, empty namespace. It ends with the last socket that the action opened in it. */
+export const inNewNetns = <T>(action: () => T): T => awayFromHome('make', () => unshareCall(CLONE_NEWNET), action);
+
+function awayFromHome<T>(operation: 'enter' | 'make', leave: () => number, action: () => T): T {
   const back = homeFd();
-  if (setnsCall(netnsFd, CLONE_NEWNET) !== 0) {
-    throw new KernelError({ code: lastErrno(), operation: 'enter', object: 'network namespace' });
-  }
+  if (leave() !== 0) throw new KernelError({ code: lastErrno(), operation, object: 'network namespace' });
   try {
     return action();
   } finally {

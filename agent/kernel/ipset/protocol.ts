@@ -15,11 +15,11 @@ import { attribute, nested, parseAttributes, text, textOf, u8, u32Be } from '../
 import type { NetlinkMessage, NetlinkRequest } from '../netlink/message.ts';
 
 const NFNL_SUBSYS_IPSET = 6;
-const COMMAND = { DESTROY: 3, LIST: 7, ADD: 9, DEL: 10 } as const;
+const COMMAND = { DESTROY: 3, LIST: 7, ADD: 9, DEL: 10, TYPE: 13 } as const;
 /** Version 6 is understood by every kernel that knows 7 (IPSET_PROTOCOL_MIN). */
 const PROTOCOL_VERSION = 6;
 
-const ATTR = { PROTOCOL: 1, SETNAME: 2, TYPENAME: 3, FAMILY: 5, FLAGS: 6, DATA: 7, ADT: 8 } as const;
+const ATTR = { PROTOCOL: 1, SETNAME: 2, TYPENAME: 3, REVISION: 4, FAMILY: 5, FLAGS: 6, DATA: 7, ADT: 8 } as const;
 /** Inside DATA. MAXELEM belongs to headers, CADT_FLAGS to both. */
 const DATA = { IP: 1, CIDR: 3, CADT_FLAGS: 8, MAXELEM: 19 } as const;
 const IPADDR: Readonly<Record<Family, number>> = { ipv4: 1, ipv6: 2 };
@@ -55,6 +55,20 @@ export const listElements = (set: string): NetlinkRequest => ({
   operation: 'list',
   object: `members of ${set}`,
 });
+
+/** Which revision of a type the kernel has. It loads the module of a type that it does not know yet. */
+export const askType = (name: IpSet['type'], family: Family): NetlinkRequest => {
+  const { addressFamily } = FAMILIES[family];
+  return {
+    type: type(COMMAND.TYPE),
+    payload: payload(addressFamily, text(ATTR.TYPENAME, name), u8(ATTR.FAMILY, addressFamily)),
+    operation: 'find',
+    object: `ip sets of the type ${name} ${family}`,
+  };
+};
+
+export const readRevision = ({ payload }: NetlinkMessage): number | undefined =>
+  parseAttributes(payload, NFGENMSG_BYTES).get(ATTR.REVISION)?.[0];
 
 export const destroySet = (set: string): NetlinkRequest => ({
   type: type(COMMAND.DESTROY),

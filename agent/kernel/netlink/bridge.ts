@@ -38,8 +38,11 @@ export const bridgeType: LinkType<BridgeLink> = {
     writeSysctls(sysctls, [...closedSysctls(name), enabled], { needed: false });
   },
   rivalAdvice: () => undefined,
+  missingAdvice: 'modprobe bridge, or set podLink to routed',
   nameAdvice: 'remove it, or set podLink to routed',
 };
+
+const LOCKED = 39;
 
 /**
  * What a port lets through. Nothing is learned and nothing is flooded: a frame reaches the pod whose forwarding entry it has,
@@ -54,7 +57,7 @@ const PORT = [
   { name: 'mcast_flood', type: 27, value: 0 },
   { name: 'bcast_flood', type: 30, value: 0 },
   { name: 'isolated', type: 33, value: 0 },
-  { name: 'locked', type: 39, value: 1 },
+  { name: 'locked', type: LOCKED, value: 1 },
 ] as const;
 
 /** IFLA_LINKINFO of a request that sets a port up; the link must be one already. */
@@ -67,6 +70,9 @@ export const renderPort = (): Buffer =>
 
 /** Values by IFLA_BRPORT_*; empty for a link that is no port. */
 type PortSettings = ReadonlyMap<number, Buffer>;
+
+/** Whether the kernel says of a port that it is locked. */
+export const isLockedPort = (port: PortSettings): boolean => port.get(LOCKED)?.[0] === 1;
 
 /** How a port differs from what renderPort made of it. */
 export function portAlteration(port: PortSettings): string | undefined {

@@ -29,6 +29,8 @@ export interface LinkType<L extends Link> {
   configure(wanted: L, files: LinkFiles): void;
   /** What to do about another device that keeps the kernel from making this one; undefined when it is none. */
   rivalAdvice(wanted: L, other: LinkFacts): string | undefined;
+  /** What to do when the kernel has no such type. */
+  readonly missingAdvice: string;
   /** What to do about a stranger that has the name. */
   readonly nameAdvice: string;
 }

@@ -8,7 +8,7 @@ import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
 import { bridgeType } from './bridge.ts';
 import { ipv4ConfAlteration, netconfAlteration, renderIpv4Conf } from './link-conf.ts';
 import type { LinkFiles, LinkType } from './link-type.ts';
-import { dumpLinks, isNodeLink, type Links, readLink } from './links.ts';
+import { dumpLinks, explainMissingType, isNodeLink, type Links, readLink } from './links.ts';
 import { type NetlinkClient, type NetlinkMessage, type NetlinkRequest, NLM } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { type Netconf, readNetconf } from './netconf.ts';
@@ -149,7 +149,8 @@ async function createLink(wanted: Link, options: LinkDriverOptions): Promise<voi
   try {
     await client.request(renderCreation(wanted));
   } catch (error) {
-    throw isExists(error) ? await explainRival(wanted, error as KernelError, client) : error;
+    if (isExists(error)) throw await explainRival(wanted, error as KernelError, client);
+    throw explainMissingType(error, wanted.type, typeOf(wanted).missingAdvice);
   }
   const facts = await readLink(client, wanted.name);
   if (!facts)

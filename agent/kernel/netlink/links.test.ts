@@ -1,6 +1,7 @@
 import test from 'ava';
+import { KernelError } from '../errors.ts';
 import { text } from './attributes.ts';
-import { Links } from './links.ts';
+import { explainMissingType, Links } from './links.ts';
 import type { NetlinkClient, NetlinkMessage } from './message.ts';
 import { IFLA, linkHeader, RTM } from './rtnetlink.ts';
 
@@ -48,4 +49,19 @@ test('links: the next dump counts again in full', async (t) => {
   said.length = 0;
   await links.refresh();
   t.deepEqual(indexes(links), []);
+});
+
+test('links: a type that the kernel does not know is told with what to load; other refusals stay', (t) => {
+  const refused = new KernelError({
+    code: 'EOPNOTSUPP',
+    operation: 'create',
+    object: 'link tulle.84',
+    detail: 'Unknown device type',
+  });
+  t.is(
+    (explainMissingType(refused, 'vxlan', 'modprobe vxlan') as Error).message,
+    'cannot create link tulle.84: EOPNOTSUPP (this kernel has no links of the type vxlan: Unknown device type; modprobe vxlan)',
+  );
+  const other = new KernelError({ code: 'EPERM', operation: 'create', object: 'link tulle.84' });
+  t.is(explainMissingType(other, 'vxlan', 'modprobe vxlan'), other);
 });

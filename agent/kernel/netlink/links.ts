@@ -1,6 +1,6 @@
 /** The index name ↔ ifindex that the drivers share. The kernel's messages speak of indexes, values of names. */
 import { ALIAS_PREFIX, POD_LINK_NAME } from '../../model/kernel-names.ts';
-import { KernelError } from '../errors.ts';
+import { isUnsupported, KernelError } from '../errors.ts';
 import { text, u32 } from './attributes.ts';
 import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './message.ts';
 import { IFLA, type LinkFacts, linkHeader, RTEXT_FILTER_SKIP_STATS, RTM, readLinkFacts } from './rtnetlink.ts';
@@ -47,6 +47,14 @@ export async function readLink(client: NetlinkClient, name: string): Promise<Lin
     if (error instanceof KernelError && error.code === 'ENODEV') return undefined;
     throw error;
   }
+}
+
+/** The kernel loads the module of a type that it is asked for by itself, so a type that it refuses is not installed either. */
+export function explainMissingType(error: unknown, kind: string, advice: string): unknown {
+  if (!(error instanceof KernelError) || !isUnsupported(error)) return error;
+  const { code, operation, object, detail } = error;
+  const said = `this kernel has no links of the type ${kind}${detail ? `: ${detail}` : ''}; ${advice}`;
+  return new KernelError({ code, operation, object, detail: said, cause: error });
 }
 
 /** Follows the links of one namespace: read whole on a miss and at every list, kept by the monitor in between. */

@@ -10,7 +10,7 @@ import type { SysctlFiles } from '../sysctl/files.ts';
 import { parseAttributes } from './attributes.ts';
 import { portAlteration, readPort } from './bridge.ts';
 import { closedAlteration, netconfAlteration, writeSysctls } from './link-conf.ts';
-import { isNodeLink, isPodLink, type Links, readLink } from './links.ts';
+import { explainMissingType, isNodeLink, isPodLink, type Links, readLink } from './links.ts';
 import type { NetlinkClient, NetlinkMessage } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { NO_MAC } from './neighbour.ts';
@@ -177,7 +177,7 @@ async function createPodLink(value: PodLink, options: PodLinkDriverOptions): Pro
   try {
     await client.request(renderPair(value, pod.netns.fd));
   } catch (error) {
-    if (!isExists(error)) throw error;
+    if (!isExists(error)) throw explainMissingType(error, 'veth', 'modprobe veth');
     if (await isThereAlready(value, options)) return;
     await client.request(renderPair(value, pod.netns.fd)).catch((again) => {
       throw isExists(again) ? nameTaken(value) : again;

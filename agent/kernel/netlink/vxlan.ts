@@ -64,6 +64,7 @@ export const vxlanType: LinkType<VxlanLink> = {
     if (other.kind !== 'vxlan' || vniOf(other) !== vni || portOf(other) !== port) return undefined;
     return `the VXLAN device ${other.name} has VNI ${vni} and port ${port} already: remove it, or set another VNI or port`;
   },
+  missingAdvice: 'modprobe vxlan, or set backend to host-gw',
   nameAdvice: 'remove it, or set another VNI',
 };
 
