@@ -34,11 +34,12 @@ function nodeLines({
   addresses,
 }: AgentStatus): readonly string[] {
   const networks = underlay?.podNetworks.map(({ cidr }) => cidr).join(', ') || 'none';
+  const mtu = underlay ? `${underlay.mtuBytes}, of links ${underlay.linkMtuBytes}` : 'unknown';
   const tunnel = underlay?.tunnel ? ` over ${underlay.tunnel.family} from ${underlay.tunnel.local}` : '';
   return [
     `node      ${nodeName}, tulle ${version}, Linux ${host.kernel}, iptables ${host.iptables}`,
     `ready     ${readiness.ready ? 'yes' : `no: ${obstacles.join('\n          ')}`}`,
-    `pods      ${attachments.length} attached, podCIDR ${networks}, MTU ${underlay?.mtuBytes ?? 'unknown'}`,
+    `pods      ${attachments.length} attached, podCIDR ${networks}, MTU ${mtu}`,
     ...addresses.map(
       ({ family, used, resting, free }) =>
         `addresses ${family}: ${used} used, ${resting} resting, ${approximate(free)} free`,

@@ -7,7 +7,6 @@ import {
   type AddRequest,
   type CheckRequest,
   CNI_CODES,
-  type CniCode,
   CniError,
   type DelRequest,
   type GcRequest,
@@ -189,16 +188,15 @@ export class Attachments {
     if (failed) throw failed.reason;
   }
 
-  /** Throws the CniError that says why no pod can be attached now (SPEC, STATUS). */
+  /**
+   * Throws the CniError that says why no ADD can be served now (SPEC, STATUS). A node whose addresses are all in use is no
+   * such case: it serves the pods that it has, and a runtime would call it NotReady. The ADD that finds none says so.
+   */
   status(): void {
     const readiness = this.#options.readiness();
-    if (!readiness.ready) {
-      const code = readiness.limited ? CNI_CODES.limitedConnectivity : CNI_CODES.notAvailable;
-      throw new CniError(code, `the network of this node is not ready: ${readiness.reason}`);
-    }
-    const use = this.#addressUse();
-    const full = readiness.podCidrs.find((cidr) => nextAddress(cidr, { ...use, last: undefined }) === undefined);
-    if (full !== undefined) throw noAddress(full, CNI_CODES.notAvailable);
+    if (readiness.ready) return;
+    const code = readiness.limited ? CNI_CODES.limitedConnectivity : CNI_CODES.notAvailable;
+    throw new CniError(code, `the network of this node is not ready: ${readiness.reason}`);
   }
 
   #requireReady(): Extract<Readiness, { ready: true }> {
@@ -298,9 +296,7 @@ export class Attachments {
 
   #nextOf(cidr: Cidr, use: Omit<AddressUse, 'last'>): IpAddress {
     const ip = nextAddress(cidr, { ...use, last: this.#lastOf(cidr) });
-    if (ip === undefined) {
-      throw noAddress(cidr, CNI_CODES.tryAgainLater);
-    }
+    if (ip === undefined) throw noAddress(cidr);
     this.#last.set(cidr, ip);
     return ip;
   }
@@ -403,9 +399,9 @@ export class Attachments {
 const hasMtu = (record: PodRecord, { mtuBytes, routeMtuBytes }: PodMtu): boolean =>
   record.mtuBytes === mtuBytes && record.routeMtuBytes === routeMtuBytes;
 
-const noAddress = (cidr: Cidr, code: CniCode): CniError =>
+const noAddress = (cidr: Cidr): CniError =>
   new CniError(
-    code,
+    CNI_CODES.tryAgainLater,
     `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`,
   );
 

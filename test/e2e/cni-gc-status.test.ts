@@ -100,19 +100,29 @@ test.serial('STATUS is 51 while the Node is away, and pods that run go on', asyn
   await remove(pod);
 });
 
-test.serial('STATUS is 50 while no address is left, and pods that run go on', async (t) => {
-  await recreateNode(lab(), 'node-1', ['10.84.240.0/30', 'fd84:0:0:f0::/64']);
-  const fits = async () => (await tulle(node(), 'status')).stdout.includes('podCIDR 10.84.240.0/30');
-  await until(fits, { describe: 'the new podCIDR', ...WAIT });
-  await untilStatus(/^ok$/);
-  const pod = await createPod(node());
-  const [address = ''] = addressesOf(await cni(pod, 'ADD'));
-  t.is(address, '10.84.240.2');
-  t.regex(await status(), /^50 no free address in podCIDR 10\.84\.240\.0\/30: all 1 are in use; delete pods or /);
-  t.true(await answers(address));
-  await remove(pod);
-  t.is(await status(), 'ok');
-});
+test.serial(
+  'a node without a free address is available; the ADD that finds none says so, as tulle status does',
+  async (t) => {
+    await recreateNode(lab(), 'node-1', ['10.84.240.0/30', 'fd84:0:0:f0::/64']);
+    const fits = async () => (await tulle(node(), 'status')).stdout.includes('podCIDR 10.84.240.0/30');
+    await until(fits, { describe: 'the new podCIDR', ...WAIT });
+    await untilStatus(/^ok$/);
+    const pod = await createPod(node());
+    const [address = ''] = addressesOf(await cni(pod, 'ADD'));
+    t.is(address, '10.84.240.2');
+    t.is(await status(), 'ok');
+    t.regex((await tulle(node(), 'status')).stdout, /^addresses ipv4: 1 used, 0 resting, 0 free$/m);
+    const next = await createPod(node());
+    const refused = await cni(next, 'ADD');
+    t.is(refused.code, 11);
+    t.regex(refused.message, /^no free address in podCIDR 10\.84\.240\.0\/30: all 1 are in use; delete pods or /);
+    t.true(await answers(address));
+    await remove(pod);
+    const [again = ''] = addressesOf(await cni(next, 'ADD'));
+    t.is(again, address);
+    await remove(next);
+  },
+);
 
 test.serial('STATUS is 50 where there is no agent', async (t) => {
   await lab().control.stopAgent('node-1');
