@@ -2,5 +2,6 @@
 import type { Bench } from './bench.ts';
 import { cni } from './cni.ts';
 import { path } from './path.ts';
+import { scale } from './scale.ts';
 
-export const BENCHES: Readonly<Record<string, Bench>> = { cni, path };
+export const BENCHES: Readonly<Record<string, Bench>> = { cni, path, scale };
