@@ -2,7 +2,7 @@
 /**
  * Runs the tests, all of them or the groups and files named as arguments, and says what it does. The last line is
  * `N passed, N failed`; the exit code is 0 only when something ran and nothing failed. With `--slow`, for emulated
- * machines, one test runs at a time and the bounds against hanging are wider.
+ * machines, one test runs at a time, each is shown as it ends, and the bounds against hanging are wider.
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -27,13 +27,18 @@ interface Group {
 interface Pace {
   readonly flags: readonly string[];
   readonly groupTimeoutMs: number;
+  readonly showsPassed: boolean;
 }
 
 const HOME = join(import.meta.dirname, '..');
 /** Bound against hanging. */
 const CHECK_TIMEOUT_MS = 120_000;
-const NORMAL: Pace = { flags: [], groupTimeoutMs: 600_000 };
-const SLOW: Pace = { flags: ['--serial', '--concurrency=1', '--timeout=300s'], groupTimeoutMs: 3_600_000 };
+const NORMAL: Pace = { flags: [], groupTimeoutMs: 600_000, showsPassed: false };
+const SLOW: Pace = {
+  flags: ['--serial', '--concurrency=1', '--timeout=300s'],
+  groupTimeoutMs: 3_600_000,
+  showsPassed: true,
+};
 
 const CHECKS: readonly (readonly [title: string, command: string])[] = [
   ['biome: format, lint, import order', 'biome ci --colors=off --max-diagnostics=100'],
@@ -76,7 +81,7 @@ async function main(args: readonly string[]): Promise<number> {
   const tally: Tally = { passed: 0, failed: 0 };
   const report: Report = (result) => {
     tally[result.outcome === 'passed' ? 'passed' : 'failed']++;
-    print(result);
+    print(result, pace);
   };
   const groups = known.filter(({ name }) => names.length === 0 || names.includes(name));
   try {
@@ -124,8 +129,11 @@ async function timed(group: Group, { report, tally, pace }: Run): Promise<void> 
 }
 
 /** A test that is skipped counts as failed: nothing here may be left out without being seen. */
-function print({ title, outcome, details }: TestResult): void {
-  if (outcome === 'passed') return;
+function print({ title, outcome, details }: TestResult, { showsPassed }: Pace): void {
+  if (outcome === 'passed') {
+    if (showsPassed) console.log(`  ✔ ${title}`);
+    return;
+  }
   console.log(`  ✘ ${title}${outcome === 'skipped' ? ' (skipped)' : ''}`);
   if (details !== '') console.log(details.replace(/^/gm, '    '));
 }
