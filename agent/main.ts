@@ -11,7 +11,7 @@ try {
 } catch (error) {
   process.exitCode = report(error);
 }
-// Sockets of the runtime (keep-alive connections, worker threads) must not hold up an end that is decided.
+// Sockets of the runtime (keep-alive connections) must not hold up an end that is decided.
 process.exit();
 
 function report(error: unknown): number {

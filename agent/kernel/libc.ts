@@ -138,6 +138,23 @@ export function sendDatagram(fd: number, bytes: Uint8Array, what: { operation: s
   if (sendCall(fd, bytes, bytes.length, 0) < 0) throw new KernelError({ code: lastErrno(), ...what });
 }
 
+/**
+ * The same from a thread of libuv's pool, for what takes the kernel long. Rejects with KernelError EIO: errno stays with
+ * that thread. The process must not end meanwhile by process.exit, which waits for the kernel.
+ */
+export function sendDatagramInBackground(
+  fd: number,
+  bytes: Uint8Array,
+  what: { operation: string; object: string },
+): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  sendCall.async(fd, bytes, bytes.length, 0, (error: Error | null, sent: number) => {
+    if (error === null && sent >= 0) resolve();
+    else reject(new KernelError({ code: 'EIO', ...what, ...(error && { cause: error }) }));
+  });
+  return promise;
+}
+
 /** linux/socket.h */
 const MSG_DONTWAIT = 0x40;
 

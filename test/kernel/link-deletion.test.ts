@@ -1,13 +1,13 @@
-/** The thread that destroys links, on a real kernel. */
+/** The reaper of links, on a real kernel. */
 import { execFile } from 'node:child_process';
 import { closeSync, openSync } from 'node:fs';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 import { KernelError } from '../../agent/kernel/errors.ts';
 import { dumpLinks, readLink } from '../../agent/kernel/netlink/links.ts';
-import { NETLINK_PROTOCOL } from '../../agent/kernel/netlink/message.ts';
-import { ThreadReaper } from '../../agent/kernel/netlink/reaper.ts';
-import type { LinkFacts } from '../../agent/kernel/netlink/rtnetlink.ts';
+import { NETLINK_PROTOCOL, type NetlinkRequest } from '../../agent/kernel/netlink/message.ts';
+import { BackgroundReaper } from '../../agent/kernel/netlink/reaper.ts';
+import { type LinkFacts, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
 import { NetlinkSocket } from '../../agent/kernel/netlink/socket.ts';
 import { createNetns, waitFor } from '../support/netns.ts';
 
@@ -16,7 +16,7 @@ async function openHost(t: ExecutionContext, count: number) {
   const netnsFd = openSync(host.path, 'r');
   const client = new NetlinkSocket(NETLINK_PROTOCOL.ROUTE, { netnsFd });
   const errors: Error[] = [];
-  const reaper = new ThreadReaper({ netnsFd, delayMs: 50, onError: (error) => errors.push(error) });
+  const reaper = new BackgroundReaper({ netnsFd, delayMs: 50, onError: (error) => errors.push(error) });
   t.teardown(async () => {
     await reaper.close();
     client.close();
@@ -42,6 +42,30 @@ test('reaper: fifty pairs go soon, together, and the main thread goes on meanwhi
   t.deepEqual(errors, []);
 });
 
+test('netlink: the main thread works on while the kernel carries out a request in the background', async (t) => {
+  const { client, pairs } = await openHost(t, 2);
+  const turnsDuring = async (send: (request: NetlinkRequest) => Promise<unknown>, { ifindex, name }: LinkFacts) => {
+    const deletion = { type: RTM.DELLINK, payload: linkHeader({ ifindex }), operation: 'delete', object: name };
+    let turns = 0;
+    const turn = setInterval(() => turns++, 1);
+    await send(deletion);
+    clearInterval(turn);
+    return turns;
+  };
+  const [first, second] = pairs as [LinkFacts, LinkFacts];
+  t.is(await turnsDuring((request) => client.request(request), first), 0);
+  t.true((await turnsDuring((request) => client.requestInBackground(request), second)) > 0);
+  t.is((await dumpLinks(client)).length, 1);
+});
+
+test('netlink: what the kernel refuses in the background is said as always', async (t) => {
+  const { client } = await openHost(t, 0);
+  const deletion = { type: RTM.DELLINK, payload: linkHeader({ ifindex: 99 }), operation: 'delete', object: 'link 99' };
+  await t.throwsAsync(client.requestInBackground(deletion), { instanceOf: KernelError, message: /ENODEV/ });
+  client.close();
+  await t.throwsAsync(client.requestInBackground(deletion), { instanceOf: KernelError, message: /ECANCELED/ });
+});
+
 test('reaper: destroy waits for the end, and what is gone already is no error', async (t) => {
   const { client, reaper, pairs } = await openHost(t, 2);
   await reaper.destroy(pairs);
@@ -49,7 +73,7 @@ test('reaper: destroy waits for the end, and what is gone already is no error', 
   await t.notThrowsAsync(reaper.destroy(pairs));
 });
 
-test('reaper: closing ends the thread and refuses what comes after', async (t) => {
+test('reaper: closing waits for its work and refuses what comes after', async (t) => {
   const { client, reaper, pairs } = await openHost(t, 1);
   for (const link of pairs) reaper.later(link);
   await reaper.close();
@@ -57,11 +81,11 @@ test('reaper: closing ends the thread and refuses what comes after', async (t) =
   t.truthy(await readLink(client, 'v0'), 'what was collected stays for the next process');
 });
 
-test('reaper: neither what is collected nor an idle thread keeps the process alive', async (t) => {
+test('reaper: what is collected does not keep the process alive', async (t) => {
   const url = new URL('../../agent/kernel/netlink/reaper.ts', import.meta.url);
   const source = `
-    const { ThreadReaper } = await import(${JSON.stringify(url.href)});
-    const reaper = new ThreadReaper();
+    const { BackgroundReaper } = await import(${JSON.stringify(url.href)});
+    const reaper = new BackgroundReaper();
     await reaper.destroy([{ ifindex: 999999, name: 'tl-none', alias: '' }]);
     reaper.later({ ifindex: 999999, name: 'tl-none', alias: '' });
     console.log('done');

@@ -9,7 +9,7 @@ import { Links } from './links.ts';
 import { NETLINK_PROTOCOL, type NetlinkClient } from './message.ts';
 import { NetlinkMonitor } from './monitor.ts';
 import { describePodLink } from './pod-link-check.ts';
-import { ThreadReaper } from './reaper.ts';
+import { BackgroundReaper } from './reaper.ts';
 import { NetlinkSocket } from './socket.ts';
 
 export interface OpenNetlinkOptions {
@@ -29,7 +29,7 @@ export interface Netlink {
   readonly monitor: NetlinkMonitor;
   readonly sysctls: SysctlFiles;
   readonly ethtool: Ethtool;
-  readonly reaper: ThreadReaper;
+  readonly reaper: BackgroundReaper;
   readonly openPodNetns: OpenPodNetns;
   readonly drivers: ReturnType<typeof createNetlinkDrivers>;
   /** What differs between a pod link and the kernel, in words; for CHECK. */
@@ -46,7 +46,7 @@ export function openNetlink({ netnsFd, sysctlRoot, onReaperError, onMonitorFault
   const monitor = new NetlinkMonitor({ links, ...place, ...(onMonitorFault && { onFault: onMonitorFault }) });
   const sysctls = openSysctls({ ...root, ...place });
   const ethtool = openEthtool(netnsFd);
-  const reaper = new ThreadReaper({ ...place, ...(onReaperError && { onError: onReaperError }) });
+  const reaper = new BackgroundReaper({ ...place, ...(onReaperError && { onError: onReaperError }) });
   const host = netnsFd === undefined ? undefined : fileIdentity(netnsFd);
   const openPod: OpenPodNetns = (netns) =>
     openPodNetns(netns, { host, ...(sysctlRoot !== undefined && { sysctlRoot }) });

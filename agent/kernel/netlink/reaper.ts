@@ -1,8 +1,8 @@
-/** Destroys links outside of the main thread, at once or together with others after a while. */
-import { Worker } from 'node:worker_threads';
+/** Destroys links without holding up the main thread, at once or together with others after a while. */
 import { KernelError } from '../errors.ts';
-import type { DeletionJob, DeletionResult, DeletionWorkerData } from './deletion-worker.ts';
-import type { DoomedLink } from './group-deletion.ts';
+import { type DoomedLink, deleteLinks } from './group-deletion.ts';
+import { NETLINK_PROTOCOL, type NetlinkClient } from './message.ts';
+import { NetlinkSocket } from './socket.ts';
 
 export interface LinkReaper {
   /** Resolves when those of the links that still exist are gone. Rejects with KernelError. */
@@ -24,40 +24,35 @@ export interface ReaperOptions {
 
 const DELAY_MS = 1_000;
 
-interface Waiting {
-  readonly resolve: () => void;
-  readonly reject: (error: Error) => void;
-}
-
-/** A reaper with a thread of its own, started with the first job. Keeps the process alive only while somebody waits. */
-export class ThreadReaper implements LinkReaper {
+/**
+ * A reaper with a socket of its own, whose requests block a thread of libuv's pool: a thread with an engine of its own
+ * for the sake of one system call would cost ten megabytes. Keeps the process alive only while it works.
+ */
+export class BackgroundReaper implements LinkReaper {
   readonly #options: ReaperOptions;
   readonly #doomed = new Map<number, DoomedLink>();
-  readonly #waiting = new Map<number, Waiting>();
+  readonly #client: NetlinkClient;
   #collected: DoomedLink[] = [];
-  #worker: Worker | undefined;
-  #nextId = 1;
+  /** One job after the other: each sees what the one before has left. Never rejects. */
+  #turn: Promise<void> = Promise.resolve();
   #closed = false;
 
+  /** Throws KernelError. */
   constructor(options: ReaperOptions = {}) {
     this.#options = options;
+    const socket = new NetlinkSocket(NETLINK_PROTOCOL.ROUTE, { netnsFd: options.netnsFd });
+    this.#client = {
+      request: (request) => socket.requestInBackground(request),
+      batch: (requests) => socket.batch(requests),
+      dump: (request) => socket.dump(request),
+      close: () => socket.close(),
+    };
   }
 
   destroy(links: readonly DoomedLink[]): Promise<void> {
-    if (this.#closed)
-      return Promise.reject(
-        new KernelError({ code: 'ECANCELED', operation: 'delete', object: `${links.length} links` }),
-      );
-    const worker = this.#start();
-    const id = this.#nextId++;
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    this.#waiting.set(id, { resolve, reject });
-    worker.ref();
-    worker.postMessage({
-      id,
-      links: links.map(({ ifindex, name, alias }) => ({ ifindex, name, alias })),
-    } satisfies DeletionJob);
-    return promise;
+    const job = this.#turn.then(() => this.#destroy(links));
+    this.#turn = job.catch(() => undefined);
+    return job;
   }
 
   later(link: DoomedLink): void {
@@ -78,11 +73,19 @@ export class ThreadReaper implements LinkReaper {
     return this.#doomed.has(ifindex);
   }
 
-  /** Ends the thread. What is not destroyed by then stays, down, for the next process to find. */
+  /** Resolves when no work is left. What is not destroyed by then stays, down, for the next process to find. */
   async close(): Promise<void> {
     this.#closed = true;
     this.#collected = [];
-    await this.#worker?.terminate();
+    await this.#turn;
+    this.#client.close();
+  }
+
+  async #destroy(links: readonly DoomedLink[]): Promise<void> {
+    if (this.#closed) {
+      throw new KernelError({ code: 'ECANCELED', operation: 'delete', object: `${links.length} links` });
+    }
+    await deleteLinks(this.#client, links);
   }
 
   #reap(): void {
@@ -96,40 +99,5 @@ export class ThreadReaper implements LinkReaper {
 
   #forget(links: readonly DoomedLink[]): void {
     for (const { ifindex } of links) this.#doomed.delete(ifindex);
-  }
-
-  #start(): Worker {
-    if (this.#worker) return this.#worker;
-    const workerData: DeletionWorkerData = { netnsFd: this.#options.netnsFd };
-    const worker = new Worker(new URL('./deletion-worker.ts', import.meta.url), {
-      workerData,
-      name: 'link-deletion',
-      execArgv: [],
-    });
-    worker.on('message', (result: DeletionResult) => this.#finish(result));
-    worker.on('error', (error) => this.#end(worker, error));
-    worker.on('exit', () => this.#end(worker));
-    this.#worker = worker;
-    return worker;
-  }
-
-  #finish({ id, error }: DeletionResult): void {
-    const waiting = this.#waiting.get(id);
-    this.#waiting.delete(id);
-    if (this.#waiting.size === 0) this.#worker?.unref();
-    if (error) waiting?.reject(new KernelError(error));
-    else waiting?.resolve();
-  }
-
-  /** The thread has ended, by a fault or at our own request; the next job starts another. */
-  #end(worker: Worker, cause?: unknown): void {
-    if (this.#worker !== worker) return;
-    this.#worker = undefined;
-    for (const { reject } of this.#waiting.values()) {
-      reject(
-        new KernelError({ code: 'ECANCELED', operation: 'delete', object: 'links', detail: 'the thread ended', cause }),
-      );
-    }
-    this.#waiting.clear();
   }
 }

@@ -5,7 +5,7 @@
 import { closeSync } from 'node:fs';
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { KernelError } from '../errors.ts';
-import { openNetlinkFd, receiveDatagram, sendDatagram, setsockoptInt } from '../libc.ts';
+import { openNetlinkFd, receiveDatagram, sendDatagram, sendDatagramInBackground, setsockoptInt } from '../libc.ts';
 import {
   Answer,
   encodeAll,
@@ -23,7 +23,7 @@ import {
   wholeDump,
 } from './message.ts';
 
-/** The kernel writes dumps in pieces of at most 32 KiB. One buffer a thread: a datagram is copied out at once. */
+/** The kernel writes dumps in pieces of at most 32 KiB. One buffer for all: a datagram is copied out at once. */
 const BUFFER = Buffer.alloc(128 << 10);
 /** Requests in one datagram: should all be refused, what the kernel says of them must fit the receive buffer. */
 const WINDOW = 64;
@@ -55,6 +55,15 @@ export class NetlinkSocket implements NetlinkClient {
     return this.#inTurn(async () => unwrap(this.#exchange([request])[0] as Outcome));
   }
 
+  /** The same without blocking this thread while the kernel works, as it does for milliseconds when links are deleted. */
+  requestInBackground(request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {
+    return this.#inTurn(async () => {
+      const { first, bytes } = this.#encode([request]);
+      await sendDatagramInBackground(this.#fd, bytes, nameOf(request));
+      return unwrap(this.#collect([request], first)[0] as Outcome);
+    });
+  }
+
   batch(requests: readonly NetlinkRequest[]): Promise<readonly (KernelError | undefined)[]> {
     return this.#inTurn(async () => {
       const outcomes: Outcome[] = [];
@@ -69,6 +78,7 @@ export class NetlinkSocket implements NetlinkClient {
     return this.#inTurn(() => wholeDump(request, (asDump) => this.#dump(asDump)));
   }
 
+  /** Not while a request is carried out in the background: its descriptor would be somebody else's. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -81,21 +91,24 @@ export class NetlinkSocket implements NetlinkClient {
     return result;
   }
 
-  /** Only the last is acknowledged when it succeeds: what comes before that says which of the others were refused. */
   #exchange(requests: readonly NetlinkRequest[]): readonly Outcome[] {
-    const outcomes: (Outcome | undefined)[] = requests.map(() => undefined);
-    const answers = requests.map((request) => new Answer(request));
     try {
-      const first = this.#send(requests);
-      while (outcomes.at(-1) === undefined) {
-        for (const { sequence, message } of this.#receive(requests)) {
-          const outcome = answers[sequence - first]?.take(message);
-          if (outcome) outcomes[sequence - first] = outcome;
-        }
-      }
+      return this.#collect(requests, this.#send(requests));
     } catch (error) {
       if (error instanceof KernelError) return requests.map(() => error);
       throw error;
+    }
+  }
+
+  /** Only the last is acknowledged when it succeeds: what comes before that says which of the others were refused. */
+  #collect(requests: readonly NetlinkRequest[], first: number): readonly Outcome[] {
+    const outcomes: (Outcome | undefined)[] = requests.map(() => undefined);
+    const answers = requests.map((request) => new Answer(request));
+    while (outcomes.at(-1) === undefined) {
+      for (const { sequence, message } of this.#receive(requests)) {
+        const outcome = answers[sequence - first]?.take(message);
+        if (outcome) outcomes[sequence - first] = outcome;
+      }
     }
     return outcomes.map((outcome) => outcome ?? []);
   }
@@ -121,12 +134,17 @@ export class NetlinkSocket implements NetlinkClient {
 
   /** Returns the number of the first request; the others follow. */
   #send(requests: readonly NetlinkRequest[]): number {
+    const { first, bytes } = this.#encode(requests);
+    sendDatagram(this.#fd, bytes, whatOf(requests));
+    return first;
+  }
+
+  #encode(requests: readonly NetlinkRequest[]): { readonly first: number; readonly bytes: Buffer } {
     this.#requireOpen(requests);
     if (this.#sequence > LAST_SEQUENCE) this.#sequence = 0;
     const first = this.#sequence + 1;
     this.#sequence += requests.length;
-    sendDatagram(this.#fd, encodeAll(requests, first), whatOf(requests));
-    return first;
+    return { first, bytes: encodeAll(requests, first) };
   }
 
   /** The messages stay with whoever asked, the buffer does not. Those of an exchange that broke off have older numbers. */
