@@ -5,8 +5,8 @@
  * JavaScript files, and of the dependencies only those are there that bring native code. deploy/Dockerfile copies it.
  */
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
-import { basename, dirname, join, relative, resolve } from 'node:path';
-import { type BuildOptions, build, type Plugin } from 'esbuild';
+import { dirname, join, relative, resolve } from 'node:path';
+import { build, type Plugin } from 'esbuild';
 
 const HOME = join(import.meta.dirname, '..');
 const MAIN = 'agent/main.ts';
@@ -26,12 +26,12 @@ const NODE = `node_modules/node-linux-${process.arch}/bin/node`;
  */
 export async function bundle(directory: string): Promise<void> {
   rmSync(directory, { recursive: true, force: true });
-  const urls = new Urls();
-  const options: BuildOptions = {
+  const files = new Set(['tulle', 'LICENSE']);
+  await build({
     absWorkingDir: HOME,
+    entryPoints: [MAIN],
     outdir: join(directory, dirname(MAIN)),
-    // All files beside each other: a URL relative to one of them then means the same in each.
-    entryNames: '[name]',
+    // All beside each other: a URL relative to one of them means the same in each.
     chunkNames: '[name]-[hash]',
     bundle: true,
     splitting: true,
@@ -41,48 +41,31 @@ export async function bundle(directory: string): Promise<void> {
     external: PACKAGES,
     // Packages in CommonJS ask for Node's own modules by this name.
     banner: { js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" },
-    plugins: [withoutLab, urls.plugin],
+    plugins: [withoutLab, withFiles(files)],
     logLevel: 'warning',
-  };
-  // Threads start from files of their own, which are known once everything was read.
-  await build({ ...options, entryPoints: [MAIN], write: false });
-  await build({ ...options, entryPoints: [MAIN, ...urls.sources] });
-  for (const file of ['tulle', 'LICENSE', ...urls.files]) copy(file, directory);
+  });
+  for (const file of files) copy(file, directory);
   for (const name of PACKAGES) copy(join('node_modules', name), directory);
   copy(NODE, directory, 'node_modules/.bin/node');
 }
 
-/**
- * What the sources name by `new URL('./x', import.meta.url)`: other sources are bundled, too, and other files are
- * copied to the same place below the bundle.
- */
-class Urls {
-  readonly sources = new Set<string>();
-  readonly files = new Set<string>();
-
-  readonly plugin: Plugin = {
-    name: 'urls',
-    setup: ({ onLoad }) => {
-      onLoad({ filter: /\/(agent|cni)\/.*\.ts$/ }, ({ path }) => {
-        const text = readFileSync(path, 'utf8');
-        const contents = text.replaceAll(
-          /new URL\('(\.[^']+)', import\.meta\.url\)/g,
-          (_, to: string) => `new URL('${this.#moved(relative(HOME, resolve(dirname(path), to)))}', import.meta.url)`,
-        );
-        return { contents, loader: 'ts' };
-      });
-    },
-  };
-
-  #moved(target: string): string {
-    if (target.endsWith('.ts')) {
-      this.sources.add(target);
-      return `./${basename(target, '.ts')}.js`;
-    }
-    this.files.add(target);
-    return relative(dirname(MAIN), target);
-  }
-}
+/** Adds the files that sources name by `new URL('./x', import.meta.url)`: they keep their places below the bundle. */
+const withFiles = (files: Set<string>): Plugin => ({
+  name: 'with-files',
+  setup: ({ onLoad }) => {
+    onLoad({ filter: /\/(agent|cni)\/.*\.ts$/ }, ({ path }) => {
+      const contents = readFileSync(path, 'utf8').replaceAll(
+        /new URL\('(\.[^']+)', import\.meta\.url\)/g,
+        (_, target: string) => {
+          const file = relative(HOME, resolve(dirname(path), target));
+          files.add(file);
+          return `new URL('${relative(dirname(MAIN), file)}', import.meta.url)`;
+        },
+      );
+      return { contents, loader: 'ts' };
+    });
+  },
+});
 
 /** The lab belongs to a checkout: it runs programs that no node has. */
 const withoutLab: Plugin = {
