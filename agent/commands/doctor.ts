@@ -79,7 +79,8 @@ const headline = ({ findings, detail }: CheckReport): string =>
 
 const describeFinding = ({ severity, summary, evidence, cause, remedy, fix }: Finding): readonly string[] => [
   `  ${severity}: ${summary}`,
-  ...evidence.map((line) => `    | ${line}`),
+  // Read from files and from others: nothing in it may steer the terminal.
+  ...evidence.map((line) => `    | ${line.replaceAll(/\p{Cc}/gu, '?')}`),
   `    cause   ${cause}`,
   `    remedy  ${remedy}`,
   ...(fix ? [`    ${fix.name === undefined ? '--fix' : `--fix=${fix.name}`} would: ${fix.steps.join('; ')}`] : []),

@@ -26,13 +26,15 @@ function conflistsIn(directory: string): readonly string[] {
 
 function* order({ config: { cniConfDir } }: Facts, conflists: readonly string[]): Generator<Finding> {
   const earlier = conflists.filter((name) => name < CONFLIST_NAME);
-  if (earlier.length === 0) return;
+  const [first] = earlier;
+  // An administrator's own list, with further plugins after Tulle.
+  if (first === undefined || pluginsIn(join(cniConfDir, first))[0] === 'tulle') return;
   yield {
     severity: 'error',
-    summary: `${earlier[0]} sorts before ${CONFLIST_NAME}, so the runtime does not call Tulle`,
+    summary: `${first} sorts before ${CONFLIST_NAME}, so the runtime does not call Tulle`,
     evidence: [
       `${cniConfDir}: ${conflists.join(' ')}`,
-      ...earlier.map((name) => `${name}: ${typesIn(join(cniConfDir, name))}`),
+      ...earlier.map((name) => `${name}: ${describePlugins(join(cniConfDir, name))}`),
     ],
     cause: 'Another network was installed before, or its installer still runs: runtimes take the first file by name.',
     remedy: `remove what installs it, then the file: rm ${earlier.map((name) => join(cniConfDir, name)).join(' ')}`,
@@ -40,17 +42,23 @@ function* order({ config: { cniConfDir } }: Facts, conflists: readonly string[])
 }
 
 /** What a configuration calls, for people. */
-function typesIn(path: string): string {
+function describePlugins(path: string): string {
+  const plugins = pluginsIn(path);
+  return plugins.length === 0 ? 'names no plugins' : `plugins ${plugins.join(' ')}`;
+}
+
+/** Types of plugins in the order of their calls; none of a file that is no configuration. */
+function pluginsIn(path: string): readonly string[] {
   try {
-    const { name, type, plugins = [] } = JSON.parse(readFileSync(path, 'utf8')) as Configuration;
-    return `network ${name}, plugins ${[type, ...plugins.map((plugin) => plugin.type)].filter(Boolean).join(' ')}`;
+    const { type, plugins = [] } = JSON.parse(readFileSync(path, 'utf8')) as Configuration;
+    return [type, ...plugins.map((plugin) => plugin.type)].filter((each) => each !== undefined);
   } catch {
-    return 'cannot be read as JSON';
+    // Runtimes refuse it too.
+    return [];
   }
 }
 
 interface Configuration {
-  readonly name?: string;
   readonly type?: string;
   readonly plugins?: readonly { readonly type?: string }[];
 }

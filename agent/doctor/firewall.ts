@@ -16,7 +16,8 @@ export const firewall: Check = {
     const policies = await deadPolicies(facts);
     const native = await nativeDrops(facts);
     const missing = await missingRules(facts, signal);
-    const seen = `nothing drops UDP port ${facts.config['vxlan.port']} or forwarded packets before Tulle's rules`;
+    const port = facts.config.backend === 'vxlan' ? `UDP port ${facts.config['vxlan.port']} or ` : '';
+    const seen = `nothing drops ${port}forwarded packets before Tulle's rules`;
     return verdict(seen, [
       missing,
       rules.length > 0 ? blocked(rules, facts) : undefined,

@@ -21,10 +21,7 @@ export const nodeAddress: Check = {
         ? pods
         : ['ipv4'];
     const seen = used.map((family) => `${locals[family]?.ip} on ${locals[family]?.link?.name}`).join(', ');
-    return verdict(
-      seen,
-      used.map((family) => problemOf(family, plan, host, nodeName)),
-    );
+    return verdict(seen, [...used.map((family) => problemOf(family, plan, host, nodeName)), unreachablePeers(plan)]);
   },
 };
 
@@ -49,5 +46,19 @@ function problemOf(family: Family, { underlay }: Plan, host: Host, nodeName: str
       'The address of the host has changed since the kubelet started, the link is gone, or the Node (or its annotation tulle.dev/underlay-ip) names an address outside a NAT.',
     remedy:
       "restart the kubelet with the right --node-ip, or set the Node's annotation tulle.dev/underlay-ip to an address of this host that the others reach",
+  };
+}
+
+/** What the plan says of other Nodes; podCIDRs that do not count are told by their own check. */
+function unreachablePeers({ fragments }: Plan): Finding | undefined {
+  const problems = [...fragments.values()].flatMap(({ id, problems }) => (id.startsWith('node ') ? problems : []));
+  const others = problems.filter((problem) => !problem.startsWith('podCIDR '));
+  if (others.length === 0) return undefined;
+  return {
+    severity: 'warning',
+    summary: `${others.length} problems with other Nodes leave their pods without a way`,
+    evidence: others.slice(0, 10),
+    cause: 'These Nodes lack an address of the right family, or the backend needs them on a segment of this host.',
+    remedy: 'as each line says',
   };
 }

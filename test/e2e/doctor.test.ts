@@ -130,7 +130,7 @@ test.serial(
       /^kube-router has left/,
       /kube-bridge[\s\S]*KUBE-ROUTER-FORWARD[\s\S]*kube-router-node-ips/,
     );
-    sees(t, found, 'cni', /10-flannel\.conflist sorts before 10-tulle/, /network cbr0, plugins flannel/);
+    sees(t, found, 'cni', /10-flannel\.conflist sorts before 10-tulle/, /10-flannel\.conflist: plugins flannel/);
     sees(t, found, 'cni', /10-tulle\.conflist is not what/, /changed/);
     sees(t, found, 'cni', /cannot start .*loopback/, /loopback: no such file/);
     sees(t, found, 'cni', /tulle is another version/, /6 bytes/);
@@ -190,29 +190,33 @@ test.serial('--fix with names removes what these have left, but nothing that a p
   t.is(await on('node-1', `ls /etc/cni/net.d; ${NFT} list tables | grep proxy || true`), '10-tulle.conflist');
 });
 
-test.serial('what the settings of others were is healthy again, and a kube-proxy that runs is welcome', async (t) => {
-  await on(
-    'node-1',
-    'sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.forwarding=1',
-    `mkdir -p /etc/systemd/networkd.conf.d; printf '[Network]\\nManageForeignRoutes=no\\n' >/etc/systemd/networkd.conf.d/10-tulle.conf`,
-    'iptables-nft -t nat -N KUBE-SERVICES; iptables-nft -P FORWARD DROP; iptables-nft -P INPUT DROP',
-    'iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT; iptables-nft -A INPUT -p icmp -j ACCEPT',
-    `setsid ${process.execPath} -e 'require("net").createServer().listen(10256, () => setTimeout(() => process.exit(), 60000))' >/dev/null 2>&1 </dev/null & echo $! >/run/listener`,
-  );
-  await until(async () => (await on('node-1', 'ss -Hltn')).includes(':10256'), {
-    describe: 'a listener',
-    deadlineMs: TIMEOUT_MS,
-    intervalMs: 50,
-  });
-  await isHealthy(t, 'node-1');
-  await on(
-    'node-1',
-    'kill $(cat /run/listener)',
-    'iptables-nft -P FORWARD ACCEPT; iptables-nft -P INPUT ACCEPT; iptables-nft -t nat -X KUBE-SERVICES',
-    'iptables-nft -D INPUT -p icmp -j ACCEPT; iptables-nft -D INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT',
-  );
-  await on('node-2', 'ip -6 route del 2001:db8::/64');
-});
+test.serial(
+  'healthy, too: policies that drop, a kube-proxy that runs, a list of plugins that begins with Tulle',
+  async (t) => {
+    await on(
+      'node-1',
+      'sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.forwarding=1',
+      `mkdir -p /etc/systemd/networkd.conf.d; printf '[Network]\\nManageForeignRoutes=no\\n' >/etc/systemd/networkd.conf.d/10-tulle.conf`,
+      `echo '{"cniVersion":"1.0.0","name":"own","plugins":[{"type":"tulle"},{"type":"tuning"}]}' >/etc/cni/net.d/05-own.conflist`,
+      'iptables-nft -t nat -N KUBE-SERVICES; iptables-nft -P FORWARD DROP; iptables-nft -P INPUT DROP',
+      'iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT; iptables-nft -A INPUT -p icmp -j ACCEPT',
+      `setsid ${process.execPath} -e 'require("net").createServer().listen(10256, () => setTimeout(() => process.exit(), 60000))' >/dev/null 2>&1 </dev/null & echo $! >/run/listener`,
+    );
+    await until(async () => (await on('node-1', 'ss -Hltn')).includes(':10256'), {
+      describe: 'a listener',
+      deadlineMs: TIMEOUT_MS,
+      intervalMs: 50,
+    });
+    await isHealthy(t, 'node-1');
+    await on(
+      'node-1',
+      'kill $(cat /run/listener); rm /etc/cni/net.d/05-own.conflist',
+      'iptables-nft -P FORWARD ACCEPT; iptables-nft -P INPUT ACCEPT; iptables-nft -t nat -X KUBE-SERVICES',
+      'iptables-nft -D INPUT -p icmp -j ACCEPT; iptables-nft -D INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT',
+    );
+    await on('node-2', 'ip -6 route del 2001:db8::/64');
+  },
+);
 
 test.serial('a smaller link is found and named, or its size is found where nobody names it', async (t) => {
   const fabric = fabricPlace(await lab().control.status());
