@@ -1,24 +1,48 @@
 /** The kernel and the tools, as far as what Tulle asks of them can be missing or too old. */
 import { release } from 'node:os';
+import type { Config } from '../config.ts';
 import { run } from '../kernel/command.ts';
 import { KernelError } from '../kernel/errors.ts';
+import { type Feature, probeKernel } from '../kernel/features.ts';
 import { type Check, type Finding, verdict } from './finding.ts';
 
 const DEADLINE_MS = 5_000;
 
 export const tools: Check = {
   name: 'tools',
-  async run(_facts, signal) {
+  async run({ config }, signal) {
+    const lacking = lacks(await probeKernel(), config);
     const answer = await run({ file: 'ipset', args: ['--version'], timeoutMs: DEADLINE_MS, signal }).then(
       ({ stdout }) => stdout.trim(),
       (error: unknown) => error,
     );
-    if (answer instanceof KernelError) return verdict('', [missing(answer)]);
+    if (answer instanceof KernelError) return verdict('', [missing(answer), ...lacking]);
     const lines = String(answer).split('\n');
     const warnings = lines.filter((line) => /warning/i.test(line));
-    return verdict(`Linux ${release()}, ${lines[0]}`, [warnings.length > 0 ? mismatched(lines) : undefined]);
+    const mismatch = warnings.length > 0 ? mismatched(lines) : undefined;
+    return verdict(`Linux ${release()}, ${lines[0]}`, [mismatch, ...lacking]);
   },
 };
+
+/** What is only needed with certain settings. */
+const NEEDED: Readonly<Record<string, (config: Needs) => boolean>> = {
+  'VXLAN links': ({ backend }) => backend === 'vxlan',
+  'bridge links': ({ podLink }) => podLink === 'bridge',
+  'locked bridge ports': ({ podLink }) => podLink === 'bridge',
+};
+type Needs = Pick<Config, 'backend' | 'podLink'>;
+
+/** Findings for features that are missing and that these settings use. Pure. */
+export const lacks = (features: readonly Feature[], config: Needs): readonly Finding[] =>
+  features
+    .filter(({ name, state }) => state === 'missing' && (NEEDED[name]?.(config) ?? true))
+    .map(({ name, evidence, consequence }) => ({
+      severity: name === 'IPv6' ? 'warning' : 'error',
+      summary: `this kernel has no ${name}`,
+      evidence: [evidence],
+      cause: 'The kernel was built without it, is too old, or its module is not installed or not loaded.',
+      remedy: consequence,
+    }));
 
 const missing = ({ message }: KernelError): Finding => ({
   severity: 'error',
