@@ -1,4 +1,5 @@
 /** `tulle agent`: settings, credentials, log, and the agent itself until a signal ends it. */
+import { flushCompileCache } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { runAgent } from '../agent.ts';
 import { serviceAccount } from '../cluster/credentials.ts';
@@ -24,6 +25,8 @@ export async function agent({ flags, configFile, environment, version }: AgentCa
       stop.abort(new Error(`stopped by ${signal}`));
     });
   }
+  // For the next start: all modules are loaded, and an agent ends by a signal that leaves no time for it.
+  flushCompileCache();
   const credentials = credentialsOf(config, environment);
   // A wrong kubeconfig is told at once, with the exit code for it, not retried.
   await credentials.current();

@@ -17,6 +17,8 @@ import { output } from '../support/lab.ts';
 /** Bounds against hanging; the first for a machine without the cache of debian-base.ts. */
 const SET_UP_MS = 900_000;
 const TIMEOUT_MS = 60_000;
+/** Of an agent without pods. */
+const IDLE_LIMIT_KIB = 90 * 1024;
 /** linux/capability.h */
 const CAPABILITY_BITS: Readonly<Record<string, number>> = { NET_ADMIN: 12, NET_RAW: 13, SYS_ADMIN: 21 };
 
@@ -90,6 +92,9 @@ test.serial('the agents get ready with what the manifest gives them, and with no
     for (const set of ['CapEff', 'CapPrm', 'CapBnd'])
       t.regex(process, new RegExp(`^${set}:\\t0*${capabilities}$`, 'm'));
     t.regex(process, /^Seccomp:\t2$/m);
+    const residentKib = Number(/^VmRSS:\s*(\d+) kB$/m.exec(process)?.[1]);
+    t.log(`${node.name}: ${residentKib} KiB resident`);
+    t.true(residentKib < IDLE_LIMIT_KIB, `${residentKib} KiB`);
     t.not((await agent.exec('touch', '/opt/tulle/file')).exitCode, 0, 'the root of the container can be written');
     t.not((await agent.exec('sh', '-c', 'echo 0 >/proc/sys/net/ipv4/ip_forward')).exitCode, 0);
     const { stdout, exitCode } = await agent.exec('tulle', 'status');
