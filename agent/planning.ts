@@ -98,8 +98,7 @@ export class Planning {
   /** The node's own fragments come first, those that nobody wants any more go last. */
   *#enter(plan: Plan, followed: Followed | undefined): Generator<void, void> {
     for (const [id, fragment] of plan.fragments) {
-      this.#replace(id, fragment, followed);
-      yield;
+      if (this.#replace(id, fragment, followed)) yield;
     }
     for (const id of this.#entered) {
       if (plan.fragments.has(id)) continue;
@@ -108,10 +107,12 @@ export class Planning {
     }
   }
 
-  #replace(id: FragmentId, fragment: Fragment | undefined, followed: Followed | undefined): void {
+  /** Whether there was anything to do. */
+  #replace(id: FragmentId, fragment: Fragment | undefined, followed: Followed | undefined): boolean {
     const touched = this.#options.state.replace(id, fragment);
     followed?.add(touched);
     if (fragment) this.#entered.add(id);
     else this.#entered.delete(id);
+    return touched.length > 0;
   }
 }

@@ -71,6 +71,40 @@ export function* lossSteps(nodes: Iterable<Node>): Steps<Losses> {
   return losses;
 }
 
+/** Whether an address lies within a pod CIDR of any of these Nodes. Sorts when first asked, then O(log n). */
+export function coverageOf(nodes: Iterable<Node>): (ip: IpAddress) => boolean {
+  let reaches: readonly Reach[] | undefined;
+  return (ip) => {
+    reaches ??= reachesOf([...nodes].flatMap((node) => factsOf(node).claims));
+    const key = placeOf(familyOf(ip), bitsOf(ip));
+    const after = lowerBound(reaches, (reach) => reach.first > key);
+    return after > 0 && key <= (reaches[after - 1] as Reach).last;
+  };
+}
+
+/** A claim that begins at `first`, with the last place that it, or any that begins before it, covers. */
+interface Reach {
+  readonly first: bigint;
+  readonly last: bigint;
+}
+
+function reachesOf(claims: readonly Claim[]): readonly Reach[] {
+  let furthest = -1n;
+  return claims
+    .map(({ cidr, first, last }) => ({
+      first: placeOf(familyOf(cidr), first),
+      last: placeOf(familyOf(cidr), last),
+    }))
+    .sort((a, b) => (a.first < b.first ? -1 : 1))
+    .map(({ first, last }) => {
+      if (last > furthest) furthest = last;
+      return { first, last: furthest };
+    });
+}
+
+/** Both families on one line, IPv4 below all of IPv6. */
+const placeOf = (family: Family, bits: bigint): bigint => (family === 'ipv4' ? bits : bits + (1n << 32n));
+
 /** What is compared of one Node; kept as long as the Node, which never changes. */
 interface Facts {
   readonly claims: readonly Claim[];
@@ -118,15 +152,19 @@ function refusalOf({ node, cidr, first, last }: Claim, addresses: SortedAddresse
 }
 
 /** The least address that is not below `bits`. */
-function firstFrom(sorted: readonly NodeAddress[], bits: bigint): NodeAddress | undefined {
+const firstFrom = (sorted: readonly NodeAddress[], bits: bigint): NodeAddress | undefined =>
+  sorted[lowerBound(sorted, (address) => address.bits >= bits)];
+
+/** The index of the first of which this is true, as it is of all that follow; the length when there is none. */
+function lowerBound<T>(sorted: readonly T[], isBeyond: (value: T) => boolean): number {
   let low = 0;
   let high = sorted.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if ((sorted[middle] as NodeAddress).bits < bits) low = middle + 1;
-    else high = middle;
+    if (isBeyond(sorted[middle] as T)) high = middle;
+    else low = middle + 1;
   }
-  return sorted[low];
+  return low;
 }
 
 /** Claims in groups that touch each other, directly or through others; almost always one claim each. */

@@ -284,6 +284,44 @@ test('one Node that changes is planned alone: every other fragment keeps its ide
   );
 });
 
+test('whatever changes one after the other, a planner that remembers plans as a fresh one', (t) => {
+  // Every podCIDR covers some of the addresses, and some touch each other.
+  const ips = fc.constantFrom('10.1.1.5', '10.2.0.9', '172.30.0.3', '172.30.0.4', 'fd00:1::5', 'fd30::3');
+  const cidrs = fc.constantFrom(
+    '10.1.0.0/16',
+    '10.1.1.0/24',
+    '10.2.0.0/24',
+    '10.3.0.0/24',
+    'fd00:1::/64',
+    'fd00:2::/64',
+  );
+  const change = fc.record({
+    name: fc.constantFrom('n1', 'n2', 'n3'),
+    ips: fc.option(fc.uniqueArray(ips, { maxLength: 2 }), { freq: 2 }),
+    cidrs: fc.option(fc.uniqueArray(cidrs, { maxLength: 2 }), { freq: 2 }),
+  });
+  fc.assert(
+    fc.property(fc.array(change, { maxLength: 12 }), (changes) => {
+      const input = { nodeName: 'a', host: host(), settings, backend: vxlan };
+      const planner = new Planner();
+      const words = new Map(['n1', 'n2', 'n3'].map((name) => [name, { ips: '', cidrs: '' }]));
+      let nodes = cluster(a);
+      for (const { name, ...fields } of changes) {
+        const before = words.get(name) ?? { ips: '', cidrs: '' };
+        const after = {
+          ips: fields.ips?.join(' ') ?? before.ips,
+          cidrs: fields.cidrs?.join(' ') ?? before.cidrs,
+        };
+        words.set(name, after);
+        const others = [...nodes.nodes.values()].filter((each) => each.name !== name);
+        nodes = cluster(...others, node(name, after));
+        const remembered = planner.plan({ ...input, cluster: nodes });
+        t.deepEqual(remembered, new Planner().plan({ ...input, cluster: nodes }));
+      }
+    }),
+  );
+});
+
 test('findLosses agrees with comparing every pair', (t) => {
   const cidrs = fc.constantFrom(
     '10.0.0.0/8',

@@ -6,11 +6,11 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Cluster, Node } from '../model/cluster.ts';
 import { type Fragment, type FragmentId, rankOf } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
-import { type Cidr, familyOf } from '../model/ip.ts';
+import { type Cidr, familyOf, type IpAddress } from '../model/ip.ts';
 import { type AnyItem, item } from '../model/items.ts';
 import type { Backend } from './backend.ts';
 import { planBridge } from './bridge.ts';
-import { addressesOf, heldCidrs, type Losses, lossSteps } from './claims.ts';
+import { addressesOf, coverageOf, heldCidrs, type Losses, lossSteps } from './claims.ts';
 import { directMember, NODE_NETWORK, planNodeNetwork } from './node-network.ts';
 import { finish, type Steps } from './steps.ts';
 import { type PlanSettings, planUnderlay, type Underlay } from './underlay.ts';
@@ -29,9 +29,20 @@ export interface Plan {
   readonly fragments: ReadonlyMap<FragmentId, Fragment>;
 }
 
+/** What the last plan worked out. */
+interface Last {
+  readonly input: PlanInput;
+  readonly plan: Plan;
+  readonly losses: Losses;
+  /** Whether an address lies within a pod CIDR that counted. */
+  readonly covers: (ip: IpAddress) => boolean;
+  readonly own: readonly Fragment[];
+  readonly peers: ReadonlyMap<Node, Fragment>;
+}
+
 /** Keeps what the last plan worked out, and nothing else: the same inputs always give the same plan. */
 export class Planner {
-  #last: { input: PlanInput; plan: Plan; losses: Losses; peers: Map<Node, Fragment> } | undefined;
+  #last: Last | undefined;
   readonly #former: Underlay | undefined;
 
   /** `former` is the underlay that an earlier process planned last, if it is known. */
@@ -46,10 +57,9 @@ export class Planner {
   /** The same with pauses. One at a time. */
   *steps(input: PlanInput): Steps<Plan> {
     const last = this.#last;
-    const losses =
-      last && sameClaims(last.input.cluster, input.cluster)
-        ? last.losses
-        : kept(last?.losses, yield* lossSteps(input.cluster.nodes.values()));
+    const isSame = last !== undefined && sameClaims(last, input.cluster);
+    const losses = isSame ? last.losses : kept(last?.losses, yield* lossSteps(input.cluster.nodes.values()));
+    const covers = isSame ? last.covers : coverageOf(input.cluster.nodes.values());
     yield;
     const former = last?.plan.underlay ?? this.#former;
     const underlay = kept(former, planUnderlay(input, losses, former));
@@ -59,19 +69,19 @@ export class Planner {
       last.losses === losses &&
       last.input.settings === input.settings &&
       last.input.backend === input.backend;
-    const known = sameContext ? last.peers : new Map<Node, Fragment>();
+    const own = sameContext && last.input.host === input.host ? last.own : nodeFragments(input, underlay);
     const peers = new Map<Node, Fragment>();
-    const fragments = new Map<FragmentId, Fragment>();
-    for (const fragment of nodeFragments(input, underlay)) fragments.set(fragment.id, fragment);
+    const fragments = new Map<FragmentId, Fragment>(own.map((fragment) => [fragment.id, fragment]));
     for (const node of input.cluster.nodes.values()) {
       if (node.name === input.nodeName) continue;
-      const fragment = known.get(node) ?? planPeer(node, underlay, losses, input);
+      const known = sameContext ? last.peers.get(node) : undefined;
+      const fragment = known ?? planPeer(node, underlay, losses, input);
       peers.set(node, fragment);
       fragments.set(fragment.id, fragment);
-      yield;
+      if (!known) yield;
     }
     const plan = { underlay, fragments };
-    this.#last = { input, plan, losses, peers };
+    this.#last = { input, plan, losses, covers, own, peers };
     return plan;
   }
 }
@@ -80,19 +90,26 @@ export class Planner {
 const kept = <T>(former: T | undefined, computed: T): T =>
   former !== undefined && isDeepStrictEqual(former, computed) ? former : computed;
 
-/** Whether nothing that findLosses looks at has changed. */
-function sameClaims(before: Cluster, after: Cluster): boolean {
+/**
+ * Whether findLosses would find the same. The addresses of a Node decide nothing while they are in nobody's pod CIDR: as long
+ * as nothing is lost, those that it had were not.
+ */
+function sameClaims({ input, losses, covers }: Last, after: Cluster): boolean {
+  const before = input.cluster;
   if (before.nodes === after.nodes) return true;
   if (before.nodes.size !== after.nodes.size) return false;
   for (const [name, node] of after.nodes) {
     const old = before.nodes.get(name);
     if (old === node) continue;
     if (!old || claimOf(old) !== claimOf(node)) return false;
+    const addresses = addressesOf(node);
+    if (addresses.join() === addressesOf(old).join()) continue;
+    if (losses.size > 0 || addresses.some(covers)) return false;
   }
   return true;
 }
 
-const claimOf = (node: Node): string => [node.uid, node.podCidrs, addressesOf(node)].join(' ');
+const claimOf = ({ uid, podCidrs }: Node): string => [uid, ...podCidrs].join(' ');
 
 function nodeFragments({ host, settings, backend }: PlanInput, underlay: Underlay): readonly Fragment[] {
   const device: Fragment = {
