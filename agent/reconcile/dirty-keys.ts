@@ -56,6 +56,11 @@ export class DirtyKeys {
     if (!this.#waiting.has(key)) this.#moveToPending(key);
   }
 
+  /** What made it fail may be gone: look again, whatever its backoff. Should it fail once more, it is one time more. */
+  hurry(key: Key): void {
+    this.#moveToPending(key);
+  }
+
   leave(key: Key): void {
     this.take(key);
     this.#leaving.add(key);

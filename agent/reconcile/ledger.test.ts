@@ -132,6 +132,33 @@ test('a notice that equals what is known wakes nobody', async (t) => {
   t.deepEqual(rig.reconciler.status().cycles, cycles);
 });
 
+test('what is freed does not wait for the end of its backoff, and nothing else is tried', async (t) => {
+  const attempts: string[] = [];
+  const onBatch = ({ changes }: BatchReport) => attempts.push(...printed(changes));
+  const rig = await startRig(t, { options: { backoff: { minMs: 60_000, maxMs: 60_000 }, onBatch } });
+  for (const n of [1, 2]) rig.routes.failNext({ key: route(n).key }, 2);
+  rig.put(fragment('a', [route(1, 'a'), route(2, 'b')]));
+  await until(() => rig.reconciler.failures([route(1).key, route(2).key]).length === 2, 'two failures');
+  attempts.length = 0;
+  rig.routes.free(({ link }) => link === 'a');
+  await until(() => attempts.length === 1, 'another attempt');
+  rig.routes.free(({ link }) => link === 'a');
+  await rig.reconciler.settle([route(1).key], bound());
+  t.deepEqual(attempts, [`create ${route(1).key}`, `create ${route(1).key}`]);
+});
+
+test('what is freed while an attempt is under way that fails is tried once more', async (t) => {
+  const rig = await startRig(t, { options: { backoff: { minMs: 60_000, maxMs: 60_000 } } });
+  rig.routes.failNext({ key: route(1).key });
+  const { reached, release } = rig.routes.hold();
+  rig.put(fragment('a', [route(1)]));
+  await reached;
+  rig.routes.free(() => true);
+  release();
+  await until(() => rig.routes.store.size === 1, 'the route');
+  t.is(rig.routes.applies, 2);
+});
+
 test('a change by somebody else while the key is being written is not lost', async (t) => {
   const rig = await startRig(t);
   rig.put(fragment('a', [route(1)]));

@@ -193,6 +193,14 @@ export class Ledger {
     this.#recheck(key);
   }
 
+  /** Ends the backoff of what is meant. An attempt that is under way may be too early: it is followed by another if it fails. */
+  freed(isMeant: (wanted: Value) => boolean): void {
+    for (const key of [...this.dirty.waiting, ...this.#inFlight]) {
+      const item = this.#context.state.wanted(key);
+      if (item && isMeant(item.value)) this.dirty.hurry(key);
+    }
+  }
+
   beginList(): void {
     this.schedule.begin();
     this.#isListing = true;

@@ -245,6 +245,7 @@ export class Reconciler {
         ledger.schedule.markStale(reason);
         this.#ring(ledger.kind);
       },
+      freed: (isMeant) => ledger.freed(isMeant),
     };
     try {
       ledger.driver.watch?.(notice, signal);

@@ -23,6 +23,8 @@ export interface Notice<K extends Kind> {
   found(key: Key<K>, value: Objects[K] | undefined): void;
   /** What is known of this kind may be wrong (overrun, link down, address removed): list it again. */
   stale(reason: string): void;
+  /** What was in the way of wanted objects like these may be gone: those that failed are tried again at once. */
+  freed(isMeant: (wanted: Objects[K]) => boolean): void;
 }
 
 /** Moves one kind of object between the kernel and plain values. */

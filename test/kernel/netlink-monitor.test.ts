@@ -65,6 +65,7 @@ function listen(driver: Driver<Kind>, { known, stale }: Heard, signal: AbortSign
   const notice = {
     found: (key: string, value: unknown) => (value === undefined ? known.delete(key) : known.set(key, value)),
     stale: (reason: string) => stale.push(`${driver.kind}: ${reason}`),
+    freed: () => undefined,
   };
   driver.watch?.(notice as never, signal);
 }

@@ -20,20 +20,29 @@ interface Rivals {
   routes(): Promise<readonly string[]>;
 }
 
-/** A blackhole is wanted and there. Nothing is listed again unless it is asked for. */
-async function open(t: ExecutionContext, family: keyof typeof DESTINATIONS): Promise<Rivals> {
+/** What fails is not tried again unless a notice says that it may succeed now. */
+const NEVER_AGAIN = { minMs: 3_600_000, maxMs: 3_600_000 };
+
+/** A blackhole is wanted and there, or a route over a link that may be missing. Nothing is listed again unless it is asked for. */
+async function open(
+  t: ExecutionContext,
+  family: keyof typeof DESTINATIONS,
+  { link, backoff = NEVER_AGAIN }: { readonly link?: string; readonly backoff?: typeof NEVER_AGAIN } = {},
+): Promise<Rivals> {
   const host = await createNetns(t, 'host');
   const netnsFd = openSync(host.path, 'r');
   const netlink = openNetlink({ netnsFd });
   const destination = parseCidr(DESTINATIONS[family]) as Cidr;
-  const route = item('route', { destination, metric: defaultMetric(destination), type: 'blackhole' });
+  const metric = defaultMetric(destination);
+  const way = link === undefined ? ({ type: 'blackhole' } as const) : ({ type: 'unicast', link } as const);
+  const route = item('route', { destination, metric, ...way });
   const state = new KernelState(MERGE);
   state.replace('test', { id: 'test', cause: 'test', rank: '', items: [route], requires: [], problems: [] });
   const reconciler = new Reconciler({
     state,
     drivers: [netlink.drivers.route],
     log: pino({ level: 'silent' }),
-    options: { backoff: { minMs: 1, maxMs: 50 }, resyncIntervalMs: 3_600_000 },
+    options: { backoff, resyncIntervalMs: 3_600_000 },
   });
   const end = new AbortController();
   t.teardown(async () => {
@@ -43,7 +52,7 @@ async function open(t: ExecutionContext, family: keyof typeof DESTINATIONS): Pro
     closeSync(netnsFd);
   });
   reconciler.start(end.signal);
-  await reconciler.settle([route.key], AbortSignal.timeout(10_000));
+  if (link === undefined) await reconciler.settle([route.key], AbortSignal.timeout(10_000));
   const flag = family === FAMILIES.ipv6.family ? '-6' : '-4';
   return {
     reconciler,
@@ -74,9 +83,21 @@ for (const [family, destination] of Object.entries(DESTINATIONS) as [keyof typeo
   });
 }
 
+for (const family of ['ipv4', 'ipv6'] as const) {
+  test(`${family}: a route over a link that is not there, or down, comes with the link`, async (t) => {
+    const { reconciler, key, ip, routes } = await open(t, family, { link: 'wire' });
+    await waitFor(() => reconciler.failures([key]).length > 0, { describe: 'the failure' });
+    await ip('link add wire type veth peer name eriw');
+    await ip('link set eriw up');
+    await ip('link set wire up');
+    await waitFor(async () => (await routes()).length > 0, { describe: 'the own route' });
+    t.regex((await routes()).join(), /proto 84$/);
+  });
+}
+
 for (const where of ['append', 'prepend']) {
   test(`ipv4: two own routes of one key become the one that is wanted (${where})`, async (t) => {
-    const { reconciler, key, ip, routes } = await open(t, 'ipv4');
+    const { reconciler, key, ip, routes } = await open(t, 'ipv4', { backoff: { minMs: 1, maxMs: 50 } });
     await ip(`route ${where} unreachable ${DESTINATIONS.ipv4} proto 84`);
     reconciler.resync('route');
     await waitFor(async () => (await routes()).join() === OWN.join(), { describe: 'one route', timeoutMs: 5_000 });

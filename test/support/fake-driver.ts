@@ -129,6 +129,11 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
     this.#notice?.found(key, value);
   }
 
+  /** A notice that these may succeed now. */
+  free(isMeant: (wanted: Objects[K]) => boolean): void {
+    this.#notice?.freed(isMeant);
+  }
+
   overrun(reason = 'injected overrun'): void {
     this.#notice?.stale(reason);
   }

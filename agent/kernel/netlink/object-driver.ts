@@ -5,7 +5,7 @@ import { isNotFound, KernelError } from '../errors.ts';
 import type { Links } from './links.ts';
 import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
-import type { LinkFacts } from './rtnetlink.ts';
+import { type LinkFacts, RTM, readLinkFacts } from './rtnetlink.ts';
 
 /**
  * Set on a found value that differs from anything that Tulle writes in a way that the value cannot show: it never equals
@@ -95,13 +95,23 @@ function watchObjects<K extends Kind>(
   signal: AbortSignal,
 ): void {
   const listener = {
-    message(message: NetlinkMessage) {
+    message(message: NetlinkMessage, before: LinkFacts | undefined) {
       const value = kind.readBack(message, links);
       if (value) notice.found(keyOf<K>(kind.kind, value), kind.isGone(message) ? undefined : value);
+      const link = usableLink(message, before, links);
+      if (link !== undefined) notice.freed((wanted) => kind.linksOf(wanted).includes(link));
     },
     lost: (reason: string) => notice.stale(reason),
   };
   monitor.subscribe(listener, signal);
+}
+
+/** The link of which a message says that it has come up, or got an address: what was refused before may be taken now. */
+function usableLink(message: NetlinkMessage, before: LinkFacts | undefined, links: Links): string | undefined {
+  const { type, payload } = message;
+  if (type === RTM.NEWADDR && payload.length >= 8) return links.byIndex(payload.readUInt32LE(4))?.name;
+  const facts = type === RTM.NEWLINK && !before?.up ? readLinkFacts(message) : undefined;
+  return facts?.up ? facts.name : undefined;
 }
 
 /**

@@ -167,6 +167,12 @@ function replacedRoute(message: NetlinkMessage): Key<'route'> | undefined {
   return keyOf('route', { destination, metric, type: 'unicast' });
 }
 
+/** The own route that a stranger's was in the way of, which has gone. */
+function removedRival(message: NetlinkMessage): Key<'route'> | undefined {
+  const seen = message.type === RTM.DELROUTE ? seeRoute(message) : undefined;
+  return seen && seen.header.protocol !== ROUTE_PROTOCOL ? keyOf('route', { ...seen, type: 'unicast' }) : undefined;
+}
+
 /** Undefined for a length that the address does not have. */
 function destinationOf({ family, prefixLength }: RouteHeader, bytes: Buffer | undefined): Cidr | undefined {
   const address = ipOf(bytes) ?? (parseIp(familyOfAf(family) === 'ipv6' ? '::' : '0.0.0.0') as IpAddress);
@@ -231,6 +237,8 @@ export function routeDriver(options: ObjectDriverOptions): Driver<'route'> {
           for (const key of routesOnLostLink(message, before, known)) found(key, undefined);
           const replaced = replacedRoute(message);
           if (replaced && known.has(replaced)) found(replaced, undefined);
+          const rival = removedRival(message);
+          if (rival) notice.freed((wanted) => keyOf('route', wanted) === rival);
           const reason = removedAddress(message, known, options.links);
           if (reason) notice.stale(reason);
         },
