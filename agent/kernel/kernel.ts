@@ -18,6 +18,9 @@ import { NetlinkSocket } from './netlink/socket.ts';
 import { identifyNetns } from './netns/netns.ts';
 import { createSysctlDriver } from './sysctl/sysctl.ts';
 
+/** Kinds that are planned and have no driver yet: how their keys are shared. */
+const UNDRIVEN = { 'backend-set': 'same', frontend: 'one' } as const satisfies Partial<Kernel['merge']>;
+
 export interface KernelSettings {
   readonly runDir: string;
   readonly procSys: string;
@@ -70,7 +73,7 @@ export async function openKernel(
     set: createSetDriver({ run, client: nfnetlink, onEmptied: (name) => member.setEmptied(name) }),
     member,
     'chain-part': createChainDriver({ run, backend }),
-  } satisfies { readonly [K in Kind]: { readonly kind: K } };
+  } satisfies { readonly [K in Exclude<Kind, keyof typeof UNDRIVEN>]: { readonly kind: K } };
   const host = new HostWatch({
     ...netlink,
     randomFully: backend.randomFully,
@@ -88,7 +91,7 @@ export async function openKernel(
   });
   return {
     drivers,
-    merge: Object.fromEntries(drivers.map(({ kind, merge }) => [kind, merge])) as Kernel['merge'],
+    merge: { ...UNDRIVEN, ...Object.fromEntries(drivers.map(({ kind, merge }) => [kind, merge])) } as Kernel['merge'],
     iptables: `${backend.backend} (${backend.reason})`,
     features: () => features,
     host: () => host.current,

@@ -2,6 +2,7 @@ import test from 'ava';
 import { type Cidr, type IpAddress, parseCidr } from './ip.ts';
 import { APPLY_ORDER, defaultMetric, item, keyOf, kindOf, memberOf, type Objects } from './items.ts';
 import type { MacAddress } from './mac.ts';
+import { backendSet } from './services.ts';
 
 const mac = '02:00:00:00:00:01' as MacAddress;
 const ip = '10.244.1.2' as IpAddress;
@@ -50,6 +51,19 @@ const objects: { readonly [K in keyof Objects]: readonly [value: Objects[K], key
   route: [
     { destination: '10.244.1.0/24' as Cidr, metric: 0, type: 'unicast', link: 'tulle.84' },
     'route 10.244.1.0/24 metric 0',
+  ],
+  'backend-set': [backendSet([{ ip, port: 8080 }]), 'backend-set 43882206ba7b89155410811022c137c3'],
+  frontend: [
+    {
+      scope: 'internal',
+      ip: ip6,
+      port: 80,
+      protocol: 'TCP',
+      kind: 'cluster',
+      target: 'refuse',
+      service: 'default/web:http',
+    },
+    'frontend internal [fd00::2]:80/TCP',
   ],
 };
 

@@ -4,6 +4,7 @@
  */
 import { type Cidr, type Family, factsOf, familyOf, type IpAddress } from './ip.ts';
 import type { MacAddress } from './mac.ts';
+import { type BackendSet, type Frontend, frontendId } from './services.ts';
 
 /** One file below /proc/sys, as written and read (trimmed). */
 export interface Sysctl {
@@ -160,6 +161,8 @@ export interface Objects {
   fdb: Fdb;
   neighbour: Neighbour;
   route: Route;
+  'backend-set': BackendSet;
+  frontend: Frontend;
 }
 
 export type Kind = keyof Objects;
@@ -178,6 +181,8 @@ export const APPLY_ORDER: readonly Kind[] = [
   'fdb',
   'neighbour',
   'route',
+  'backend-set',
+  'frontend',
 ];
 
 const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
@@ -191,6 +196,8 @@ const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
   fdb: ({ link, mac }) => `${link} ${mac}`,
   neighbour: ({ link, ip }) => `${link} ${ip}`,
   route: ({ destination, metric }) => `${destination} metric ${metric}`,
+  'backend-set': ({ id }) => id,
+  frontend: frontendId,
 };
 
 export const keyOf = <K extends Kind>(kind: K, value: Objects[K]): Key<K> =>

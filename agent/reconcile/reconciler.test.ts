@@ -2,7 +2,8 @@ import test from 'ava';
 import { fragment, route, sysctl } from '../../test/support/fragments.ts';
 import { bound, makeRig, printed, quiet, startRig } from '../../test/support/reconcile.ts';
 import { until } from '../../test/support/until.ts';
-import type { Key } from '../model/items.ts';
+import type { IpAddress } from '../model/ip.ts';
+import { item, type Key } from '../model/items.ts';
 import type { BatchReport } from './reconciler.ts';
 
 test('creates and updates run in apply order, removals after them in reverse', async (t) => {
@@ -175,4 +176,20 @@ test('onBatch and the counters tell what was done', async (t) => {
     listFailures: 0,
     drift: 0,
   });
+});
+
+test('a kind without a driver is shown and contested like others, and nobody waits for it', async (t) => {
+  const caughtUp: number[] = [];
+  const rig = await startRig(t, { options: { onCaughtUp: (durationMs) => caughtUp.push(durationMs) } });
+  const at = { scope: 'internal', ip: '10.96.0.1' as IpAddress, port: 80, protocol: 'TCP', kind: 'cluster' } as const;
+  const frontend = (service: string) => item('frontend', { ...at, target: 'refuse', service });
+  const followed = rig.reconciler.follow(0);
+  followed.add(rig.state.replace('a', fragment('a', [frontend('a'), sysctl(1)], { rank: '1' })));
+  followed.add(rig.state.replace('b', fragment('b', [frontend('b')], { rank: '2' })));
+  followed.end();
+  await quiet(rig.reconciler);
+  t.is(caughtUp.length, 1);
+  t.is(rig.reconciler.status().behindMs, 0);
+  t.deepEqual(rig.reconciler.status().contested, [{ key: frontend('a').key, winner: 'a', losers: ['b'] }]);
+  t.deepEqual(rig.state.takeDirty('frontend'), []);
 });

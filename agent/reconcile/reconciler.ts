@@ -78,7 +78,9 @@ export class Reconciler {
     this.#options = { ...DEFAULTS, ...parts.options };
     const isSettled = (key: Key): boolean => this.#ledgers.get(kindOf(key))?.isSettled(key) ?? false;
     this.#settles = new Settles(this.#state, isSettled);
-    this.#catchUps = new CatchUps(isSettled, (sinceMs) => this.#options.onCaughtUp(this.#options.now() - sinceMs));
+    // What nobody writes is never waited for.
+    const isDone = (key: Key): boolean => !this.#ledgers.has(kindOf(key)) || isSettled(key);
+    this.#catchUps = new CatchUps(isDone, (sinceMs) => this.#options.onCaughtUp(this.#options.now() - sinceMs));
     // Nobody has to wait for it.
     this.#listed.promise.catch(() => {});
     for (const driver of parts.drivers.toSorted((a, b) => orderOf(a.kind) - orderOf(b.kind))) this.#open(driver);
@@ -260,6 +262,8 @@ export class Reconciler {
   #ring(kind: Kind): void {
     const lane = this.#ledgers.get(kind)?.driver.lane;
     if (lane) this.#lanes.get(lane)?.ring();
+    // Without a driver the state can be shown, and nobody asks what became dirty.
+    else this.#state.takeDirty(kind);
   }
 
   #onKnown(key: Key): void {

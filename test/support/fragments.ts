@@ -25,6 +25,8 @@ export const MERGE = {
   fdb: 'one',
   neighbour: 'one',
   route: 'one',
+  'backend-set': 'same',
+  frontend: 'one',
 } as const;
 
 const ids = ['f0', 'f1', 'f2', 'f3', 'f4', 'f5'] as const;
