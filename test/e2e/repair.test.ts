@@ -11,7 +11,7 @@ import { until } from '../../lab/until.ts';
 import { differences } from '../support/cni-calls.ts';
 import { type TestLab, TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
 import { dumpNode } from '../support/node-dump.ts';
-import { nodePlace, outputIn, type Place, podPlace, shellIn } from '../support/places.ts';
+import { nodePlace, outputIn, type Place, pings, podPlace, shellIn } from '../support/places.ts';
 import { recreateNode } from '../support/recreate-node.ts';
 
 /** Full lists are so rare that only a notice of the kernel can be behind a repair. */
@@ -66,6 +66,10 @@ test.serial('tulle diff names what is disturbed in netfilter, and an agent that 
   for (const [, , line] of netfilterDisturbances(scene)) await shellIn(scene.node, line);
   const { exitCode, stdout } = await tulle(node, 'diff');
   t.is(exitCode, 3);
+  // The gate's set was flushed: until it is full again nothing passes, whatever else is disturbed.
+  const address = scene.pod.addresses.find((ip) => ip.includes(':')) as string;
+  const far = (await scene.lab.control.status()).pods.find(({ name }) => name === 'far');
+  t.false(await pings(podPlace(scene.lab, far as PodStatus), address), 'a pod that is not in the set of ready ones');
   // Without the parts of a chain, which are disturbed together.
   const heads = stdout.split('\n').flatMap((line) => /^([-+~] (chain-part \S+ \S+ \S+|\S.*\S))/.exec(line)?.[1] ?? []);
   t.deepEqual(
@@ -79,6 +83,7 @@ test.serial('tulle diff names what is disturbed in netfilter, and an agent that 
       '- member tulle-nodes-4 192.0.2.66/32',
       '~ chain-part ipv4 filter TULLE-FORWARD',
       '~ chain-part ipv4 raw TULLE-TUNNEL',
+      '~ chain-part ipv6 filter TULLE-FORWARD',
       '~ chain-part ipv6 mangle TULLE-FORWARD',
     ].sort(),
   );
@@ -253,6 +258,11 @@ function netfilterDisturbances(scene: Scene): readonly Disturbance[] {
   return [
     ['chain-part', 'a chain flushed', 'iptables -t mangle -F TULLE-FORWARD'],
     ['chain-part', 'a jump deleted', `iptables -D FORWARD ${jump} TULLE-FORWARD`],
+    [
+      'chain-part',
+      'a rule altered under its comment',
+      "ip6tables-save -t filter | sed '/^-A TULLE-FORWARD /s/-j ACCEPT/-j DROP/' | ip6tables-restore",
+    ],
     ['chain-part', 'a rule inserted', 'iptables -t raw -I TULLE-TUNNEL -j ACCEPT'],
     [
       'chain-part',
