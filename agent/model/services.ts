@@ -121,11 +121,8 @@ export type FrontendKind = 'cluster' | 'node-port' | 'load-balancer' | 'external
  */
 export type Scope = 'internal' | 'external';
 
-/**
- * What becomes of a connection: `refuse` is an error at once (ECONNREFUSED; a packet is rejected), `drop` is silence, `pass`
- * leaves it as it is: at the socket, where only the packet can be judged (source ranges).
- */
-export type Verdict = 'refuse' | 'drop' | 'pass';
+/** What becomes of a connection: `refuse` is an error at once (ECONNREFUSED; a packet is rejected), `drop` is silence. */
+export type Verdict = 'refuse' | 'drop';
 
 /** What one address, port and protocol mean on this node in one scope. */
 export interface Frontend {
@@ -141,7 +138,10 @@ export interface Frontend {
   readonly target: BackendSetId | Verdict;
   /** A client keeps its backend for so long after its last connection, while that backend is in the set. */
   readonly affinitySeconds?: number;
-  /** External scope only: other sources are dropped before anything else; may be empty. Absent: everybody may. */
+  /**
+   * Packets from other sources are dropped before anything else; may be empty. Absent: everybody may. Where it is present, a
+   * socket leaves the connection as it is, as only the packet has a source: it is the owner of the address all the same.
+   */
   readonly sourceRanges?: readonly Cidr[];
   /** External scope only: backends see this node instead of the client. */
   readonly masquerade?: true;
@@ -150,8 +150,7 @@ export interface Frontend {
 }
 
 /** Whether the target is a set. */
-export const isSetId = (target: Frontend['target']): target is BackendSetId =>
-  target !== 'refuse' && target !== 'drop' && target !== 'pass';
+export const isSetId = (target: Frontend['target']): target is BackendSetId => target !== 'refuse' && target !== 'drop';
 
 /** `internal 10.96.0.1:443/TCP`, `external [fd00::1]:80/TCP`, `internal 10.96.0.1:*`. */
 export function frontendId({
