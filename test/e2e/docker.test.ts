@@ -101,6 +101,8 @@ test.serial('the agents get ready with what the manifest gives them, and with no
     t.is(exitCode, 0, stdout);
     t.notRegex(stdout, /^(problem|failing|blocked) /m);
     t.is((await agent.exec('tulle', 'diff')).exitCode, 0);
+    const findings = await agent.exec('tulle', 'doctor');
+    t.is(findings.exitCode, 0, findings.stdout);
     t.deepEqual((await readdir(pathOnHost(node, '/opt/cni/bin'))).sort(), ['loopback', 'tulle']);
   }
   before = await Promise.all(hosts().map(({ node }) => readHost(node)));
