@@ -184,6 +184,20 @@ test.serial('several ADDs and DELs at once get addresses of their own and leave 
   await untilAsBefore(before);
 });
 
+test.serial('a namespace can be given to another container as soon as the first has left it', async (t) => {
+  const before = await readHost(node());
+  const first = await createPod(node());
+  t.is((await cni(first, 'ADD')).code, 0);
+  t.is((await cni(first, 'DEL')).code, 0);
+  const second = { ...first, containerId: `${first.containerId.slice(0, -4)}next` };
+  const added = await cni(second, 'ADD');
+  t.is(added.code, 0, added.stdout);
+  for (const address of addressesOf(added)) t.is(await ping(address), 0, address);
+  t.is((await cni(second, 'DEL')).code, 0);
+  await removeNetns(second);
+  await untilAsBefore(before);
+});
+
 /** In the pod, before it has an address: echoes datagrams. In the node: asks once a millisecond until it is answered. */
 const ECHO = `const s = require('dgram').createSocket('udp6'); s.on('message', (m, r) => s.send(m, r.port, r.address));
 s.bind(7777, '::', () => console.log('ready'));`;

@@ -1,10 +1,16 @@
 /** What the driver of pod links promises, held by the fake kernel and by a real one alike. */
 import test, { type ExecutionContext } from 'ava';
 import { KernelError } from '../../agent/kernel/errors.ts';
+import { addressPayload } from '../../agent/kernel/netlink/address.ts';
 import { nested, text } from '../../agent/kernel/netlink/attributes.ts';
 import { dumpLinks, readLink } from '../../agent/kernel/netlink/links.ts';
 import { type NetlinkClient, NLM } from '../../agent/kernel/netlink/message.ts';
-import { renderLinkDown, renderMtu, renderPair } from '../../agent/kernel/netlink/pod-link-requests.ts';
+import {
+  HOST_LINK_LOCAL,
+  renderLinkDown,
+  renderMtu,
+  renderPair,
+} from '../../agent/kernel/netlink/pod-link-requests.ts';
 import { IFLA, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
 import { type IpAddress, parseIp } from '../../agent/model/ip.ts';
 import type { PodLink } from '../../agent/model/items.ts';
@@ -75,6 +81,21 @@ for (const [kernel, open] of Object.entries(hosts)) {
       await reaper.reap();
       t.true(await holds(drivers['pod-link'], value), 'the new pair outlives the old one');
       t.deepEqual(await describe(value), []);
+    },
+  );
+
+  contract(
+    'in a namespace that another attachment has just left, it takes the place of the former pair',
+    async (t, { drivers, newPod, reaper, describe, openPod }) => {
+      const former = podLink(await newPod());
+      await create(drivers['pod-link'], former);
+      await remove(drivers['pod-link'], former);
+      const value = podLink(former.netns, { name: 'tlfedcba987654', hostMac: macOf('h2'), podMac: macOf('p2') });
+      await create(drivers['pod-link'], value);
+      await reaper.reap();
+      t.true(await holds(drivers['pod-link'], value));
+      t.deepEqual(await describe(value), []);
+      t.deepEqual(await names(openPod(value.netns).client), ['lo', 'eth0']);
     },
   );
 
@@ -178,6 +199,17 @@ for (const [kernel, open] of Object.entries(hosts)) {
     }
   });
 
+  contract('without fe80::1 it is not what is wanted, and gets it back', async (t, { drivers, newPod, client }) => {
+    const value = podLink(await newPod());
+    await create(drivers['pod-link'], value);
+    const ifindex = (await readLink(client, value.name))?.ifindex ?? 0;
+    const payload = addressPayload(HOST_LINK_LOCAL, ifindex, 0);
+    await client.request({ type: RTM.DELADDR, payload, operation: 'delete', object: 'fe80::1' });
+    t.false(await holds(drivers['pod-link'], value));
+    await update(drivers['pod-link'], value, value);
+    t.true(await holds(drivers['pod-link'], value));
+  });
+
   contract('lost with everything inside, it is made anew', async (t, { drivers, newPod, describe, client }) => {
     const value = podLink(await newPod());
     await create(drivers['pod-link'], value);
@@ -223,6 +255,22 @@ for (const [kernel, open] of Object.entries(hosts)) {
       'pod: address 10.244.0.3/32 is missing on eth0',
     ]);
     t.is((await list(drivers['pod-link'])).length, 1);
+  });
+}
+
+for (const [families, ips] of Object.entries(IPS)) {
+  const [right, wrong] = families === 'IPv4' ? ['1', '0'] : ['0', '1'];
+  test(`kernel: pod link: ${families}: with disable_ipv6 ${wrong} it is not what is wanted`, async (t) => {
+    const { drivers, newPod, sysctls, describe } = await hosts.kernel(t);
+    const value = podLink(await newPod(), { ips });
+    await create(drivers['pod-link'], value);
+    const path = `net/ipv6/conf/${value.name}/disable_ipv6`;
+    sysctls.write(path, wrong);
+    t.false(await holds(drivers['pod-link'], value));
+    await update(drivers['pod-link'], value, value);
+    t.is(sysctls.read(path), right);
+    t.true(await holds(drivers['pod-link'], value));
+    t.deepEqual(await describe(value), []);
   });
 }
 

@@ -9,21 +9,19 @@ import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { parseAttributes } from './attributes.ts';
 import { portAlteration, readPort } from './bridge.ts';
-import { closedAlteration, netconfAlteration, writeSysctls } from './link-conf.ts';
-import { explainMissingType, isNodeLink, isPodLink, type Links, readLink } from './links.ts';
+import { netconfAlteration, writeSysctls } from './link-conf.ts';
+import { dumpLinks, explainMissingType, isNodeLink, isPodLink, type Links, readLink } from './links.ts';
 import type { NetlinkClient, NetlinkMessage } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
-import { NO_MAC } from './neighbour.ts';
 import { readNetconf } from './netconf.ts';
-import { type Altered, isAltered } from './object-driver.ts';
+import { isAltered } from './object-driver.ts';
 import { describePodLink } from './pod-link-check.ts';
+import { foundPodLink, readHostSides, sameGateway } from './pod-link-list.ts';
 import {
   aliasOf,
   familiesOf,
   hasIpv6,
-  hostAlteration,
   hostSysctls,
-  parseAlias,
   podSysctls,
   renderHostMarks,
   renderHostPort,
@@ -48,8 +46,6 @@ export interface PodLinkDriverOptions {
   readonly monitor?: NetlinkMonitor | undefined;
 }
 
-type FoundPodLink = PodLink & Altered;
-
 export function podLinkDriver(options: PodLinkDriverOptions): Driver<'pod-link'> {
   const { links, reaper, monitor } = options;
   return {
@@ -59,13 +55,9 @@ export function podLinkDriver(options: PodLinkDriverOptions): Driver<'pod-link'>
     equal: (wanted, found) =>
       !isAltered(wanted) && !isAltered(found) && sameHostSide(wanted, found) && samePodSide(wanted, found),
     async list() {
-      const own = (await links.refresh())
-        .filter((facts) => isPodLink(facts) && !reaper.isDoomed(facts.ifindex))
-        .map((facts) => {
-          const altered = closedAlteration(facts.name, options.sysctls);
-          return { ...foundPodLink(facts, links), ...(altered && { altered }) };
-        });
-      return new Map(own.map((link) => [keyOf('pod-link', link), link]));
+      const own = (await links.refresh()).filter((facts) => isPodLink(facts) && !reaper.isDoomed(facts.ifindex));
+      const found = await readHostSides(own, options);
+      return new Map(found.map((link) => [keyOf('pod-link', link), link]));
     },
     apply: (batch, signal) => applyPodLinks(batch, options, signal),
     ...(monitor && {
@@ -79,7 +71,8 @@ const sameHostSide = (a: PodLink, b: PodLink): boolean =>
   aliasOf(a) === aliasOf(b) &&
   a.hostMac === b.hostMac &&
   a.mtuBytes === b.mtuBytes &&
-  a.bridge?.name === b.bridge?.name;
+  a.bridge?.name === b.bridge?.name &&
+  sameGateway(a, b);
 
 /** What only the pod's namespace shows is compared when both sides know it: a value that was listed does not. */
 function samePodSide(a: PodLink, b: PodLink): boolean {
@@ -92,25 +85,6 @@ function samePodSide(a: PodLink, b: PodLink): boolean {
     a.netns.device === b.netns.device &&
     a.netns.inode === b.netns.inode
   );
-}
-
-/** The host side of a pair. The fields of the pod's side are empty: they are the pod's own, and looked at by CHECK only. */
-function foundPodLink(facts: LinkFacts, links: Links): FoundPodLink {
-  const { name, mac, mtuBytes, masterIfindex } = facts;
-  const bridge = links.byIndex(masterIfindex)?.name ?? `#${masterIfindex}`;
-  const altered = hostAlteration(facts);
-  return {
-    name,
-    ...parseAlias(facts.alias, mtuBytes),
-    hostMac: mac ?? ('' as PodLink['hostMac']),
-    podMac: '' as PodLink['podMac'],
-    mtuBytes,
-    ifName: '',
-    netns: { path: '', device: '', inode: '' },
-    ips: [],
-    ...(masterIfindex !== 0 && { bridge: { name: bridge, mac: NO_MAC, gateways: [] } }),
-    ...(altered && { altered }),
-  };
 }
 
 function listener(notice: Notice<'pod-link'>, { links, reaper }: PodLinkDriverOptions) {
@@ -179,6 +153,7 @@ async function createPodLink(value: PodLink, options: PodLinkDriverOptions): Pro
   } catch (error) {
     if (!isExists(error)) throw explainMissingType(error, 'veth', 'modprobe veth');
     if (await isThereAlready(value, options)) return;
+    await destroyFormer(value, pod.netns, options);
     await client.request(renderPair(value, pod.netns.fd)).catch((again) => {
       throw isExists(again) ? nameTaken(value) : again;
     });
@@ -205,6 +180,17 @@ async function isThereAlready(value: PodLink, options: PodLinkDriverOptions): Pr
   const isComplete = !reaper.isDoomed(facts.ifindex) && (await describePodLink(value, options)).length === 0;
   if (!isComplete) await reaper.destroy([facts]);
   return isComplete;
+}
+
+/** The pod's end may have the name from an attachment that was deleted a moment ago: that pair goes now, and not later. */
+async function destroyFormer({ ifName }: PodLink, pod: OpenNetns, options: PodLinkDriverOptions): Promise<void> {
+  const { client, reaper } = options;
+  const end = await readLink(pod.client, ifName);
+  if (!end) return;
+  const isOtherEnd = ({ ifindex, peerIfindex }: LinkFacts) =>
+    ifindex === end.peerIfindex && peerIfindex === end.ifindex && reaper.isDoomed(ifindex);
+  const former = (await dumpLinks(client)).filter((facts) => isPodLink(facts) && isOtherEnd(facts));
+  if (former.length > 0) await reaper.destroy(former);
 }
 
 async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptions): Promise<void> {
