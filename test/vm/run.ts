@@ -12,7 +12,7 @@ import { buildInitramfs, type GuestKernel, guestKernel } from './guest-kernel.ts
 
 const HERE = import.meta.dirname;
 const HOME = join(HERE, '../..');
-const DEFAULT_TESTS = ['kernel', 'test/e2e/lab.test.ts'];
+const DEFAULT_TESTS = ['kernel', 'test/vm/missing-module.test.ts', 'test/e2e/lab.test.ts'];
 /** Bound against hanging. */
 const TIMEOUT_MS = 3_600_000;
 const MEMORY_MIB = 3072;
