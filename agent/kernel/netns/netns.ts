@@ -104,7 +104,11 @@ function isHost(fd: number, host: NetnsIdentity | undefined): boolean {
 }
 
 const notNetns = (path: string): KernelError =>
-  netnsError('EINVAL', path, 'expected a network namespace, got another kind of file');
+  netnsError(
+    'EINVAL',
+    path,
+    'expected a network namespace, got another kind of file; where the agent runs in a container, the directory of namespaces needs the mount propagation HostToContainer',
+  );
 
 const netnsError = (code: string, path: string, detail: string | undefined, cause?: unknown): KernelError =>
   new KernelError({ code, operation: 'open', object: `network namespace ${path}`, detail, cause });
