@@ -71,7 +71,7 @@ export class AgentPod {
     return this.#cri.execSync(this.#container, argv, EXEC_TIMEOUT_SECONDS);
   }
 
-  /** The container's process as this process numbers it: the first whose command line is the agent's. */
+  /** The end of what the present container printed. */
   log(): string {
     const { name } = podSpec().containers[0];
     return readFileSync(pathOnHost(this.#node, `${LOG_DIR}/${name}-${this.#attempt}.log`), 'utf8').slice(-4000);
