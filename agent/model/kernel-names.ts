@@ -9,6 +9,11 @@ import { type MacAddress, macOf } from './mac.ts';
 /** rtm_protocol of every route that Tulle writes (linux/rtnetlink.h: values above 4 belong to user space). */
 export const ROUTE_PROTOCOL = 84;
 
+/** Inside a pod, of the interface with this index: routes of its own, where another interface has those of the main table. */
+export const podTable = (ifindex: number): number => 84_000 + ifindex;
+/** FRA_PRIORITY of the rules that lead to such a table: before the main table's. */
+export const POD_RULE_PRIORITY = 8_400;
+
 /** IFLA_IFALIAS of every link that Tulle makes starts with this. */
 export const ALIAS_PREFIX = 'tulle:';
 

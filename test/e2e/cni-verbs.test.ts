@@ -198,6 +198,37 @@ test.serial('a namespace can be given to another container as soon as the first 
   await untilAsBefore(before);
 });
 
+test.serial('a second interface of a pod has addresses that answer; the first stays the way out', async (t) => {
+  const before = await readHost(node());
+  const pod = await createPod(node());
+  const second = { ...pod, ifName: 'net1' };
+  const answers = [await cni(pod, 'ADD'), await cni(second, 'ADD')] as const;
+  t.deepEqual(
+    answers.map(({ code, stdout }) => (code === 0 ? 0 : stdout)),
+    [0, 0],
+  );
+  const inside = (line: string) => output(shInNetns(node(), pod.netns, line));
+  const isWhole = async (what: string) => {
+    for (const address of answers.flatMap(addressesOf)) t.is(await ping(address), 0, `${what}: ${address}`);
+    for (const [i, each] of [pod, second].entries()) {
+      const { code, stdout } = await cni(each, 'CHECK', { config: { prevResult: answers[i]?.result } });
+      t.deepEqual([code, stdout], [0, ''], what);
+    }
+    t.regex(await inside('ip route get 192.0.2.1'), / dev eth0 /, what);
+    t.regex(await inside('ip route get 2001:db8::1'), / dev eth0 /, what);
+  };
+  await isWhole('made');
+  const [ip4] = addressesOf(answers[1]);
+  await inside(`ip rule del from ${ip4}`);
+  const { details } = await cni(second, 'CHECK', { config: { prevResult: answers[1].result } });
+  t.regex(details, new RegExp(`^pod: the rule from ${ip4} to the table \\d+ is missing$`));
+  t.is((await cni(second, 'DEL')).code, 0);
+  for (const address of addressesOf(answers[0])) t.is(await ping(address), 0, address);
+  t.is((await cni(pod, 'DEL')).code, 0);
+  await removeNetns(pod);
+  await untilAsBefore(before);
+});
+
 /** In the pod, before it has an address: echoes datagrams. In the node: asks once a millisecond until it is answered. */
 const ECHO = `const s = require('dgram').createSocket('udp6'); s.on('message', (m, r) => s.send(m, r.port, r.address));
 s.bind(7777, '::', () => console.log('ready'));`;

@@ -99,6 +99,28 @@ for (const [kernel, open] of Object.entries(hosts)) {
     },
   );
 
+  for (const [families, ips] of Object.entries(IPS)) {
+    contract(
+      `${families}: a second interface of a pod has routes of its own, and follows the MTU`,
+      async (t, { drivers, newPod, describe }) => {
+        const first = podLink(await newPod());
+        const second = podLink(first.netns, {
+          name: 'tlfedcba987654',
+          ifName: 'net1',
+          hostMac: macOf('h2'),
+          podMac: macOf('p2'),
+          ips: ips.map((each) => ip(each.replace(/2$/, '3'))),
+        });
+        await create(drivers['pod-link'], first);
+        await create(drivers['pod-link'], second);
+        t.deepEqual([await describe(first), await describe(second)], [[], []]);
+        const wanted = { ...second, mtuBytes: 1400, routeMtuBytes: 1350 };
+        await update(drivers['pod-link'], wanted, second);
+        t.deepEqual([await describe(first), await describe(wanted)], [[], []]);
+      },
+    );
+  }
+
   contract('an interface of that name in the pod stays as it is', async (t, { drivers, newPod, openPod, client }) => {
     const value = podLink(await newPod());
     const pod = openPod(value.netns);

@@ -54,6 +54,7 @@ export class FakeNetns implements NetlinkClient {
   #addresses: FakeAddress[] = [];
   readonly #neighbours = new FakeNeighbours();
   readonly #routes = new FakeRoutes();
+  readonly #rules: Buffer[] = [];
   #nextIfindex = 1;
 
   constructor(kernel: FakeKernel, fd: number) {
@@ -159,9 +160,19 @@ export class FakeNetns implements NetlinkClient {
         return [];
       case RTM.GETROUTE:
         return this.#routes.dump(payload);
+      case RTM.NEWRULE:
+        this.#addRule(payload, flags);
+        return [];
+      case RTM.GETRULE:
+        return this.#rules.filter((rule) => rule[0] === payload[0]).map((rule) => message(RTM.NEWRULE, rule));
       default:
         return fail('ENOTSUP');
     }
+  }
+
+  #addRule(payload: Buffer, flags: number): void {
+    if (flags & NLM.EXCL && this.#rules.some((rule) => rule.equals(payload))) fail('EEXIST');
+    this.#rules.push(payload);
   }
 
   // Links.

@@ -5,7 +5,6 @@ import {
   AF,
   ipOf,
   parseRouteHeader,
-  RT_TABLE_MAIN,
   RTA,
   RTM,
   RTNH_F_ONLINK,
@@ -25,6 +24,7 @@ interface FakeRoute {
   readonly header: ReturnType<typeof parseRouteHeader>;
   readonly attributes: ReadonlyMap<number, Buffer>;
   readonly ifindex: number;
+  readonly table: number;
 }
 
 /** What routes depend on. */
@@ -70,14 +70,16 @@ export class FakeRoutes {
 
   dump(payload: Buffer): readonly NetlinkMessage[] {
     const { family, protocol } = parseRouteHeader(payload);
+    const table = tableOf(payload);
     const oif = u32Of(parseAttributes(payload, 12).get(RTA.OIF));
     if (family === AF.INET && !this.#hasTable) fail('ENOENT');
     return this.#routes
+      .filter((route) => route.table === table)
       .filter(({ header }) => header.family === family && (protocol === 0 || header.protocol === protocol))
       .filter(({ ifindex }) => oif === undefined || ifindex === oif)
       .map(({ header, attributes }) => {
         const parts = [...attributes].map(([type, value]) => attribute(type, value));
-        return message(RTM.NEWROUTE, Buffer.concat([routeHeader(header), u32(RTA.TABLE, RT_TABLE_MAIN), ...parts]));
+        return message(RTM.NEWROUTE, Buffer.concat([routeHeader(header), ...parts, u32(RTA.TABLE, table)]));
       });
   }
 
@@ -107,8 +109,13 @@ function parseRoute(payload: Buffer): FakeRoute {
   const destination = attributes.get(RTA.DST)?.toString('hex') ?? '';
   // Routes without a device are on none of IPv4's, and on lo of IPv6's.
   const ifindex = u32Of(attributes.get(RTA.OIF)) ?? 1;
-  return { id: `${header.family} ${destination}/${header.prefixLength} ${metric}`, header, attributes, ifindex };
+  const table = tableOf(payload);
+  const id = `${header.family} ${destination}/${header.prefixLength} ${metric} table ${table}`;
+  return { id, header, attributes, ifindex, table };
 }
+
+const tableOf = (payload: Buffer): number =>
+  u32Of(parseAttributes(payload, 12).get(RTA.TABLE)) ?? parseRouteHeader(payload).table;
 
 /** Whether a deletion means this route: what it does not say matches anything. */
 function isMeant(wanted: FakeRoute, route: FakeRoute): boolean {

@@ -2,8 +2,9 @@
  * Compares a pod link with both ends in the kernel, for CHECK: every single object that its creation wrote is looked at, and
  * nothing else. What a pod adds of its own (addresses, routes, links) is no difference.
  */
-import { families, type IpAddress } from '../../model/ip.ts';
+import { type Family, families, familyOf, type IpAddress } from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
+import { podTable } from '../../model/kernel-names.ts';
 import { gatewayOf, podPrefixLength } from '../../model/pod-link.ts';
 import { KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
@@ -22,7 +23,7 @@ import {
   LOOPBACK_IFINDEX,
   podSysctls,
 } from './pod-link-requests.ts';
-import { type PodRoute, podRouteName, podRoutes, readPodRoutes } from './pod-routes.ts';
+import { type PodRoute, podRouteName, podRoutes, readPodRoutes, readRuleSources } from './pod-routes.ts';
 import {
   addressHeader,
   IFA,
@@ -32,6 +33,7 @@ import {
   NDA,
   NUD_PERMANENT,
   neighbourHeader,
+  RT_TABLE_MAIN,
   RTM,
 } from './rtnetlink.ts';
 
@@ -121,7 +123,10 @@ async function describePodInterface(
           ? `the neighbour ${gateway} has the address ${neighbour}, not ${mac}`
           : `the permanent neighbour ${gateway} is missing`,
       );
-    differences.push(...routeDifferences(podRoutes(gateway, value), await readPodRoutes(client, facts, family)));
+    const routes = await readPodRoutes(client, facts, family);
+    differences.push(...routeDifferences(podRoutes(gateway, value), routes));
+    if ([...routes.values()].some(({ table }) => table !== RT_TABLE_MAIN))
+      differences.push(...(await ruleDifferences(value, facts, family, client)));
   }
   return [...differences, ...sysctlDifferences(sysctls, podSysctls(value), value)];
 }
@@ -192,6 +197,18 @@ function* routeDifferences(wanted: readonly PodRoute[], found: ReadonlyMap<strin
     if (!other) yield `${name} is missing`;
     else if (other.mtuBytes !== route.mtuBytes) yield `the MTU of ${name} is ${mtuText(other)}, not ${mtuText(route)}`;
   }
+}
+
+/** Of an interface with a table of its own. */
+async function ruleDifferences(
+  { ips }: PodLink,
+  { ifindex }: LinkFacts,
+  family: Family,
+  client: NetlinkClient,
+): Promise<readonly string[]> {
+  const found = await readRuleSources(client, ifindex, family);
+  const missing = ips.filter((ip) => familyOf(ip) === family && !found.has(ip));
+  return missing.map((ip) => `the rule from ${ip} to the table ${podTable(ifindex)} is missing`);
 }
 
 const mtuText = ({ mtuBytes }: PodRoute): string => (mtuBytes === undefined ? "the link's" : `${mtuBytes} bytes`);

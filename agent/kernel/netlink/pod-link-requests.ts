@@ -1,7 +1,7 @@
 /** Pure half of pod links: what is asked of the kernel on either side, and what is read back of the host side. */
 import { type Family, type FamilyFacts, families, familyOf, type IpAddress } from '../../model/ip.ts';
 import type { PodLink, Sysctl } from '../../model/items.ts';
-import { POD_GATEWAY } from '../../model/kernel-names.ts';
+import { POD_GATEWAY, podTable } from '../../model/kernel-names.ts';
 import { macBytes } from '../../model/mac.ts';
 import { gatewayOf, podPrefixLength } from '../../model/pod-link.ts';
 import { addressPayload } from './address.ts';
@@ -10,7 +10,7 @@ import { portAlteration, renderPort } from './bridge.ts';
 import { closedSysctls, ipv4ConfAlteration, renderIpv4Conf } from './link-conf.ts';
 import { type NetlinkRequest, NLM } from './message.ts';
 import { neighbourPayload } from './neighbour.ts';
-import { type PodRoute, podRoutePayload, podRoutes } from './pod-routes.ts';
+import { type PodRoute, podRoutePayload, podRoutes, sourceRulePayload } from './pod-routes.ts';
 import {
   ADDR_GEN_MODE_NONE,
   AF,
@@ -119,6 +119,16 @@ export const renderLinkDown = (value: Pick<PodLink, 'name'>, ifindex: number): N
 
 export const renderMtu = (value: PodLink, ifindex: number): NetlinkRequest =>
   setLink(value, linkHeader({ ifindex }), [u32(IFLA.MTU, value.mtuBytes)]);
+
+/** The routes of an interface that cannot be the way out, and the rules that lead to them. `ifindex` is that of the pod's end. */
+export function renderOwnTable(value: PodLink, ifindex: number): readonly NetlinkRequest[] {
+  const gateways = familiesOf(value).map(({ family }) => gatewayOf(value, family).ip);
+  const routes = gateways.flatMap((ip) => podRoutes(ip, value, podTable(ifindex)));
+  return [
+    ...routes.map((route) => addRequest(RTM.NEWROUTE, podRoutePayload(route, ifindex), value)),
+    ...value.ips.map((ip) => addRequest(RTM.NEWRULE, sourceRulePayload(ip, ifindex), value)),
+  ];
+}
 
 /** A route that is there already gets its MTU; nothing else of it changes. */
 export const renderRouteMtu = (value: PodLink, route: PodRoute, ifindex: number): NetlinkRequest => ({

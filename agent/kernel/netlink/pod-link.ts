@@ -28,6 +28,7 @@ import {
   renderHostUp,
   renderLinkDown,
   renderMtu,
+  renderOwnTable,
   renderPair,
   renderPodSetup,
   renderRouteMtu,
@@ -202,7 +203,17 @@ async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptio
   await prepareHostSide(value, facts, options);
   writeSysctls(pod.sysctls, podSysctls(value), { needed: hasIpv6(value) });
   await all(client.batch(renderHostUp(value, facts.ifindex)));
-  await all(pod.client.batch(renderPodSetup(value, facts.peerIfindex)));
+  await setUpInside(value, pod.client, facts.peerIfindex);
+}
+
+/** Where another interface of the pod has the routes already, that one stays the pod's way out. */
+async function setUpInside(value: PodLink, client: NetlinkClient, ifindex: number): Promise<void> {
+  const requests = renderPodSetup(value, ifindex);
+  const errors = await client.batch(requests);
+  const isTaken = (at: number) => requests[at]?.type === RTM.NEWROUTE && isExists(errors[at]);
+  const failed = errors.find((error, at) => error && !isTaken(at));
+  if (failed) throw failed;
+  if (errors.some((error) => error)) await allNew(client.batch(renderOwnTable(value, ifindex)));
 }
 
 /** Everything but coming up. Of a bridged pod the host side becomes a port of the bridge. */
@@ -266,9 +277,9 @@ async function followMtu(value: PodLink, ifindex: number, options: PodLinkDriver
   await client.request(renderMtu(value, ifindex));
   for (const { family } of familiesOf(value)) {
     const found = await readPodRoutes(client, { ifindex, name: value.ifName }, family);
-    const stale = podRoutes(gatewayOf(value, family).ip, value).filter((route) => {
+    const stale = podRoutes(gatewayOf(value, family).ip, value).flatMap((route) => {
       const other = found.get(podRouteName(route));
-      return other && other.mtuBytes !== route.mtuBytes;
+      return other && other.mtuBytes !== route.mtuBytes ? [{ ...route, table: other.table }] : [];
     });
     await all(client.batch(stale.map((route) => renderRouteMtu(value, route, ifindex))));
   }
@@ -285,6 +296,11 @@ async function removePodLink({ name }: PodLink, { client, reaper }: PodLinkDrive
 function openPod(value: PodLink, { openPodNetns }: PodLinkDriverOptions): Disposable & { readonly netns: OpenNetns } {
   const netns = openPodNetns(value.netns);
   return { netns, [Symbol.dispose]: () => netns.close() };
+}
+
+/** The same where it does not matter that something is there already: an earlier interface of that index left it. */
+async function allNew(batch: Promise<readonly (KernelError | undefined)[]>): Promise<void> {
+  await all(batch.then((errors) => errors.map((error) => (isExists(error) ? undefined : error))));
 }
 
 /** The first failure of a batch. */

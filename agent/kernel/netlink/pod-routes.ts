@@ -1,4 +1,8 @@
-/** The routes inside a pod: how they are asked for, and how they are found again. */
+/**
+ * The routes inside a pod: how they are asked for, and how they are found again. An interface whose routes the main table
+ * cannot hold, because the pod has another one with the same, has them in a table of its own, for what its addresses send:
+ * whatever comes to them is answered by the same way, and the first interface stays the way out.
+ */
 import {
   bytesOf,
   FAMILIES,
@@ -10,11 +14,12 @@ import {
   networkOf,
 } from '../../model/ip.ts';
 import { DEFAULT_METRIC, type PodMtu } from '../../model/items.ts';
-import { POD_GATEWAY } from '../../model/kernel-names.ts';
+import { POD_GATEWAY, POD_RULE_PRIORITY, podTable } from '../../model/kernel-names.ts';
 import { KernelError } from '../errors.ts';
 import { attribute, nested, parseAttributes, u32, u32Of } from './attributes.ts';
 import type { NetlinkClient } from './message.ts';
 import {
+  FRA,
   ipOf,
   type LinkFacts,
   parseRouteHeader,
@@ -34,25 +39,32 @@ export interface PodRoute {
   readonly family: Family;
   /** RTAX_MTU. Undefined: the link's MTU holds. */
   readonly mtuBytes: number | undefined;
+  readonly table: number;
 }
 
 /**
  * The gateway's own route is for tools that look for it; fe80::1 is covered by the kernel's route of link-local addresses.
  * The MTU of the other is not locked: a path that takes less still tells so.
  */
-export function podRoutes(gateway: IpAddress, { mtuBytes, routeMtuBytes }: PodMtu): readonly PodRoute[] {
+export function podRoutes(
+  gateway: IpAddress,
+  { mtuBytes, routeMtuBytes }: PodMtu,
+  table = RT_TABLE_MAIN,
+): readonly PodRoute[] {
   const family = familyOf(gateway);
   const isCovered = gateway === POD_GATEWAY.ipv6;
-  const toGateway = { family, destination: gateway, gateway: undefined, mtuBytes: undefined };
+  const toGateway = { family, destination: gateway, gateway: undefined, mtuBytes: undefined, table };
   const narrower = routeMtuBytes < mtuBytes ? routeMtuBytes : undefined;
-  return [...(isCovered ? [] : [toGateway]), { family, destination: undefined, gateway, mtuBytes: narrower }];
+  return [...(isCovered ? [] : [toGateway]), { family, destination: undefined, gateway, mtuBytes: narrower, table }];
 }
 
-export function podRoutePayload({ destination, gateway, family, mtuBytes }: PodRoute, ifindex: number): Buffer {
+export function podRoutePayload(route: PodRoute, ifindex: number): Buffer {
+  const { destination, gateway, family, mtuBytes, table } = route;
   const facts = FAMILIES[family];
   const header = routeHeader({
     family: facts.addressFamily,
     prefixLength: destination ? facts.bits : 0,
+    table: table === RT_TABLE_MAIN ? table : RT_TABLE_UNSPEC,
     protocol: RTPROT_BOOT,
     scope: gateway || family === 'ipv6' ? RT_SCOPE.UNIVERSE : RT_SCOPE.LINK,
     type: RTN_UNICAST,
@@ -63,6 +75,7 @@ export function podRoutePayload({ destination, gateway, family, mtuBytes }: PodR
     ...(destination ? [attribute(RTA.DST, bytesOf(networkOf(hostCidr(destination))))] : []),
     ...(gateway ? [attribute(RTA.GATEWAY, bytesOf(gateway))] : []),
     u32(RTA.OIF, ifindex),
+    ...(table === RT_TABLE_MAIN ? [] : [u32(RTA.TABLE, table)]),
     ...(mtuBytes === undefined ? [] : [nested(RTA.METRICS, u32(RTAX_MTU, mtuBytes))]),
   ]);
 }
@@ -70,16 +83,61 @@ export function podRoutePayload({ destination, gateway, family, mtuBytes }: PodR
 /** linux/rtnetlink.h. Inside a pod Tulle is who sets the interface up, not the owner of a set of routes. */
 const RTPROT_BOOT = 3;
 const RTN_UNICAST = 1;
+/** For a table whose number no byte holds. */
+const RT_TABLE_UNSPEC = 0;
 
-/** The unicast routes of the default metric over a link in one family, those of podRoutes among them, by name. */
+/** What this address sends finds its way by the table of its interface. */
+export function sourceRulePayload(ip: IpAddress, ifindex: number): Buffer {
+  const { addressFamily, bits } = factsOf(ip);
+  const header = Buffer.from([addressFamily, 0, bits, 0, RT_TABLE_UNSPEC, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0]);
+  return Buffer.concat([
+    header,
+    attribute(FRA.SRC, bytesOf(ip)),
+    u32(FRA.PRIORITY, POD_RULE_PRIORITY),
+    u32(FRA.TABLE, podTable(ifindex)),
+  ]);
+}
+
+/** linux/fib_rules.h */
+const FR_ACT_TO_TBL = 1;
+
+/** The addresses of a family with such a rule. */
+export async function readRuleSources(
+  client: NetlinkClient,
+  ifindex: number,
+  family: Family,
+): Promise<ReadonlySet<IpAddress>> {
+  const payload = routeHeader({ family: FAMILIES[family].addressFamily, table: RT_TABLE_UNSPEC });
+  const rules = await client.dump({ type: RTM.GETRULE, payload, operation: 'list', object: 'rules' });
+  const sources = rules.flatMap(({ payload: rule }) => {
+    const attributes = parseAttributes(rule, 12);
+    return u32Of(attributes.get(FRA.TABLE)) === podTable(ifindex) ? (ipOf(attributes.get(FRA.SRC)) ?? []) : [];
+  });
+  return new Set(sources);
+}
+
+/**
+ * The unicast routes of the default metric over a link in one family, those of podRoutes among them, by name: those of the
+ * main table, and what only the link's own table has.
+ */
 export async function readPodRoutes(
+  client: NetlinkClient,
+  link: Pick<LinkFacts, 'ifindex' | 'name'>,
+  family: Family,
+): Promise<ReadonlyMap<string, PodRoute>> {
+  const main = await readTable(client, link, family, RT_TABLE_MAIN);
+  return new Map([...(await readTable(client, link, family, podTable(link.ifindex))), ...main]);
+}
+
+async function readTable(
   client: NetlinkClient,
   { ifindex, name }: Pick<LinkFacts, 'ifindex' | 'name'>,
   family: Family,
+  table: number,
 ): Promise<ReadonlyMap<string, PodRoute>> {
   const payload = Buffer.concat([
     routeHeader({ family: FAMILIES[family].addressFamily }),
-    u32(RTA.TABLE, RT_TABLE_MAIN),
+    u32(RTA.TABLE, table),
     u32(RTA.OIF, ifindex),
   ]);
   const found = new Map<string, PodRoute>();
@@ -92,7 +150,7 @@ export async function readPodRoutes(
     if ((u32Of(attributes.get(RTA.PRIORITY)) ?? DEFAULT_METRIC[family]) !== DEFAULT_METRIC[family]) continue;
     const metrics = attributes.get(RTA.METRICS);
     const mtuBytes = metrics && u32Of(parseAttributes(metrics).get(RTAX_MTU));
-    const route = { family, destination, gateway: ipOf(attributes.get(RTA.GATEWAY)), mtuBytes };
+    const route = { family, destination, gateway: ipOf(attributes.get(RTA.GATEWAY)), mtuBytes, table };
     found.set(podRouteName(route), route);
   }
   return found;

@@ -19,6 +19,8 @@ export const RTM = {
   NEWNEIGH: 28,
   DELNEIGH: 29,
   GETNEIGH: 30,
+  NEWRULE: 32,
+  GETRULE: 34,
   NEWNETCONF: 80,
 } as const;
 
@@ -109,6 +111,8 @@ export const RTA = {
 /** Within RTA_METRICS. */
 export const RTAX_MTU = 2;
 export const RT_TABLE_MAIN = 254;
+/** linux/fib_rules.h */
+export const FRA = { SRC: 2, PRIORITY: 6, TABLE: 15 } as const;
 export const RT_SCOPE = { UNIVERSE: 0, LINK: 253 } as const;
 export const RTNH_F_ONLINK = 4;
 /** Of an IPv6 route: a cache entry, not a route of the table. */
