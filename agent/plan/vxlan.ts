@@ -40,8 +40,6 @@ function device(underlay: Underlay, host: Host, settings: PlanSettings): readonl
 /**
  * The device tells the routes over it when the way to a peer takes less than the underlay's MTU, but IPv4 forwarding heeds
  * that only with this setting (ip-sysctl, ip_forward_use_pmtu; IPv6 always does): without it such packets of pods vanish.
- * It happens without any smaller link: the answer of a peer's own service to a pod, masqueraded on the way out, may be
- * larger than the pod's MTU, and what the pod's node then tells the peer holds for the tunnel's outer packets too.
  */
 const pathMtuItems = ({ podNetworks }: Underlay): readonly AnyItem[] =>
   podNetworks.some(({ family }) => family === 'ipv4')

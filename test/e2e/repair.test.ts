@@ -141,6 +141,16 @@ test.serial('the MTU of tunnel and pods follows the underlay', async (t) => {
   await shellIn(scene.node, 'ip link set eth0 mtu 1500');
   await isAsBefore(t, scene, before, 'MTU raised');
   await become('1450 1500 1500 1450 1450');
+  for (const [underlay, mtus] of [
+    [9000, '8950 9000 9000 8950 8950'],
+    [1500, '1450 1500 1500 1450 1450'],
+  ] as const) {
+    await scene.lab.control.stopAgent('node-1');
+    await shellIn(scene.node, `ip link set eth0 mtu ${underlay}`);
+    await scene.lab.control.startAgent('node-1');
+    await become(mtus);
+  }
+  await isAsBefore(t, scene, before, 'MTU changed while there was no agent');
 });
 
 test.serial(
