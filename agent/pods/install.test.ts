@@ -1,4 +1,13 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -59,4 +68,18 @@ test('the conflist is found with what an interrupted write left, and nothing els
   t.deepEqual(findConflist(conf), [join(conf, '10-tulle.conflist')]);
   t.false(existsSync(join(conf, 'absent')));
   t.deepEqual(findConflist(join(conf, 'absent')), []);
+});
+
+test('what is installed already is not written again, and one that cannot be executed is', (t) => {
+  const bin = directory(t);
+  const executable = join(directory(t), 'tulle-cni');
+  writeFileSync(executable, 'ours', { mode: 0o755 });
+  const inode = () => statSync(join(bin, 'tulle')).ino;
+  installExecutable(executable, bin);
+  const first = inode();
+  installExecutable(executable, bin);
+  t.is(inode(), first);
+  chmodSync(join(bin, 'tulle'), 0o644);
+  installExecutable(executable, bin);
+  t.is(statSync(join(bin, 'tulle')).mode & 0o777, 0o755);
 });

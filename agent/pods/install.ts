@@ -10,6 +10,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
@@ -17,15 +18,21 @@ import { CONFLIST_NAME } from '../../cni/conflist.ts';
 
 /**
  * Installs the executable as `tulle`, and as `loopback` where the host has none, or has one that an earlier version of
- * Tulle installed. Written beside and renamed.
+ * Tulle installed. Written beside and renamed; what is there already is left as it is, so that a full disk does not matter.
  */
 export function installExecutable(executable: string, cniBinDir: string): void {
   mkdirSync(cniBinDir, { recursive: true, mode: 0o755 });
   const [tulle, loopback] = [join(cniBinDir, 'tulle'), join(cniBinDir, 'loopback')];
   const isForeign = existsSync(loopback) && !(existsSync(tulle) && readFileSync(tulle).equals(readFileSync(loopback)));
   const names = isForeign ? ['tulle'] : ['loopback', 'tulle'];
-  for (const name of names) replaceFile(join(cniBinDir, name), (path) => copyFileSync(executable, path));
+  const bytes = readFileSync(executable);
+  for (const path of names.map((name) => join(cniBinDir, name))) {
+    if (!isInstalled(path, bytes)) replaceFile(path, (temporary) => copyFileSync(executable, temporary));
+  }
 }
+
+const isInstalled = (path: string, bytes: Buffer): boolean =>
+  existsSync(path) && (statSync(path).mode & 0o111) === 0o111 && readFileSync(path).equals(bytes);
 
 /** Writes the network configuration unless it is there already, and removes what an interrupted write left. */
 export function installConflist(text: string, cniConfDir: string): void {

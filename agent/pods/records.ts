@@ -78,10 +78,17 @@ export class PodRecords {
     return this.#released;
   }
 
+  /** Throws the errors of the file system; then nothing has changed. */
   save(record: PodRecord): void {
     const path = this.#pathOf(record);
-    writeFileSync(`${path}.new`, JSON.stringify(record), { mode: 0o600 });
-    renameSync(`${path}.new`, path);
+    try {
+      writeFileSync(`${path}.new`, JSON.stringify(record), { mode: 0o600 });
+      renameSync(`${path}.new`, path);
+    } catch (error) {
+      // A full disk still had room for the name.
+      rmSync(`${path}.new`, { force: true });
+      throw error;
+    }
     this.#records.set(recordKey(record), record);
   }
 
@@ -90,10 +97,18 @@ export class PodRecords {
     rmSync(this.#pathOf(record), { force: true });
     this.#records.delete(recordKey(record));
     for (const ip of record.ips) {
-      const path = this.#releasedPath(ip);
+      this.#released.set(ip, nowMs);
+      this.#saveReleased(ip, nowMs);
+    }
+  }
+
+  #saveReleased(ip: IpAddress, nowMs: number): void {
+    const path = this.#releasedPath(ip);
+    try {
       closeSync(openSync(path, 'w', 0o600));
       utimesSync(path, nowMs / 1000, nowMs / 1000);
-      this.#released.set(ip, nowMs);
+    } catch {
+      // On a full disk an address rests as long as this process lives: a pod must be deletable then, too.
     }
   }
 

@@ -59,6 +59,16 @@ test('what the kernel writes along with forwarding is restored, where it differe
   });
 });
 
+test('what cannot be saved is not remembered, so that the next attempt saves it', (t) => {
+  const { root, files } = world(t, { [FORWARD]: '0' });
+  const stateFile = join(root, 'full/state.json');
+  const former = new FormerValues(files, stateFile);
+  for (let attempt = 0; attempt < 2; attempt++) t.throws(() => former.remember(FORWARD), { message: /ENOENT/ });
+  mkdirSync(dirname(stateFile));
+  former.remember(FORWARD);
+  t.is(new FormerValues(files, stateFile).valueOf(FORWARD), '0');
+});
+
 test('a file that is not there cannot be remembered, and a broken store is as good as none', (t) => {
   const { root, open } = world(t, { [FORWARD]: '0' });
   t.throws(() => open().remember('net/ipv6/conf/all/forwarding'), { message: /ENOENT/ });

@@ -42,7 +42,13 @@ export class FormerValues {
     const value = this.#files.read(path);
     if (value === undefined) throw new KernelError({ code: 'ENOENT', operation: 'write', object: `sysctl ${path}` });
     this.#former.set(path, { value, sideEffects: readSideEffects(path, value, this.#files) });
-    this.#save();
+    try {
+      this.#save();
+    } catch (error) {
+      // The next attempt has to save it, too, and not to find it remembered.
+      this.#former.delete(path);
+      throw error;
+    }
   }
 
   /** Writes back what was before, and forgets it. Throws KernelError. */
