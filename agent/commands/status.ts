@@ -56,7 +56,7 @@ function lackLines({ name, state, evidence, consequence }: Feature): readonly st
 }
 
 /** Nobody counts the addresses of an IPv6 podCIDR. */
-const approximate = (count: number): string => (count < 1e6 ? String(count) : count.toExponential(1));
+const approximate = (count: number): string => (count < 1e6 ? String(count) : 'over a million');
 
 function clusterLines({ cluster, kernel }: AgentStatus): readonly string[] {
   const behind = kernel.behindMs > 0 ? [`behind    ${seconds(kernel.behindMs)}: not yet in the kernel`] : [];

@@ -6,7 +6,7 @@ import type { RuleScan } from '../kernel/iptables/scan.ts';
 import type { LinkFacts } from '../kernel/netlink/rtnetlink.ts';
 import { listTables, type NftTable } from '../kernel/nftables.ts';
 import type { Facts } from './facts.ts';
-import { type Check, type Finding, type Fix, several, verdict } from './finding.ts';
+import { type Check, type Finding, type Fix, IN_CONTAINER, several, verdict } from './finding.ts';
 import { type Chains, describeRemoval, removeLeftovers } from './leftover-removal.ts';
 import { PRODUCTS, type Product } from './products.ts';
 import { listeningPorts } from './sockets.ts';
@@ -109,7 +109,8 @@ function findingOf(product: Product, traces: Traces, host: Survey, facts: Facts)
   const evidence = describeTraces(traces);
   if (evidence.length === 0 || (product.isWelcome && signs.length > 0)) return undefined;
   const pods = traces.podLinks.map(({ name }) => name);
-  const isGone = signs.length === 0 && pods.length === 0;
+  // Whether a product runs is known by its processes, and its leftovers may be what it works with.
+  const isGone = signs.length === 0 && pods.length === 0 && !IN_CONTAINER;
   return {
     severity: 'warning',
     summary:
@@ -128,7 +129,7 @@ function findingOf(product: Product, traces: Traces, host: Survey, facts: Facts)
         ? `${product.remedy}; then drain the node, so that these pods are made again`
         : signs.length > 0
           ? product.remedy
-          : `--fix=${product.name} removes what is listed, or a reboot does for all but the files; ${product.remedy}, if it is still there`,
+          : `--fix=${product.name} ${IN_CONTAINER ? 'on the node itself, not in a container, ' : ''}removes what is listed, or a reboot does for all but the files; ${product.remedy}, if it is still there`,
     ...(isGone && { fix: removal(product, traces, facts) }),
   };
 }

@@ -1,7 +1,7 @@
 /** systemd-networkd removes routes and rules that it did not make, each time it starts (networkd.conf(5)). */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type Check, type Finding, verdict } from './finding.ts';
+import { type Check, type Finding, IN_CONTAINER, verdict } from './finding.ts';
 
 /** Its own directory at run time. */
 const RUNTIME = '/run/systemd/netif';
@@ -12,6 +12,7 @@ const SETTING = 'ManageForeignRoutes';
 export const networkd: Check = {
   name: 'networkd',
   async run() {
+    if (IN_CONTAINER) return { skipped: 'a container does not show what runs on the node: run the doctor there' };
     if (!existsSync(RUNTIME)) return verdict('systemd-networkd does not run here', []);
     const found = readSetting();
     const isKept = found !== undefined && /^(no|n|false|f|off|0)$/i.test(found.value);
