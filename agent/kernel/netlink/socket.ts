@@ -150,8 +150,24 @@ export class NetlinkSocket implements NetlinkClient {
   /** The messages stay with whoever asked, the buffer does not. Those of an exchange that broke off have older numbers. */
   #receive(requests: readonly NetlinkRequest[]) {
     this.#requireOpen(requests);
-    const length = receiveDatagram(this.#fd, BUFFER, whatOf(requests));
-    return splitDatagram(Buffer.from(BUFFER.subarray(0, length)));
+    try {
+      const length = receiveDatagram(this.#fd, BUFFER, whatOf(requests));
+      return splitDatagram(Buffer.from(BUFFER.subarray(0, length)));
+    } catch (error) {
+      this.#discard();
+      throw error;
+    }
+  }
+
+  /** After an overrun the queue is full of what nobody waits for any more, and the kernel drops the next answer, too. */
+  #discard(): void {
+    for (;;) {
+      try {
+        receiveDatagram(this.#fd, BUFFER, { operation: 'discard', object: 'answers' });
+      } catch (error) {
+        if (!(error instanceof KernelError && error.code === 'ENOBUFS')) return;
+      }
+    }
   }
 
   #requireOpen(requests: readonly NetlinkRequest[]): void {
