@@ -176,6 +176,20 @@ test('monitor: a changed object is told with its new value', async (t) => {
   t.pass();
 });
 
+test('monitor: an fdb entry is told with its tunnel end, however often it is told', async (t) => {
+  const { host, netlink, heard } = await openHost(t);
+  const told: unknown[] = [];
+  const notice = { found: (_: string, value: unknown) => told.push(value), stale: () => {}, freed: () => {} };
+  netlink.drivers.fdb.watch?.(notice as never, AbortSignal.timeout(60_000));
+  await populate(netlink);
+  // What is told of a later change comes after all that is told of the entry.
+  await host.run('ip', 'route', 'delete', '10.244.1.0/24');
+  await hears(t, heard, without('route 10.244.1.0/24'));
+  const written = { link: vxlan.name, mac: macOf('vtep/b'), destination: '192.0.2.2' };
+  t.deepEqual(told[0], written);
+  t.deepEqual(new Set(told.map((value) => JSON.stringify(value))), new Set([JSON.stringify(written)]));
+});
+
 test('monitor: an address that goes makes the routes that depend on it unknown', async (t) => {
   for (const { own, bits } of peers) {
     const { host, netlink, heard } = await openHost(t);

@@ -77,8 +77,8 @@ function qemuCommand(kernel: GuestKernel, { initrd, log, args }: Guest): readonl
   return [
     'qemu-system-x86_64',
     ...['-machine', 'q35,accel=tcg', '-cpu', 'max', '-smp', '1', '-m', String(MEMORY_MIB)],
-    // Two nanoseconds of the guest's time for each instruction: its deadlines do not know how slow or busy this machine is.
-    ...['-icount', 'shift=1,sleep=on'],
+    // A nanosecond of the guest's time for each instruction: its deadlines do not know how slow or busy this machine is.
+    ...['-icount', 'shift=0,sleep=on'],
     ...['-nodefaults', '-display', 'none', '-no-reboot'],
     ...['-serial', `file:${log}`, '-serial', 'stdio'],
     ...['-kernel', kernel.image, '-initrd', initrd],

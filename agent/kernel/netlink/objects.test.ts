@@ -6,14 +6,14 @@ import { item, type Kind, type Objects, type Route } from '../../model/items.ts'
 import { type MacAddress, macFromBytes } from '../../model/mac.ts';
 import type { Change } from '../../reconcile/types.ts';
 import { addressKind } from './address.ts';
-import { nested, parseAttributes, plainText, text, u32 } from './attributes.ts';
+import { attribute, nested, parseAttributes, plainText, text, u32 } from './attributes.ts';
 import { fdbKind } from './fdb.ts';
 import { Links } from './links.ts';
 import type { NetlinkClient } from './message.ts';
 import { neighbourKind } from './neighbour.ts';
 import { isAltered, type ObjectKind } from './object-driver.ts';
 import { routeKind } from './route.ts';
-import { IFLA, linkHeader, RTA, RTM } from './rtnetlink.ts';
+import { AF, IFLA, linkHeader, NDA, NTF_SELF, NUD_PERMANENT, neighbourHeader, RTA, RTM } from './rtnetlink.ts';
 
 const IFINDEX = 7;
 
@@ -70,6 +70,17 @@ test('fdb: reads back what it renders', (t) => {
   const values = families.chain((family) => fc.record({ link, mac: macs, destination: ips(family) }));
   fc.assert(fc.property(values, (value) => readsBack(fdbKind, value)));
   t.pass();
+});
+
+test('fdb: an entry without a tunnel end is the word of the device, not its repetition by rtnetlink', (t) => {
+  const header = neighbourHeader(AF.BRIDGE, { ifindex: IFINDEX, state: NUD_PERMANENT, flags: NTF_SELF });
+  const repetition = Buffer.concat([header, attribute(NDA.LLADDR, Buffer.alloc(6, 2))]);
+  const word = Buffer.concat([repetition, attribute(NDA.CACHEINFO, Buffer.alloc(16))]);
+  for (const type of [RTM.NEWNEIGH, RTM.DELNEIGH]) {
+    const read = (payload: Buffer) => fdbKind.readBack({ type, flags: 0, port: 0, payload }, links);
+    t.is(read(repetition), undefined);
+    t.like(read(word), { link: 'tulle.84', mac: '02:02:02:02:02:02', destination: '0.0.0.0' });
+  }
 });
 
 const metrics = fc.integer({ min: 1, max: 0xffffffff });

@@ -80,6 +80,7 @@ export const IFA_F_NOPREFIXROUTE = 0x200;
 export const NDA = {
   DST: 1,
   LLADDR: 2,
+  CACHEINFO: 3,
   VLAN: 5,
   PORT: 6,
   VNI: 7,
