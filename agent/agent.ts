@@ -122,6 +122,7 @@ class Agent {
     this.#watch = new ClusterWatch({
       client: this.#client,
       nodeName: config.nodeName,
+      services: config['services.mode'] !== 'off',
       log: log.child({ component: 'cluster' }),
     });
     this.#planning = new Planning({

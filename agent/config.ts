@@ -130,6 +130,21 @@ export const SETTINGS = {
     'auto',
     'which iptables; auto: the one that the host uses',
   ),
+  'services.mode': setting(
+    choice('off', 'auto', 'ebpf', 'iptables'),
+    'off',
+    'how Services are served; off: by another proxy, such as kube-proxy',
+  ),
+  'services.externalAddresses': setting(
+    cidrList,
+    [],
+    "where Services may have external and load-balancer addresses; none: load balancers' addresses anywhere, no externalIPs",
+  ),
+  'services.nodePortAddresses': setting(
+    cidrList,
+    [],
+    "node ports are open on this node's addresses inside these, never on loopback; none: on the Node's InternalIPs",
+  ),
   'ipam.reuseDelaySeconds': setting(
     integer(0, 86400),
     60,

@@ -76,9 +76,10 @@ test('the probes ask where the agent answers', (t) => {
   t.deepEqual([livenessProbe.httpGet.path, readinessProbe.httpGet.path], ['/healthz', '/readyz']);
 });
 
-test('the agent may read nodes and pods, and nothing else', (t) => {
+test('the agent may read nodes, pods, Services and their endpoints, and nothing else', (t) => {
   t.deepEqual(objectOf('ClusterRole')['rules'], [
-    { apiGroups: [''], resources: ['nodes', 'pods'], verbs: ['get', 'list', 'watch'] },
+    { apiGroups: [''], resources: ['nodes', 'pods', 'services'], verbs: ['get', 'list', 'watch'] },
+    { apiGroups: ['discovery.k8s.io'], resources: ['endpointslices'], verbs: ['get', 'list', 'watch'] },
   ]);
   const { roleRef, subjects } = objectOf('ClusterRoleBinding');
   const { name, namespace } = objectOf('ServiceAccount').metadata;

@@ -16,6 +16,7 @@ import type { ListWatchTiming } from '../agent/cluster/list-watch.ts';
 import { narrowNode, narrowPod } from '../agent/cluster/narrow.ts';
 import type { Cluster } from '../agent/model/cluster.ts';
 import type { IpAddress } from '../agent/model/ip.ts';
+import { persistentMap } from '../agent/model/persistent-map.ts';
 import { until } from '../test/support/until.ts';
 import { KINDS } from './api-server/kinds.ts';
 import { type ApiServer, startApiServer } from './api-server/server.ts';
@@ -87,8 +88,8 @@ function contentOf({ store }: ApiServer): Pick<Cluster, 'nodes' | 'pods'> {
   const pods = store.list(KINDS.pod).objects.flatMap(({ object }) => narrowPod(object).value ?? []);
   const own = pods.filter(({ nodeName }) => nodeName === 'n1');
   return {
-    nodes: new Map(nodes.map((node) => [node.name, node])),
-    pods: new Map(own.map((pod) => [`${pod.namespace}/${pod.name}`, pod])),
+    nodes: persistentMap(nodes.map((node) => [node.name, node] as const)),
+    pods: persistentMap(own.map((pod) => [`${pod.namespace}/${pod.name}`, pod] as const)),
   };
 }
 

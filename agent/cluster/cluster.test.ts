@@ -18,7 +18,9 @@ const podObject = (name: string, resourceVersion: string, phase = 'Running') => 
   status: { phase },
 });
 
-async function setUp(t: ExecutionContext, script: Script) {
+const namesOf = ([synced, { nodes, pods }]: [boolean, ClusterChange]) => [synced, [...nodes], [...pods]];
+
+async function setUp(t: ExecutionContext, script: Script, { services = false } = {}) {
   const api = await startScriptedApi(t, script);
   const controller = new AbortController();
   const errors: string[] = [];
@@ -26,6 +28,7 @@ async function setUp(t: ExecutionContext, script: Script) {
   const watch = new ClusterWatch({
     client: api.client(),
     nodeName: 'n1',
+    services,
     log,
     timing: { backoffMinMs: 5, backoffMaxMs: 40 },
   });
@@ -62,14 +65,15 @@ test('ClusterWatch is synced when both lists are in, and asks only for the pods 
   });
   const changes: [boolean, ClusterChange][] = [];
   watch.onChange((changed) => changes.push([watch.snapshot().synced, changed]));
-  t.deepEqual(watch.snapshot(), { synced: false, nodes: new Map(), pods: new Map() });
+  t.is(watch.snapshot().synced, false);
+  t.is(watch.snapshot().nodes.size, 0);
   watch.start(controller.signal);
   await until(() => changes.length === 1, 'the nodes are listed');
-  t.deepEqual(changes, [[false, { nodes: new Set(['n1']), pods: new Set() }]]);
+  t.deepEqual(changes.map(namesOf), [[false, ['n1'], []]]);
   t.false(watch.snapshot().synced);
   answerPods();
   await watch.synced;
-  t.deepEqual(changes.slice(1), [[true, { nodes: new Set(), pods: new Set(['default/web']) }]]);
+  t.deepEqual(changes.slice(1).map(namesOf), [[true, [], ['default/web']]]);
   t.is(watch.snapshot().pods.get('default/web')?.nodeName, 'n1');
   for (const { path, query } of api.requests)
     t.is(query.get('fieldSelector'), path.endsWith('/pods') ? 'spec.nodeName=n1' : null);
@@ -84,7 +88,10 @@ test('ClusterWatch tells when it becomes synced also where there is nothing', as
   watch.onChange((changed) => changes.push(changed));
   watch.start(controller.signal);
   await watch.synced;
-  t.deepEqual(changes, [{ nodes: new Set(), pods: new Set() }]);
+  t.deepEqual(
+    changes.map((change) => Object.values(change).flatMap((names) => [...names])),
+    [[]],
+  );
   t.true(watch.snapshot().synced);
 });
 
@@ -174,7 +181,7 @@ test('an unusable object is named in the status and takes no other with it', asy
   });
   watch.start(controller.signal);
   await watch.synced;
-  t.deepEqual([...watch.snapshot().nodes.keys()], ['n1', 'n2']);
+  t.deepEqual([...watch.snapshot().nodes.keys()].sort(), ['n1', 'n2']);
   t.deepEqual([...watch.snapshot().pods.keys()], ['default/web']);
   t.deepEqual(watch.status().resources[0]?.problems, ['n1: spec.podCIDRs has "bad": expected a CIDR']);
   t.is(watch.status().resources[1]?.problems.length, 1);
@@ -194,4 +201,39 @@ test('a node name that could alter the selector is refused', (t) => {
       instanceOf: TypeError,
     });
   }
+});
+
+test('Services and EndpointSlices are watched when asked for, without those of other proxies', async (t) => {
+  const service = {
+    metadata: { name: 'web', namespace: 'default', uid: 'u', labels: {} },
+    spec: { clusterIP: '10.96.0.7', ports: [{ port: 80 }] },
+  };
+  const slice = {
+    metadata: { name: 'web-1', namespace: 'default', labels: { 'kubernetes.io/service-name': 'web' } },
+    addressType: 'IPv4',
+    ports: [{ name: '', port: 8080 }],
+    endpoints: [{ addresses: ['10.84.0.5'], nodeName: 'n1' }],
+  };
+  const lists: Readonly<Record<string, object>> = {
+    '/api/v1/services': listOf('Service', [service], '10'),
+    '/apis/discovery.k8s.io/v1/endpointslices': listOf('EndpointSlice', [slice], '10'),
+  };
+  const { api, watch, controller } = await setUp(
+    t,
+    ({ path, query }, response) => {
+      if (query.has('watch')) response.flushHeaders();
+      else sendJson(response, lists[path] ?? listOf('Other', [], '10'));
+    },
+    { services: true },
+  );
+  watch.start(controller.signal);
+  await watch.synced;
+  t.is(watch.snapshot().services.get('default/web')?.ports[0]?.port, 80);
+  t.deepEqual<unknown, unknown>(watch.snapshot().endpointSlices.get('default/web-1')?.endpoints, [
+    { ip: '10.84.0.5', state: 'ready', local: true },
+  ]);
+  const selectors = new Set(
+    api.requests.filter(({ path }) => path in lists).map(({ query }) => query.get('labelSelector')),
+  );
+  t.deepEqual(selectors, new Set(['!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless']));
 });

@@ -1,8 +1,11 @@
 import type { Logger } from 'pino';
 import type { Cluster, Node, Pod } from '../model/cluster.ts';
+import type { EndpointSlice, Service } from '../model/services.ts';
 import type { ApiClient } from './api-client.ts';
+import { isObjectName, type Narrowed, nameKey, namespacedKey } from './fields.ts';
 import { ListWatch, type ListWatchStatus, type ListWatchTiming, type Resource } from './list-watch.ts';
-import { isObjectName, narrowNode, narrowPod, nodeKey, podKey } from './narrow.ts';
+import { narrowNode, narrowPod } from './narrow.ts';
+import { HEADLESS_LABEL, narrowEndpointSliceFor, narrowService, PROXY_NAME_LABEL } from './narrow-services.ts';
 import { ObjectCache } from './object-cache.ts';
 
 export interface ClusterChange {
@@ -10,6 +13,9 @@ export interface ClusterChange {
   readonly nodes: ReadonlySet<string>;
   /** `<namespace>/<name>` of Pods that did. */
   readonly pods: ReadonlySet<string>;
+  /** The same of Services and EndpointSlices. */
+  readonly services: ReadonlySet<string>;
+  readonly endpointSlices: ReadonlySet<string>;
 }
 
 export interface ResourceStatus extends ListWatchStatus {
@@ -26,14 +32,22 @@ interface ClusterWatchOptions {
   readonly client: Pick<ApiClient, 'list' | 'watch'>;
   /** Pods bound to this node are watched. */
   readonly nodeName: string;
+  /** Whether Services and their EndpointSlices are watched. */
+  readonly services?: boolean;
   readonly log: Logger;
   readonly timing?: Partial<ListWatchTiming>;
 }
 
+type AnyCache = Pick<ObjectCache<unknown>, 'size' | 'problems' | 'apply' | 'startReplacement'>;
+
 const NONE: ReadonlySet<string> = new Set();
+const NO_CHANGE: ClusterChange = { nodes: NONE, pods: NONE, services: NONE, endpointSlices: NONE };
+
+/** Neither what has no address of its own nor what another proxy serves. */
+const SERVED = { labelSelector: `!${PROXY_NAME_LABEL},!${HEADLESS_LABEL}` };
 
 /**
- * What the API says about all Nodes and about the Pods of one node, as a value that is replaced on each change. Through an
+ * What the API says about all Nodes, the Pods of one node and, if asked, about Services, as a value that is replaced on each change. Through an
  * outage the last value stays. All events that arrived together are one change.
  */
 export class ClusterWatch {
@@ -42,7 +56,9 @@ export class ClusterWatch {
   readonly #synced = Promise.withResolvers<void>();
   readonly #nodes: ObjectCache<Node>;
   readonly #pods: ObjectCache<Pod>;
-  readonly #watches: readonly { readonly watch: ListWatch; readonly cache: ObjectCache<Node> | ObjectCache<Pod> }[];
+  readonly #services: ObjectCache<Service>;
+  readonly #endpointSlices: ObjectCache<EndpointSlice>;
+  readonly #watches: readonly { readonly watch: ListWatch; readonly cache: AnyCache }[];
   readonly #listeners = new Set<(changed: ClusterChange) => void>();
   readonly #log: Logger;
   /** Absent after a change, until somebody asks. */
@@ -51,29 +67,26 @@ export class ClusterWatch {
   #syncedTold = false;
   #running: Promise<unknown> | undefined;
 
-  constructor({ client, nodeName, log, timing = {} }: ClusterWatchOptions) {
+  constructor({ client, nodeName, services = false, log, timing = {} }: ClusterWatchOptions) {
     if (!isObjectName(nodeName)) throw new TypeError(`not the name of a Node: ${JSON.stringify(nodeName)}`);
     this.#log = log;
     this.synced = this.#synced.promise;
     // Nobody has to wait for it.
     this.synced.catch(() => {});
-    this.#nodes = new ObjectCache({
-      keyOf: nodeKey,
-      narrow: narrowNode,
-      changed: (nodes) => this.#changed({ nodes, pods: NONE }),
-    });
-    this.#pods = new ObjectCache({
-      keyOf: podKey,
-      narrow: narrowPod,
-      changed: (pods) => this.#changed({ nodes: NONE, pods }),
-    });
-    const follow = <T extends Node | Pod>(resource: Resource, cache: ObjectCache<T>) => ({
-      cache: cache as ObjectCache<Node> | ObjectCache<Pod>,
+    this.#nodes = this.#cache('nodes', nameKey, narrowNode);
+    this.#pods = this.#cache('pods', namespacedKey, narrowPod);
+    this.#services = this.#cache('services', namespacedKey, narrowService);
+    this.#endpointSlices = this.#cache('endpointSlices', namespacedKey, narrowEndpointSliceFor(nodeName));
+    const follow = (resource: Resource, cache: AnyCache) => ({
+      cache,
       watch: new ListWatch({ client, resource, sink: cache, log, listed: () => this.#listed(), timing }),
     });
+    const slices = '/apis/discovery.k8s.io/v1/endpointslices';
     this.#watches = [
       follow({ name: 'nodes', path: '/api/v1/nodes', query: {} }, this.#nodes),
       follow({ name: 'pods', path: '/api/v1/pods', query: { fieldSelector: `spec.nodeName=${nodeName}` } }, this.#pods),
+      ...(services ? [follow({ name: 'services', path: '/api/v1/services', query: SERVED }, this.#services)] : []),
+      ...(services ? [follow({ name: 'endpointslices', path: slices, query: SERVED }, this.#endpointSlices)] : []),
     ];
   }
 
@@ -95,6 +108,8 @@ export class ClusterWatch {
       synced: this.#isSynced(),
       nodes: this.#nodes.objects,
       pods: this.#pods.objects,
+      services: this.#services.objects,
+      endpointSlices: this.#endpointSlices.objects,
     });
     return this.#snapshot;
   }
@@ -117,9 +132,17 @@ export class ClusterWatch {
     return { resources };
   }
 
+  #cache<T>(
+    of: keyof ClusterChange,
+    keyOf: (raw: unknown) => string | undefined,
+    narrow: (raw: unknown) => Narrowed<T>,
+  ): ObjectCache<T> {
+    return new ObjectCache({ keyOf, narrow, changed: (keys) => this.#changed({ ...NO_CHANGE, [of]: keys }) });
+  }
+
   #listed(): void {
     if (!this.#isSynced()) return;
-    if (!this.#syncedTold) this.#changed({ nodes: NONE, pods: NONE });
+    if (!this.#syncedTold) this.#changed(NO_CHANGE);
     this.#synced.resolve();
   }
 

@@ -1,6 +1,7 @@
 import test from 'ava';
 import fc from 'fast-check';
-import { narrowNode, narrowPod, nodeKey, podKey, UNDERLAY_IP_ANNOTATION } from './narrow.ts';
+import { nameKey, namespacedKey } from './fields.ts';
+import { narrowNode, narrowPod, UNDERLAY_IP_ANNOTATION } from './narrow.ts';
 
 const node = (fields: object) => narrowNode({ metadata: { name: 'n1' }, ...fields }).value;
 const cidrs = (spec: unknown) => node({ spec })?.podCidrs;
@@ -57,7 +58,7 @@ test('narrowNode turns every unusable field into a sentence that names it', (t) 
   const hostIp = 'expected the unicast address of a host';
   t.deepEqual(problems({ spec: { podCIDRs: ['10.1.0.0/33', 7, '10.1.0.0/24', '10.2.0.0/24'] } }), [
     'spec.podCIDRs has "10.1.0.0/33": expected a CIDR',
-    'spec.podCIDRs has number: expected a CIDR',
+    'spec.podCIDRs has 7: expected a CIDR',
     'spec.podCIDRs has 10.2.0.0/24 beside 10.1.0.0/24: expected at most one a family, so the first is used',
   ]);
   t.deepEqual(
@@ -146,10 +147,10 @@ test('an object without a name of DNS form is no object, and says so in short', 
       t.is(problems.length, 1);
       t.true((problems[0] as string).length < 300);
     }
-    t.is(nodeKey(raw), undefined);
-    t.is(podKey(raw), undefined);
+    t.is(nameKey(raw), undefined);
+    t.is(namespacedKey(raw), undefined);
   }
-  t.is(podKey({ metadata: { name: 'web', namespace: 'default' } }), 'default/web');
+  t.is(namespacedKey({ metadata: { name: 'web', namespace: 'default' } }), 'default/web');
 });
 
 /** Arbitrary JSON, and objects of the right shape with arbitrary JSON in every place that is read. */

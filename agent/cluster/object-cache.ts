@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util';
-import type { Narrowed } from './narrow.ts';
+import { type PersistentMap, persistentMap } from '../model/persistent-map.ts';
+import type { Narrowed } from './fields.ts';
 
 /** An object as an event of a watch gives it. */
 export interface ObjectEvent {
@@ -28,9 +29,7 @@ interface ObjectCacheOptions<T> {
  */
 export class ObjectCache<T> {
   readonly #options: ObjectCacheOptions<T>;
-  #content: Map<string, T> = new Map();
-  /** A copy of the content, made when somebody asks: a burst of events costs one copy and not one each. */
-  #objects: ReadonlyMap<string, T> | undefined;
+  #objects: PersistentMap<T> = persistentMap();
   /** By key, or by sentence where there is no key. */
   readonly #problems = new Map<string, readonly string[]>();
 
@@ -39,13 +38,12 @@ export class ObjectCache<T> {
   }
 
   /** Never altered; the same map until something changes. */
-  get objects(): ReadonlyMap<string, T> {
-    this.#objects ??= new Map(this.#content);
+  get objects(): PersistentMap<T> {
     return this.#objects;
   }
 
   get size(): number {
-    return this.#content.size;
+    return this.#objects.size;
   }
 
   /** What could not be used of the objects, with their names; at most `limit` sentences. */
@@ -56,18 +54,17 @@ export class ObjectCache<T> {
 
   /** Applies events in order, as one change. */
   apply(events: readonly ObjectEvent[]): void {
-    const before = new Map<string, T | undefined>();
+    const changes = new Map<string, T | undefined>();
     for (const { type, object } of events) {
       const key = this.#options.keyOf(object);
-      if (key === undefined) {
-        this.#noteNameless(object);
-        continue;
+      if (key === undefined) this.#noteNameless(object);
+      else if (type === 'set') changes.set(key, this.#take(key, object));
+      else {
+        changes.set(key, undefined);
+        this.#problems.delete(key);
       }
-      if (!before.has(key)) before.set(key, this.#content.get(key));
-      if (type === 'set') this.#take(key, object, before.get(key));
-      else this.#drop(key);
     }
-    this.#announce(before);
+    this.#become(this.#objects.with(changes));
   }
 
   startReplacement(): Replacement {
@@ -78,31 +75,25 @@ export class ObjectCache<T> {
         for (const object of objects) {
           const { value, problems: found } = this.#options.narrow(object);
           const key = this.#options.keyOf(object);
-          if (key !== undefined && value !== undefined) next.set(key, keepIdentity(value, this.#content.get(key)));
+          if (key !== undefined && value !== undefined) next.set(key, keepIdentity(value, this.#objects.get(key)));
           if (found.length > 0) problems.set(key ?? NAMELESS, found);
         }
       },
       commit: () => {
         this.#problems.clear();
         for (const [key, found] of problems) this.#problems.set(key, found);
-        const before = this.#content;
-        this.#content = next;
-        this.#announce(new Map([...[...next.keys()].map((key) => [key, undefined] as const), ...before]));
+        const gone = [...this.#objects.keys()].filter((key) => !next.has(key));
+        this.#become(this.#objects.with([...next, ...gone.map((key) => [key, undefined] as const)]));
       },
     };
   }
 
-  #take(key: string, object: unknown, before: T | undefined): void {
+  /** What the object stands for now, and its problems noted. */
+  #take(key: string, object: unknown): T | undefined {
     const { value, problems } = this.#options.narrow(object);
-    if (value === undefined) this.#content.delete(key);
-    else this.#content.set(key, keepIdentity(value, before));
     if (problems.length > 0) this.#problems.set(key, problems);
     else this.#problems.delete(key);
-  }
-
-  #drop(key: string): void {
-    this.#content.delete(key);
-    this.#problems.delete(key);
+    return value === undefined ? undefined : keepIdentity(value, this.#objects.get(key));
   }
 
   /** Cannot be followed from event to event, so the last one stands for all until the next list. */
@@ -110,13 +101,10 @@ export class ObjectCache<T> {
     this.#problems.set(NAMELESS, this.#options.narrow(object).problems);
   }
 
-  /** `before` has what every key stood for that may have changed. */
-  #announce(before: ReadonlyMap<string, T | undefined>): void {
-    const changed = new Set<string>();
-    for (const [key, value] of before) if (this.#content.get(key) !== value) changed.add(key);
-    if (changed.size === 0) return;
-    this.#objects = undefined;
-    this.#options.changed(changed);
+  #become(objects: PersistentMap<T>): void {
+    const changed = new Set(objects.changedSince(this.#objects));
+    this.#objects = objects;
+    if (changed.size > 0) this.#options.changed(changed);
   }
 }
 

@@ -14,7 +14,7 @@ import type { LinkFacts } from '../kernel/netlink/rtnetlink.ts';
 import { NetlinkSocket } from '../kernel/netlink/socket.ts';
 import type { SysctlFiles } from '../kernel/sysctl/files.ts';
 import { createSysctlDriver, type SysctlDriver } from '../kernel/sysctl/sysctl.ts';
-import type { Node } from '../model/cluster.ts';
+import { EMPTY_CLUSTER, type Node } from '../model/cluster.ts';
 import type { Host } from '../model/host.ts';
 import type { AnyItem } from '../model/items.ts';
 import { BACKENDS } from '../plan/backends.ts';
@@ -140,7 +140,7 @@ function chosenBackend(options: DoctorOptions, signal: AbortSignal): Promise<Bac
 function planOf(config: Config, nodes: ReadonlyMap<string, Node> | undefined, host: Host): Plan | undefined {
   if (!nodes) return undefined;
   const planner = new Planner(readFormerUnderlay(config.runDir, config.nodeName));
-  const cluster = { synced: true, nodes, pods: new Map() };
+  const cluster = { ...EMPTY_CLUSTER, synced: true, nodes };
   return planner.plan({
     nodeName: config.nodeName,
     cluster,

@@ -1,5 +1,7 @@
 /** API objects, trimmed to what Tulle reads. Values are frozen; equal ones keep their identity across relists. */
 import type { Cidr, IpAddress } from './ip.ts';
+import { type PersistentMap, persistentMap } from './persistent-map.ts';
+import type { EndpointSlice, Service } from './services.ts';
 
 export interface Node {
   readonly name: string;
@@ -12,6 +14,8 @@ export interface Node {
   readonly internalIps: readonly IpAddress[];
   /** Annotation tulle.dev/underlay-ip (comma separated): takes the place of the InternalIP of its family. */
   readonly underlayIps: readonly IpAddress[];
+  /** Label topology.kubernetes.io/zone. */
+  readonly zone?: string;
   /** Fields that were present but unusable, one sentence each. */
   readonly problems: readonly string[];
 }
@@ -41,4 +45,17 @@ export interface Cluster {
   readonly nodes: ReadonlyMap<string, Node>;
   /** Pods bound to this node, by `<namespace>/<name>`. */
   readonly pods: ReadonlyMap<string, Pod>;
+  /** Services with an address, by `<namespace>/<name>`; none unless Tulle serves them. */
+  readonly services: PersistentMap<Service>;
+  /** Of such Services, by `<namespace>/<name>` of the slice. */
+  readonly endpointSlices: PersistentMap<EndpointSlice>;
 }
+
+/** Before anything is known. */
+export const EMPTY_CLUSTER: Cluster = Object.freeze({
+  synced: false,
+  nodes: new Map(),
+  pods: new Map(),
+  services: persistentMap<Service>(),
+  endpointSlices: persistentMap<EndpointSlice>(),
+});

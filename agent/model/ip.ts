@@ -135,6 +135,19 @@ export function containsCidr(outer: Cidr, inner: Cidr): boolean {
 
 export const overlaps = (a: Cidr, b: Cidr): boolean => containsCidr(a, b) || containsCidr(b, a);
 
+/** Canonical text of addresses that are no host's of their own (RFC 6890, RFC 4291), and what they are called. */
+const SPECIAL: readonly (readonly [text: RegExp, name: string])[] = [
+  [/^(0\.|::$)/, 'unspecified'],
+  [/^(127\.|::1$)/, 'loopback'],
+  [/^(169\.254\.|fe[89ab][0-9a-f]:)/, 'link-local'],
+  [/^(22[4-9]\.|23\d\.|ff[0-9a-f]{2}:)/, 'multicast'],
+  [/^255\.255\.255\.255$/, 'broadcast'],
+  [/^::ffff:\d+\./, 'IPv4-mapped'],
+];
+
+/** What keeps an address from being that of some host which others reach, in a word: `loopback`. Undefined: nothing. */
+export const specialUse = (address: IpAddress): string | undefined => SPECIAL.find(([text]) => text.test(address))?.[1];
+
 /** The inclusive range of a CIDR as numbers, for sorting and sweeps. */
 export function rangeOf(cidr: Cidr): { first: bigint; last: bigint } {
   const first = bitsOf(networkOf(cidr));

@@ -1,5 +1,5 @@
 /** Model values for tests, with every field that a test does not care about filled in. */
-import type { Cluster, Node } from '../../agent/model/cluster.ts';
+import { type Cluster, EMPTY_CLUSTER, type Node } from '../../agent/model/cluster.ts';
 import type { Host } from '../../agent/model/host.ts';
 import { type Cidr, type IpAddress, parseCidr, parseIp } from '../../agent/model/ip.ts';
 import type { PlanSettings } from '../../agent/plan/underlay.ts';
@@ -31,9 +31,9 @@ export function node(name: string, { ips = '', cidrs = '', underlay = '', creati
 }
 
 export const cluster = (...nodes: readonly Node[]): Cluster => ({
+  ...EMPTY_CLUSTER,
   synced: true,
   nodes: new Map(nodes.map((each) => [each.name, each])),
-  pods: new Map(),
 });
 
 /** An address of a host's link, with the prefix length of its segment: `/24`, `/64`. */
