@@ -19,7 +19,9 @@ import { identifyNetns } from './netns/netns.ts';
 import { createSysctlDriver } from './sysctl/sysctl.ts';
 
 /** Kinds that are planned and have no driver yet: how their keys are shared. */
-const UNDRIVEN = { 'backend-set': 'same', frontend: 'one' } as const satisfies Partial<Kernel['merge']>;
+const UNDRIVEN = { 'backend-set': 'same', frontend: 'one', attachment: 'same' } as const satisfies Partial<
+  Kernel['merge']
+>;
 
 export interface KernelSettings {
   readonly runDir: string;

@@ -13,6 +13,12 @@ const socketCall = libc.func('int socket(int domain, int type, int protocol)');
 const sendCall = libc.func('intptr_t send(int fd, const void *data, size_t length, int flags)');
 const recvCall = libc.func('intptr_t recv(int fd, _Out_ void *data, size_t length, int flags)');
 const flockCall = libc.func('int flock(int fd, int operation)');
+const getsockoptCall = libc.func(
+  'int getsockopt(int fd, int level, int name, _Out_ void *value, _Inout_ uint32_t *length)',
+);
+const bpfCall = libc.func(
+  'long syscall(long number, int command, void *attribute, uint32_t size, const void *a, const void *b, const void *c, const void *d)',
+);
 const getsocknameCall = libc.func('int getsockname(int fd, _Out_ void *address, _Inout_ uint32_t *length)');
 
 /** CLONE_NEWNET (linux/sched.h). */
@@ -94,6 +100,53 @@ export function setsockoptInt(fd: number, level: number, name: number, value: nu
   if (setsockoptCall(fd, level, name, bytes, 4) !== 0) {
     throw new KernelError({ code: lastErrno(), operation: 'set', object: `socket option ${level}/${name}` });
   }
+}
+
+/** SO_NETNS_COOKIE (asm-generic/socket.h), Linux 5.14. */
+const SO_NETNS_COOKIE = 71;
+
+/** The kernel's own number of the network namespace of this process, or of another; never given again. Throws KernelError. */
+export function netnsCookie(netnsFd?: number): bigint {
+  const fd = openIoctlSocket(netnsFd);
+  const value = Buffer.alloc(8);
+  try {
+    if (getsockoptCall(fd, 1, SO_NETNS_COOKIE, value, [value.length]) === 0) return value.readBigUInt64LE();
+    throw new KernelError({ code: lastErrno(), operation: 'read', object: 'cookie of a network namespace' });
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** Number of bpf(2), for which there is no function in libc (asm/unistd.h). */
+const BPF_CALLS: Readonly<Record<string, number>> = { x64: 321, arm64: 280 };
+
+/** The address of `to` stands at offset `at` of `in`, or of the attribute. */
+export interface Pointer {
+  readonly at: number;
+  readonly to: Uint8Array;
+  readonly in?: Buffer;
+}
+
+/**
+ * bpf(2). Writes the addresses of up to four buffers where they belong in `attribute` (union bpf_attr). The kernel may write
+ * to it and to them, also when it fails. Returns what the command does. Throws KernelError.
+ */
+export function bpf(
+  command: number,
+  attribute: Buffer,
+  pointers: readonly Pointer[],
+  what: { operation: string; object: string },
+): number {
+  const number = BPF_CALLS[process.arch];
+  if (number === undefined) throw new KernelError({ code: 'ENOSYS', ...what, detail: `no bpf(2) on ${process.arch}` });
+  for (const { at, to, in: holder = attribute } of pointers) holder.writeBigUInt64LE(addressOf(to), at);
+  // The kernel looks at three arguments. The others keep the buffers where they are until it has answered.
+  const [a, b, c, d] = pointers.map(({ to }) => to);
+  const result = Number(
+    bpfCall(number, command, attribute, attribute.length, a ?? null, b ?? null, c ?? null, d ?? null),
+  );
+  if (result < 0) throw new KernelError({ code: lastErrno(), ...what });
+  return result;
 }
 
 /** nl_pid of an AF_NETLINK socket, or undefined when the fd is something else. */

@@ -65,6 +65,7 @@ const objects: { readonly [K in keyof Objects]: readonly [value: Objects[K], key
     },
     'frontend internal [fd00::2]:80/TCP',
   ],
+  attachment: [{ hook: 'connect4', build: '0123456789ab' }, 'attachment connect4'],
 };
 
 for (const kind of APPLY_ORDER) {

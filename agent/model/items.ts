@@ -150,6 +150,26 @@ export interface ChainPart {
   readonly rules: readonly Rule[];
 }
 
+/** Where programs of Tulle run: at calls of sockets, by the names that bpftool gives the attach types. */
+export const SOCKET_HOOKS = [
+  'connect4',
+  'connect6',
+  'sendmsg4',
+  'sendmsg6',
+  'recvmsg4',
+  'recvmsg6',
+  'getpeername4',
+  'getpeername6',
+] as const;
+export type SocketHook = (typeof SOCKET_HOOKS)[number];
+
+/** A program at the root of the node's cgroups. */
+export interface Attachment {
+  readonly hook: SocketHook;
+  /** Of which object with which maps it is: what the kernel runs must be what this agent has (BpfStore.build). */
+  readonly build: string;
+}
+
 export interface Objects {
   sysctl: Sysctl;
   link: Link;
@@ -163,6 +183,7 @@ export interface Objects {
   route: Route;
   'backend-set': BackendSet;
   frontend: Frontend;
+  attachment: Attachment;
 }
 
 export type Kind = keyof Objects;
@@ -183,6 +204,7 @@ export const APPLY_ORDER: readonly Kind[] = [
   'route',
   'backend-set',
   'frontend',
+  'attachment',
 ];
 
 const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
@@ -198,6 +220,7 @@ const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
   route: ({ destination, metric }) => `${destination} metric ${metric}`,
   'backend-set': ({ id }) => id,
   frontend: frontendId,
+  attachment: ({ hook }) => hook,
 };
 
 export const keyOf = <K extends Kind>(kind: K, value: Objects[K]): Key<K> =>

@@ -68,6 +68,9 @@ export const setName = (purpose: SetPurpose, { digit }: FamilyFacts): string =>
 /** The own chain that the built-in chain of the same table jumps to, as its first rule. */
 export const baseChain = (builtin: string): string => limited(`${CHAIN_PREFIX}${builtin}`, CHAIN_NAME_MAX);
 
+/** Of maps and programs, in the kernel and below the directory of pins. A program's is cut off after 15 characters. */
+export const BPF_PREFIX = 'tulle_';
+
 /** Lower-case hexadecimal digits of SHA-256. */
 export const hash = (text: string, digits: number): string => digestOf('sha256', text, 'hex').slice(0, digits);
 

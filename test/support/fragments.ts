@@ -27,6 +27,7 @@ export const MERGE = {
   route: 'one',
   'backend-set': 'same',
   frontend: 'one',
+  attachment: 'same',
 } as const;
 
 const ids = ['f0', 'f1', 'f2', 'f3', 'f4', 'f5'] as const;

@@ -1,0 +1,140 @@
+/**
+ * Driver of attachments: one program of Tulle's at each hook of the node's cgroup root, beside those of others (`multi`). A
+ * new program is attached before the old one goes, and the two do together what one does: no call of a socket is missed.
+ * A program is Tulle's own when it has the name of the hook and uses none but maps with Tulle's names.
+ */
+import { closeSync, constants, openSync } from 'node:fs';
+import { type Attachment, type Key, keyOf, SOCKET_HOOKS, type SocketHook } from '../../model/items.ts';
+import { BPF_PREFIX } from '../../model/kernel-names.ts';
+import type { Change, Driver } from '../../reconcile/types.ts';
+import type { Run } from '../command.ts';
+import { isNotFound } from '../errors.ts';
+import {
+  OBJECT_NAME_MAX,
+  openMapById,
+  openProgramById,
+  type ProgramInfo,
+  queryPrograms,
+  readMapInfo,
+  readProgramInfo,
+} from './commands.ts';
+import type { Programs } from './programs.ts';
+
+/** enum bpf_attach_type (linux/bpf.h). */
+const ATTACH_TYPES: Readonly<Record<SocketHook, number>> = {
+  connect4: 10,
+  connect6: 11,
+  sendmsg4: 14,
+  sendmsg6: 15,
+  recvmsg4: 19,
+  recvmsg6: 20,
+  getpeername4: 29,
+  getpeername6: 30,
+};
+
+const ATTACH_TIMEOUT_MS = 10_000;
+
+export interface AttachmentDriverOptions {
+  /** Directory of the cgroup root. */
+  readonly cgroup: string;
+  readonly programs: Programs;
+  readonly run: Run;
+  /** Called once everything that is wanted is attached and nothing else. */
+  readonly onSettled?: () => void;
+}
+
+export function createAttachmentDriver(options: AttachmentDriverOptions): Driver<'attachment'> {
+  const { cgroup, programs, onSettled } = options;
+  const list = (): Map<Key<'attachment'>, Attachment> => {
+    const found = new Map<Key<'attachment'>, Attachment>();
+    for (const hook of SOCKET_HOOKS) {
+      const build = describe(ownAt(cgroup, hook), programs.pinned(hook), programs.build);
+      if (build !== undefined) found.set(keyOf('attachment', { hook, build }), { hook, build });
+    }
+    return found;
+  };
+  return {
+    kind: 'attachment',
+    lane: 'bpf',
+    merge: 'same',
+    equal: (wanted, found) => wanted.build === found.build,
+    list: async () => list(),
+    async apply(batch, signal) {
+      const failures = new Map<Key<'attachment'>, Error>();
+      for (const change of batch) {
+        try {
+          await applyOne(options, change, signal);
+        } catch (error) {
+          failures.set(change.key, error as Error);
+        }
+      }
+      const found = list();
+      if (found.size === 0) programs.removeAll();
+      if (found.values().every(({ build }) => build === programs.build)) {
+        programs.removeOthers();
+        onSettled?.();
+      }
+      return failures;
+    },
+  };
+}
+
+async function applyOne(
+  { cgroup, programs, run }: AttachmentDriverOptions,
+  change: Change<'attachment'>,
+  signal: AbortSignal,
+): Promise<void> {
+  const hook = change.action === 'remove' ? change.from.hook : change.item.value.hook;
+  const bpftool = (...args: readonly string[]) =>
+    run({ file: 'bpftool', args: ['-n', 'cgroup', ...args], timeoutMs: ATTACH_TIMEOUT_MS, signal });
+  let current: number | undefined;
+  if (change.action !== 'remove') {
+    await programs.load(signal);
+    current = programs.pinned(hook)?.id;
+  }
+  const own = ownAt(cgroup, hook);
+  if (current !== undefined && !own.some(({ id }) => id === current))
+    await bpftool('attach', cgroup, hook, 'pinned', programs.pathOf(hook), 'multi');
+  for (const { id } of own) if (id !== current) await bpftool('detach', cgroup, hook, 'id', String(id));
+}
+
+/** Tulle's programs at a hook, in the order in which they run. */
+function ownAt(cgroup: string, hook: SocketHook): readonly ProgramInfo[] {
+  const fd = openSync(cgroup, constants.O_RDONLY | constants.O_DIRECTORY);
+  try {
+    return queryPrograms(fd, ATTACH_TYPES[hook]).flatMap((id) => ownProgram(id, hook) ?? []);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function ownProgram(id: number, hook: SocketHook): ProgramInfo | undefined {
+  const info = readById(id, openProgramById, readProgramInfo);
+  if (info?.name !== `${BPF_PREFIX}${hook}`.slice(0, OBJECT_NAME_MAX)) return undefined;
+  const isOwnMap = (map: number): boolean =>
+    readById(map, openMapById, readMapInfo)?.name.startsWith(BPF_PREFIX) ?? false;
+  return info.mapIds.length > 0 && info.mapIds.every(isOwnMap) ? info : undefined;
+}
+
+/** Undefined for what went away since its id was listed. */
+function readById<T>(id: number, open: (id: number) => number, read: (fd: number) => T): T | undefined {
+  let fd: number;
+  try {
+    fd = open(id);
+  } catch (error) {
+    if (isNotFound(error)) return undefined;
+    throw error;
+  }
+  try {
+    return read(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The build, when that and nothing else is attached; undefined: nothing is; otherwise what is, for people. */
+function describe(own: readonly ProgramInfo[], pinned: ProgramInfo | undefined, build: string): string | undefined {
+  if (own.length === 0) return undefined;
+  const [only] = own;
+  return own.length === 1 && only?.id === pinned?.id ? build : `programs ${own.map(({ id }) => id).join(', ')}`;
+}

@@ -1,0 +1,143 @@
+/** Driver of frontends: one entry each, which leads to a set or says what becomes of the connection. */
+import { type Key, keyOf } from '../../model/items.ts';
+import { type BackendSetId, type Frontend, isSetId } from '../../model/services.ts';
+import type { Change, Driver } from '../../reconcile/types.ts';
+import { KernelError } from '../errors.ts';
+import {
+  FRONTEND_BYTES,
+  FRONTEND_KEY_BYTES,
+  readFrontend,
+  readFrontendKey,
+  writeFrontend,
+  writeFrontendKey,
+} from './layout.ts';
+import type { BpfMap } from './map.ts';
+import { Rows } from './rows.ts';
+
+export interface FrontendDriver extends Driver<'frontend'> {
+  /** Entries in the map. */
+  readonly entries: number;
+}
+
+/** A frontend as it was read. */
+interface FoundFrontend extends Frontend {
+  /** It must be written again: altered by hand, or its set has another size. */
+  readonly isDamaged?: true;
+}
+
+export interface FrontendDriverOptions {
+  readonly map: BpfMap;
+  /** How many backends a set has that is in the kernel. */
+  readonly sizeOf: (id: BackendSetId) => number | undefined;
+}
+
+export function createFrontendDriver({ map, sizeOf }: FrontendDriverOptions): FrontendDriver {
+  const entries = new Set<Key<'frontend'>>();
+  return {
+    kind: 'frontend',
+    lane: 'bpf',
+    merge: 'one',
+    equal: (wanted, found) => !(found as FoundFrontend).isDamaged && isSame(wanted, found),
+    async list(signal) {
+      const found = await readFrontends({ map, sizeOf }, signal);
+      entries.clear();
+      for (const key of found.keys()) entries.add(key);
+      return found;
+    },
+    async apply(batch) {
+      const failures = write(
+        { map, sizeOf },
+        batch.filter((change) => change.action !== 'remove'),
+      );
+      for (const [key, error] of remove(
+        map,
+        batch.filter((change) => change.action === 'remove'),
+      )) {
+        failures.set(key, error);
+      }
+      for (const { key, action } of batch) {
+        if (failures.has(key)) continue;
+        if (action === 'remove') entries.delete(key);
+        else entries.add(key);
+      }
+      return failures;
+    },
+    get entries() {
+      return entries.size;
+    },
+  };
+}
+
+/** What the map does not hold is not compared: the Service, and which source ranges there are. */
+const isSame = (a: Frontend, b: Frontend): boolean =>
+  a.target === b.target &&
+  a.kind === b.kind &&
+  a.affinitySeconds === b.affinitySeconds &&
+  a.masquerade === b.masquerade &&
+  (a.sourceRanges === undefined) === (b.sourceRanges === undefined);
+
+type FrontendKey = Key<'frontend'>;
+type Write = Exclude<Change<'frontend'>, { action: 'remove' }>;
+type Removal = Extract<Change<'frontend'>, { action: 'remove' }>;
+
+function write({ map, sizeOf }: FrontendDriverOptions, changes: readonly Write[]): Map<FrontendKey, Error> {
+  const failures = new Map<FrontendKey, Error>();
+  const ready = changes.flatMap(({ key, item: { value } }) => {
+    const count = isSetId(value.target) ? sizeOf(value.target) : 0;
+    if (count === undefined) failures.set(key, setIsMissing(value));
+    return count === undefined ? [] : { key, value, count };
+  });
+  const rows = new Rows(
+    map,
+    ready.map(({ key }) => key),
+  );
+  for (const [i, { value, count }] of ready.entries()) {
+    const place = rows.at(i);
+    writeFrontendKey(rows.keys, place.keyAt, value);
+    writeFrontend(place, value, count);
+  }
+  for (const [key, error] of rows.write()) failures.set(key, error);
+  return failures;
+}
+
+const setIsMissing = (frontend: Frontend): KernelError =>
+  new KernelError({
+    code: 'ENOENT',
+    operation: 'write',
+    object: keyOf('frontend', frontend),
+    detail: `expected its backend set ${frontend.target} in the kernel, got none`,
+  });
+
+function remove(map: BpfMap, changes: readonly Removal[]): Map<FrontendKey, Error> {
+  const rows = new Rows(
+    map,
+    changes.map(({ key }) => key),
+  );
+  for (const [i, { from }] of changes.entries()) writeFrontendKey(rows.keys, i * FRONTEND_KEY_BYTES, from);
+  return rows.remove();
+}
+
+/** What is in the map. Keys that no frontend has are removed at once: nothing that is wanted could ever replace them. */
+async function readFrontends(
+  { map, sizeOf }: FrontendDriverOptions,
+  signal: AbortSignal,
+): Promise<Map<FrontendKey, FoundFrontend>> {
+  const found = new Map<FrontendKey, FoundFrontend>();
+  const foreign: Buffer[] = [];
+  await map.read(({ keys, values, count }) => {
+    for (let i = 0; i < count; i++) {
+      const place = { keys, keyAt: i * FRONTEND_KEY_BYTES, values, valueAt: i * FRONTEND_BYTES };
+      const identity = readFrontendKey(keys, place.keyAt);
+      if (identity === undefined) {
+        foreign.push(Buffer.from(keys.subarray(place.keyAt, place.keyAt + FRONTEND_KEY_BYTES)));
+        continue;
+      }
+      const { frontend, count: size, isSealed } = readFrontend(place, identity);
+      const expected = isSetId(frontend.target) ? sizeOf(frontend.target) : 0;
+      const isDamaged = !isSealed || size !== expected;
+      found.set(keyOf('frontend', frontend), { ...frontend, ...(isDamaged && { isDamaged }) });
+    }
+  }, signal);
+  for (const keys of foreign) map.delete({ keys, count: 1 });
+  return found;
+}

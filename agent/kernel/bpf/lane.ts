@@ -1,0 +1,58 @@
+/** Services at the socket, as the agent sees them: the drivers of the lane `bpf` over one set of maps. */
+import type { Driver } from '../../reconcile/types.ts';
+import { type Run, run as runCommand } from '../command.ts';
+import { createAttachmentDriver } from './attachment.ts';
+import { type BackendSetDriver, createBackendSetDriver } from './backend-set.ts';
+import { createFrontendDriver, type FrontendDriver } from './frontend.ts';
+import type { CounterName } from './layout.ts';
+import { possibleCpus } from './place.ts';
+import { openPrograms } from './programs.ts';
+import { type MapSizes, openStore } from './store.ts';
+
+export interface BpfLane {
+  readonly drivers: {
+    readonly 'backend-set': BackendSetDriver;
+    readonly frontend: FrontendDriver;
+    readonly attachment: Driver<'attachment'>;
+  };
+  /** Attachment.build of this agent. */
+  readonly build: string;
+  /** How full the maps are that the agent writes. */
+  usage(): Readonly<Record<'frontends' | 'backends', { readonly used: number; readonly max: number }>>;
+  counters(): Readonly<Record<CounterName, bigint>>;
+  /** Translates for all sockets, or only for those of one network namespace, by its cookie. */
+  writeSettings(settings: { readonly hostNetns?: bigint }): void;
+  /** Leaves everything in the kernel as it is. */
+  close(): void;
+}
+
+export interface BpfLaneOptions {
+  /** Own directory below a bpffs. */
+  readonly directory: string;
+  /** Directory of the cgroup root. */
+  readonly cgroup: string;
+  readonly sizes?: MapSizes;
+  readonly run?: Run;
+  /** Path of the object with the programs. */
+  readonly object?: string;
+}
+
+/** Opens or makes the maps; nothing is attached yet. Throws KernelError. */
+export function openBpfLane({ directory, cgroup, sizes, run = runCommand, object }: BpfLaneOptions): BpfLane {
+  const store = openStore({ directory, possibleCpus: possibleCpus(), ...(sizes && { sizes }) });
+  const programs = openPrograms({ store, run, ...(object !== undefined && { object }) });
+  const sets = createBackendSetDriver({ map: store.backends });
+  const frontend = createFrontendDriver({ map: store.frontends, sizeOf: (id) => sets.sizeOf(id) });
+  const attachment = createAttachmentDriver({ cgroup, programs, run, onSettled: () => store.removeOtherPins() });
+  return {
+    drivers: { 'backend-set': sets, frontend, attachment },
+    build: programs.build,
+    usage: () => ({
+      frontends: { used: frontend.entries, max: store.frontends.maxEntries },
+      backends: { used: sets.entries, max: store.backends.maxEntries },
+    }),
+    counters: () => store.readCounters(),
+    writeSettings: (settings) => store.writeSettings(settings),
+    close: () => store.close(),
+  };
+}

@@ -1,0 +1,96 @@
+/**
+ * The programs of this agent's object: loaded and pinned by bpftool below `<directory>/programs/<build>`, all at once or
+ * not at all, with the maps of the store. A build is named after the object and the maps, so that what is pinned under it
+ * is the very same thing, whoever loaded it.
+ */
+import { closeSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { SOCKET_HOOKS, type SocketHook } from '../../model/items.ts';
+import { BPF_PREFIX, hash } from '../../model/kernel-names.ts';
+import type { Run } from '../command.ts';
+import { isNotFound } from '../errors.ts';
+import { openPin, type ProgramInfo, readProgramInfo } from './commands.ts';
+import type { BpfStore } from './store.ts';
+
+/** The object that is committed beside its sources. */
+export const OBJECT_FILE = fileURLToPath(new URL('../../../ebpf/tulle.bpf.o', import.meta.url));
+
+/** The verifier takes milliseconds; a bound against hanging. */
+const LOAD_TIMEOUT_MS = 60_000;
+
+export interface Programs {
+  /** Attachment.build of what this agent wants. */
+  readonly build: string;
+  /** Path of the pin of a hook's program. */
+  pathOf(hook: SocketHook): string;
+  /** What is pinned there. */
+  pinned(hook: SocketHook): ProgramInfo | undefined;
+  /** Loads and pins what is not. Rejects with KernelError that holds what the verifier said. */
+  load(signal: AbortSignal): Promise<void>;
+  /** Takes away the pins of other builds, of what is not attached any more. */
+  removeOthers(): void;
+  /** Takes away all pins. */
+  removeAll(): void;
+}
+
+export interface ProgramsOptions {
+  readonly store: BpfStore;
+  readonly run: Run;
+  readonly object?: string;
+}
+
+export function openPrograms({ store, run, object = OBJECT_FILE }: ProgramsOptions): Programs {
+  const maps = store.pins.map(({ name, id }) => `${name} ${id}`).join('\n');
+  const build = hash(`${readFileSync(object, 'latin1')}\n${maps}`, 12);
+  const parent = join(store.directory, 'programs');
+  const directory = join(parent, build);
+  const pathOf = (hook: SocketHook): string => join(directory, `${BPF_PREFIX}${hook}`);
+  const pinned = (hook: SocketHook): ProgramInfo | undefined => readPin(pathOf(hook));
+  return {
+    build,
+    pathOf,
+    pinned,
+    async load(signal) {
+      if (SOCKET_HOOKS.every((hook) => pinned(hook) !== undefined)) return;
+      store.ensurePinned();
+      // What a crash left half loaded goes first: a directory is renamed into its place when it is complete.
+      const loading = join(parent, 'loading');
+      for (const path of [loading, directory]) rmSync(path, { recursive: true, force: true });
+      mkdirSync(parent, { recursive: true, mode: 0o700 });
+      const ownMaps = store.pins.flatMap(({ name, path }) => ['map', 'name', name, 'pinned', path]);
+      const args = ['-n', 'prog', 'loadall', object, loading, ...ownMaps];
+      await run({ file: 'bpftool', args, timeoutMs: LOAD_TIMEOUT_MS, signal });
+      renameSync(loading, directory);
+    },
+    removeOthers() {
+      for (const name of namesIn(parent))
+        if (name !== build) rmSync(join(parent, name), { recursive: true, force: true });
+    },
+    removeAll: () => rmSync(parent, { recursive: true, force: true }),
+  };
+}
+
+function readPin(path: string): ProgramInfo | undefined {
+  let fd: number;
+  try {
+    fd = openPin(path);
+  } catch (error) {
+    if (isNotFound(error)) return undefined;
+    throw error;
+  }
+  try {
+    return readProgramInfo(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function namesIn(directory: string): readonly string[] {
+  try {
+    return readdirSync(directory);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
+  }
+}

@@ -1,0 +1,164 @@
+/**
+ * Calls sockets on command, one JSON line in, one out, in whatever namespace and cgroup it runs: `socket-caller.ts serve
+ * ADDRESS...` answers at port 8080 of each address, over TCP and UDP, with that address; without arguments it calls.
+ */
+import { createSocket, type Socket } from 'node:dgram';
+import { once } from 'node:events';
+import { connect, createServer } from 'node:net';
+import { createInterface } from 'node:readline';
+
+export interface Call {
+  /**
+   * `tcp` connects, `udp` sends without being connected, `udp-connected` connects first. `load` makes connections at the
+   * rate until the next line comes.
+   */
+  readonly how: 'tcp' | 'udp' | 'udp-connected' | 'load';
+  readonly ip: string;
+  readonly port: number;
+  /** A datagram socket of an earlier call with this name is used again. */
+  readonly socket?: string;
+  readonly perSecond?: number;
+}
+
+export interface Answer {
+  /** Which server answered: its address. */
+  readonly from?: string;
+  /** Whom the socket takes for its peer: getpeername, or for `udp` where the datagram came from. */
+  readonly peer?: string;
+  /** Errno of what failed. */
+  readonly error?: string;
+  /** Of a load: answers by server, and what failed by errno. */
+  readonly answers?: Readonly<Record<string, number>>;
+  readonly errors?: Readonly<Record<string, number>>;
+}
+
+const DEADLINE_MS = 5_000;
+const SERVER_PORT = 8080;
+
+const show = (address: string | undefined, port: number | undefined): string => `${address} ${port}`;
+const errorOf = (error: unknown): Answer => ({ error: (error as NodeJS.ErrnoException).code ?? String(error) });
+
+async function callTcp({ ip, port }: Call): Promise<Answer> {
+  const socket = connect({ host: ip, port, signal: AbortSignal.timeout(DEADLINE_MS) } as never);
+  try {
+    await once(socket, 'connect');
+    const peer = show(socket.remoteAddress, socket.remotePort);
+    let from = '';
+    for await (const chunk of socket) from += String(chunk);
+    return { from, peer };
+  } catch (error) {
+    return errorOf(error);
+  } finally {
+    socket.destroy();
+  }
+}
+
+const sockets = new Map<string, Socket>();
+
+async function openDatagrams({ ip, port, how, socket: name }: Call): Promise<Socket> {
+  const known = name === undefined ? undefined : sockets.get(name);
+  if (known) return known;
+  const socket = createSocket(ip.includes(':') ? 'udp6' : 'udp4');
+  if (name !== undefined) sockets.set(name, socket);
+  if (how === 'udp') return socket;
+  try {
+    socket.connect(port, ip);
+    await once(socket, 'connect', { signal: AbortSignal.timeout(DEADLINE_MS) });
+    return socket;
+  } catch (error) {
+    socket.close();
+    throw error;
+  }
+}
+
+async function callUdp(call: Call): Promise<Answer> {
+  const { ip, port, how, socket: name } = call;
+  let socket: Socket | undefined;
+  try {
+    socket = await openDatagrams(call);
+    const answered = once(socket, 'message', { signal: AbortSignal.timeout(DEADLINE_MS) });
+    answered.catch(() => {});
+    const sent = Promise.withResolvers<void>();
+    const onSent = (error: Error | null): void => (error ? sent.reject(error) : sent.resolve());
+    if (how === 'udp') socket.send('?', port, ip, onSent);
+    else socket.send('?', onSent);
+    await sent.promise;
+    const [message, { address, port: fromPort }] = (await answered) as [Buffer, { address: string; port: number }];
+    // What recvmsg said and what getpeername says must be the same.
+    const peer = how === 'udp' ? undefined : socket.remoteAddress();
+    const source = show(address, fromPort);
+    const asked = peer && show(peer.address, peer.port);
+    return {
+      from: String(message),
+      peer: asked === undefined || asked === source ? source : `${source}, getpeername ${asked}`,
+    };
+  } catch (error) {
+    return errorOf(error);
+  } finally {
+    if (name === undefined) socket?.close();
+  }
+}
+
+let stopLoad: (() => void) | undefined;
+
+async function load(call: Call): Promise<Answer> {
+  const answers: Record<string, number> = {};
+  const errors: Record<string, number> = {};
+  const add = (to: Record<string, number>, key: string): void => {
+    to[key] = (to[key] ?? 0) + 1;
+  };
+  const open = new Set<Promise<void>>();
+  const stopped = Promise.withResolvers<void>();
+  const startMs = performance.now();
+  let count = 0;
+  const timer = setInterval(() => {
+    const due = Math.floor(((performance.now() - startMs) * (call.perSecond ?? 500)) / 1000);
+    while (count < due) {
+      count++;
+      const done = callTcp(call).then(({ from, error }) => {
+        add(error === undefined ? answers : errors, error ?? from ?? '');
+        open.delete(done);
+      });
+      open.add(done);
+    }
+  }, 2);
+  stopLoad = stopped.resolve;
+  await stopped.promise;
+  clearInterval(timer);
+  await Promise.all(open);
+  return { answers, errors };
+}
+
+async function callAll(): Promise<void> {
+  console.log('ready');
+  for await (const line of createInterface({ input: process.stdin })) {
+    if (stopLoad) {
+      stopLoad();
+      stopLoad = undefined;
+      continue;
+    }
+    const call = JSON.parse(line) as Call;
+    const answer = call.how === 'load' ? load(call) : call.how === 'tcp' ? callTcp(call) : callUdp(call);
+    const printed = answer.then((value) => console.log(JSON.stringify(value)));
+    if (call.how !== 'load') await printed;
+  }
+  process.exit();
+}
+
+async function serve(addresses: readonly string[]): Promise<void> {
+  for (const address of addresses) {
+    const server = createServer((socket) => socket.on('error', () => socket.destroy()).end(address));
+    server.listen({ host: address, port: SERVER_PORT, backlog: 4096 });
+    const datagrams = createSocket(address.includes(':') ? 'udp6' : 'udp4');
+    datagrams.on('message', (_, { address: to, port }) => datagrams.send(address, port, to));
+    datagrams.bind(SERVER_PORT, address);
+    await Promise.all([once(server, 'listening'), once(datagrams, 'listening')]);
+  }
+  console.log('ready');
+}
+
+if (import.meta.main) {
+  const [mode, ...addresses] = process.argv.slice(2);
+  if (mode === 'serve') await serve(addresses);
+  else await callAll();
+}
