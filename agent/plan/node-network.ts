@@ -54,7 +54,7 @@ function networkItems(network: PodNetwork, host: Host, settings: PlanSettings): 
     direct,
     ...directCidrs(network, settings).map((entry) => item('member', { set: direct.value.name, entry }, [direct.key])),
     item('chain-part', { ...gatePart(network.family), rules: gateRules(network.cidr, facts) }, [ready.key]),
-    item('chain-part', acceptPart(facts), [ready.key]),
+    item('chain-part', acceptPart(facts)),
     ...spoofingItems(facts),
     item('route', { destination: network.cidr, metric: DEAD_END_METRIC, type: 'unreachable' }),
     ...forwardingItems(facts, host),
@@ -74,9 +74,12 @@ function directCidrs({ cidr, family }: PodNetwork, settings: PlanSettings): read
   return [...new Set([cidr, FAMILIES[family].multicast, ...configured])];
 }
 
-/** The gate stands in mangle, where no ACCEPT of another firewall in filter can undo it. */
+/**
+ * The gate stands in mangle, where no ACCEPT of another firewall in filter can undo it. It is the last part of its chain,
+ * because what it knows to be open returns from there.
+ */
 const gatePart = (family: Family) =>
-  ({ family, table: 'mangle', chain: baseChain('FORWARD'), order: '10-gate' }) as const satisfies Partial<ChainPart>;
+  ({ family, table: 'mangle', chain: baseChain('FORWARD'), order: '90-gate' }) as const satisfies Partial<ChainPart>;
 
 const inSet = (purpose: SetPurpose, facts: FamilyFacts, direction: 'src' | 'dst') =>
   ['-m', 'set', '--match-set', setName(purpose, facts), direction] as const;
@@ -85,11 +88,27 @@ const notInSet = (purpose: SetPurpose, facts: FamilyFacts, direction: 'src' | 'd
 
 /**
  * Closed unless the pod is ready; the first rules also stop a pod that sends with an address that is not its own kind. Pods
- * may have addresses of a former podCIDR: what goes through their links is looked at whatever the address.
+ * may have addresses of a former podCIDR: what goes through their links is looked at whatever the address. Every forwarded
+ * packet pays for each rule and most for each look into a set, so what goes between pods of the node leaves at once, and
+ * what the rules of links have looked at is not looked at again.
  */
 function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
   const unlessReady = (direction: 'src' | 'dst') => [...notInSet('ready', facts, direction), '-j', 'DROP'];
+  const [podLinks] = POD_INTERFACES;
   return [
+    ...POD_INTERFACES.map((pattern) => ({
+      args: [
+        '-i',
+        pattern,
+        '-o',
+        pattern,
+        ...inSet('ready', facts, 'src'),
+        ...inSet('ready', facts, 'dst'),
+        '-j',
+        'RETURN',
+      ],
+      comment: 'between ready pods',
+    })),
     ...POD_INTERFACES.map((pattern) => ({
       args: ['-i', pattern, ...unlessReady('src')],
       comment: 'from a pod, not the address of a ready pod',
@@ -98,8 +117,8 @@ function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
       args: ['-o', pattern, ...unlessReady('dst')],
       comment: 'to a pod, not the address of a ready pod',
     })),
-    { args: ['-s', cidr, ...unlessReady('src')], comment: 'from a pod that is not ready' },
-    { args: ['-d', cidr, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
+    { args: ['-s', cidr, '!', '-i', podLinks, ...unlessReady('src')], comment: 'from a pod that is not ready' },
+    { args: ['-d', cidr, '!', '-o', podLinks, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
   ];
 }
 
@@ -123,16 +142,21 @@ const spoofingItems = ({ family }: FamilyFacts): readonly AnyItem[] =>
         }),
       ];
 
-/** Pod traffic is forwarded also where the policy of FORWARD is DROP (Docker, ufw). */
+/**
+ * Pod traffic is forwarded also where the policy of FORWARD is DROP (Docker, ufw). By links, which cost less than sets: the
+ * gate has seen to it that only ready pods come this far.
+ */
 const acceptPart = (facts: FamilyFacts): ChainPart => ({
   family: facts.family,
   table: 'filter',
   chain: baseChain('FORWARD'),
   order: '50-pods',
-  rules: [
-    { args: [...inSet('ready', facts, 'src'), '-j', 'ACCEPT'], comment: 'from pods of this node' },
-    { args: [...inSet('ready', facts, 'dst'), '-j', 'ACCEPT'], comment: 'to pods of this node' },
-  ],
+  rules: (['-i', '-o'] as const).flatMap((side) =>
+    POD_INTERFACES.map((pattern) => ({
+      args: [side, pattern, '-j', 'ACCEPT'],
+      comment: `${side === '-i' ? 'from' : 'to'} pods of this node`,
+    })),
+  ),
 });
 
 /**

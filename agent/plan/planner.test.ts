@@ -77,15 +77,19 @@ test('the gate, masquerade and the tunnel port are rules over sets', (t) => {
       lines(fragments.get('backend vxlan'), 'chain-part', 'set'),
     ].join('\n'),
     `chain-part ipv4 filter TULLE-FORWARD 50-pods
-  -m set --match-set tulle-ready-4 src -j ACCEPT
-  -m set --match-set tulle-ready-4 dst -j ACCEPT
-chain-part ipv4 mangle TULLE-FORWARD 10-gate
+  -i tl+ -j ACCEPT
+  -i tulle0 -j ACCEPT
+  -o tl+ -j ACCEPT
+  -o tulle0 -j ACCEPT
+chain-part ipv4 mangle TULLE-FORWARD 90-gate
+  -i tl+ -o tl+ -m set --match-set tulle-ready-4 src -m set --match-set tulle-ready-4 dst -j RETURN
+  -i tulle0 -o tulle0 -m set --match-set tulle-ready-4 src -m set --match-set tulle-ready-4 dst -j RETURN
   -i tl+ -m set ! --match-set tulle-ready-4 src -j DROP
   -i tulle0 -m set ! --match-set tulle-ready-4 src -j DROP
   -o tl+ -m set ! --match-set tulle-ready-4 dst -j DROP
   -o tulle0 -m set ! --match-set tulle-ready-4 dst -j DROP
-  -s 10.84.0.0/24 -m set ! --match-set tulle-ready-4 src -j DROP
-  -d 10.84.0.0/24 -m set ! --match-set tulle-ready-4 dst -j DROP
+  -s 10.84.0.0/24 ! -i tl+ -m set ! --match-set tulle-ready-4 src -j DROP
+  -d 10.84.0.0/24 ! -o tl+ -m set ! --match-set tulle-ready-4 dst -j DROP
 chain-part ipv4 nat TULLE-POSTROUTING 50-masquerade
   -s 10.84.0.0/24 -m set ! --match-set tulle-direct-4 dst -m set ! --match-set tulle-ready-4 dst -j MASQUERADE --random-fully
   ! -s 10.84.0.0/24 -m set --match-set tulle-ready-4 src -m set ! --match-set tulle-ready-4 dst -m set --match-set tulle-direct-4 dst -j SNAT --to-source 10.84.0.1 --random-fully
@@ -94,17 +98,18 @@ route {"destination":"10.84.0.0/24","metric":4000000000,"type":"unreachable"}
 set {"name":"tulle-direct-4","type":"hash:net","family":"ipv4","maxElements":65536}
 set {"name":"tulle-ready-4","type":"hash:ip","family":"ipv4","maxElements":65536}
 chain-part ipv4 filter TULLE-INPUT 10-tunnel
-  -p udp --dport 8472 -m set --match-set tulle-nodes-4 src -j ACCEPT
+  -p udp --dport 8472 -d 172.30.0.11 -j ACCEPT
 chain-part ipv4 mangle TULLE-FORWARD 10-tunnel
-  -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -i tl+ -j DROP
-  -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -i tulle0 -j DROP
-  -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -m conntrack --ctstate DNAT -j DROP
+  -p udp --dport 8472 -j TULLE-TUNNEL
 chain-part ipv4 mangle TULLE-INPUT 10-tunnel
-  -p udp --dport 8472 -i tl+ -j DROP
-  -p udp --dport 8472 -i tulle0 -j DROP
-  -p udp --dport 8472 -m set ! --match-set tulle-nodes-4 src -j DROP
   -p udp --dport 8472 ! -d 172.30.0.11 -j DROP
   -p udp --dport 8472 -m conntrack ! --ctstate UNTRACKED -j DROP
+chain-part ipv4 mangle TULLE-TUNNEL 10-tunnel
+  -m set --match-set tulle-nodes-4 dst -i tl+ -j DROP
+  -m set --match-set tulle-nodes-4 dst -i tulle0 -j DROP
+  -m set --match-set tulle-nodes-4 dst -m conntrack --ctstate DNAT -j DROP
+chain-part ipv4 raw TULLE-NODES 10-tunnel
+  -j CT --notrack
 chain-part ipv4 raw TULLE-OUTPUT 10-tunnel
   -p udp --dport 8472 -m set --match-set tulle-nodes-4 dst -j CT --notrack
 chain-part ipv4 raw TULLE-PREROUTING 10-tunnel
@@ -114,9 +119,9 @@ chain-part ipv4 raw TULLE-TUNNEL 10-tunnel
   -m set --match-set tulle-nodes-4 dst -i tulle0 -j DROP
   -m addrtype --dst-type LOCAL -i tl+ -j DROP
   -m addrtype --dst-type LOCAL -i tulle0 -j DROP
+  -d 172.30.0.11 -m set --match-set tulle-nodes-4 src -g TULLE-NODES
   -m addrtype --dst-type LOCAL -m set ! --match-set tulle-nodes-4 src -j DROP
   -m set --match-set tulle-nodes-4 dst -m set ! --match-set tulle-nodes-4 src -j DROP
-  -m addrtype --dst-type LOCAL -j CT --notrack
 set {"name":"tulle-nodes-4","type":"hash:ip","family":"ipv4","maxElements":65536}`,
   );
 });

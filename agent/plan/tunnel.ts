@@ -8,6 +8,7 @@ type Tunnel = NonNullable<Underlay['tunnel']>;
 
 const NODES_MAX_ELEMENTS = 65_536;
 const TUNNEL_CHAIN = `${CHAIN_PREFIX}TUNNEL`;
+const NODES_CHAIN = `${CHAIN_PREFIX}NODES`;
 const ORDER = '10-tunnel';
 
 const nodesSet = (family: Family) =>
@@ -27,9 +28,11 @@ export function tunnelItems({ family, local }: Tunnel, port: number): readonly A
 }
 
 const GUARDS = [
+  ['raw', NODES_CHAIN],
   ['raw', TUNNEL_CHAIN],
   ['raw', baseChain('PREROUTING')],
   ['mangle', baseChain('INPUT')],
+  ['mangle', TUNNEL_CHAIN],
   ['mangle', baseChain('FORWARD')],
 ] as const satisfies readonly (readonly [ChainPart['table'], string])[];
 
@@ -39,10 +42,11 @@ export const guardKeys = ({ family }: Tunnel): readonly Key[] =>
 
 /**
  * Without these rules any unprivileged pod can send one UDP datagram that masquerade turns into a node's and that the peer
- * decapsulates, with an inner source of the sender's choice. What is accepted is not tracked: each inner connection would
- * cost an outer conntrack entry. The raw table stops most of it early. What cannot be recognised there is stopped later:
- * on INPUT what comes to another address than the tunnel's own (a second one of the node, a group, a broadcast) and what a
- * DNAT of this node sent here, which is tracked as no tunnel packet is; on FORWARD what a DNAT sends to another node.
+ * decapsulates, with an inner source of the sender's choice. Only what a node sends to this tunnel's own end is not tracked:
+ * each inner connection would cost an outer conntrack entry. So what is tracked when it comes to INPUT did not pass the raw
+ * table, or came through a DNAT of this node, and goes no further; nor does what is sent to another address than the
+ * tunnel's own (a second one of the node, a group, a broadcast), which raw cannot tell. On FORWARD stops what a DNAT sends
+ * to another node. Each packet of the tunnel pays for each rule, hence their order, and that none is said twice.
  */
 function portParts(family: Family, local: IpAddress, port: number): readonly ChainPart[] {
   const toPort = ['-p', 'udp', '--dport', String(port)];
@@ -62,14 +66,15 @@ function portParts(family: Family, local: IpAddress, port: number): readonly Cha
     rules,
   });
   return [
+    part('raw', NODES_CHAIN, { args: ['-j', 'CT', '--notrack'], comment: 'tunnel packets are not tracked' }),
     part(
       'raw',
       TUNNEL_CHAIN,
       ...dropFromPods(...to),
       ...dropFromPods(...toThisNode),
+      { args: ['-d', local, ...from, '-g', NODES_CHAIN], comment: 'from a node to the tunnel end' },
       drop('tunnel packet from a stranger', ...toThisNode, ...notFrom),
       drop('tunnel packet for a node from a stranger', ...to, ...notFrom),
-      { args: [...toThisNode, '-j', 'CT', '--notrack'], comment: 'tunnel packets are not tracked' },
     ),
     part('raw', baseChain('PREROUTING'), { args: [...toPort, '-j', TUNNEL_CHAIN], comment: 'tunnel port' }),
     part('raw', baseChain('OUTPUT'), {
@@ -79,20 +84,19 @@ function portParts(family: Family, local: IpAddress, port: number): readonly Cha
     part(
       'mangle',
       baseChain('INPUT'),
-      ...dropFromPods(...toPort),
-      drop('tunnel packet from a stranger', ...toPort, ...notFrom),
       drop('not to the tunnel end', ...toPort, '!', '-d', local),
-      drop('sent to the tunnel port by a DNAT', ...toPort, '-m', 'conntrack', '!', '--ctstate', 'UNTRACKED'),
+      drop('not from a node, or by a DNAT', ...toPort, '-m', 'conntrack', '!', '--ctstate', 'UNTRACKED'),
     ),
     part(
       'mangle',
-      baseChain('FORWARD'),
-      ...dropFromPods(...toPort, ...to),
-      drop('sent to a tunnel port by a DNAT', ...toPort, ...to, '-m', 'conntrack', '--ctstate', 'DNAT'),
+      TUNNEL_CHAIN,
+      ...dropFromPods(...to),
+      drop('sent to a tunnel port by a DNAT', ...to, '-m', 'conntrack', '--ctstate', 'DNAT'),
     ),
+    part('mangle', baseChain('FORWARD'), { args: [...toPort, '-j', TUNNEL_CHAIN], comment: 'tunnel port' }),
     part('filter', baseChain('INPUT'), {
-      args: [...toPort, ...from, '-j', 'ACCEPT'],
-      comment: 'tunnel packets of nodes',
+      args: [...toPort, '-d', local, '-j', 'ACCEPT'],
+      comment: 'tunnel packets that came this far are from nodes',
     }),
   ];
 }

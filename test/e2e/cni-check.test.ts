@@ -327,7 +327,7 @@ const HOST_ROWS: readonly HostRow[] = [
     title: 'a rule of the IPv4 gate',
     disturb:
       'iptables-save -t mangle >/run/mangle; iptables -t mangle -S TULLE-FORWARD >/run/gate; iptables -t mangle -D TULLE-FORWARD 2',
-    details: /^chain-part ipv4 mangle TULLE-FORWARD 10-gate is altered$/,
+    details: /^chain-part ipv4 mangle TULLE-FORWARD 90-gate is altered$/,
     probe: 'iptables -t mangle -S TULLE-FORWARD | cmp - /run/gate',
     restore: 'iptables-restore </run/mangle',
     unheard: true,
@@ -336,7 +336,7 @@ const HOST_ROWS: readonly HostRow[] = [
     title: 'a rule of the IPv6 gate',
     disturb:
       'ip6tables-save -t mangle >/run/mangle; ip6tables -t mangle -S TULLE-FORWARD >/run/gate; ip6tables -t mangle -D TULLE-FORWARD 1',
-    details: /^chain-part ipv6 mangle TULLE-FORWARD 10-gate is altered$/,
+    details: /^chain-part ipv6 mangle TULLE-FORWARD 90-gate is altered$/,
     probe: 'ip6tables -t mangle -S TULLE-FORWARD | cmp - /run/gate',
     restore: 'ip6tables-restore </run/mangle',
     unheard: true,

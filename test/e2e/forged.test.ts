@@ -167,7 +167,7 @@ async function plan(t: ExecutionContext, scene: Scene): Promise<readonly Attack[
     { ...attack('a pod as node-2, to node-1 from there', pod2, ips.node1, spoofed(node2)), ...asNode2 },
     { ...attack('a pod as node-2, to node-1 from beside', pod1, ips.node1, spoofed(node1)), ...asNode2 },
     {
-      ...attack('a pod, by a DNAT of its node', pod2, service.to, [node2, 'mangle', 'TULLE-FORWARD']),
+      ...attack('a pod, by a DNAT of its node', pod2, service.to, [node2, 'mangle', 'TULLE-TUNNEL']),
       port: service.port,
     },
     attack('a stranger on the segment', stranger, ips.node1, raw(node1)),

@@ -264,10 +264,9 @@ function linkDisturbances({ podLink, pod, lab }: Scene): readonly Disturbance[] 
 }
 
 function netfilterDisturbances(scene: Scene): readonly Disturbance[] {
-  const jump = '-m comment --comment tulle:jump -j';
   return [
     ['chain-part', 'a chain flushed', 'iptables -t mangle -F TULLE-FORWARD'],
-    ['chain-part', 'a jump deleted', `iptables -D FORWARD ${jump} TULLE-FORWARD`],
+    ['chain-part', 'a jump deleted', `iptables -D FORWARD -j TULLE-FORWARD`],
     [
       'chain-part',
       'a rule altered under its comment',
@@ -277,13 +276,13 @@ function netfilterDisturbances(scene: Scene): readonly Disturbance[] {
     [
       'chain-part',
       'a jump moved',
-      `ip6tables -t mangle -D FORWARD ${jump} TULLE-FORWARD; ip6tables -t mangle -A FORWARD ${jump} TULLE-FORWARD`,
+      `ip6tables -t mangle -D FORWARD -j TULLE-FORWARD; ip6tables -t mangle -A FORWARD -j TULLE-FORWARD`,
     ],
     [
       'chain-part',
       'a chain deleted',
       ['-D POSTROUTING', '-F', '-X']
-        .map((verb) => `ip6tables -t nat ${verb}${verb.startsWith('-D') ? ` ${jump}` : ''} TULLE-POSTROUTING`)
+        .map((verb) => `ip6tables -t nat ${verb}${verb.startsWith('-D') ? ' -j' : ''} TULLE-POSTROUTING`)
         .join('; '),
     ],
     ['member', 'a set flushed', 'ipset flush tulle-ready-6'],

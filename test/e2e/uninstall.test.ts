@@ -46,7 +46,7 @@ test.serial('while the agent runs it is refused, and a dry run beside it changes
     /^- file \/etc\/cni\/net\.d\/10-tulle\.conflist$/m,
     /^- route 10\.84\.\d+\.0\/24 metric \d+$/m,
     /^- link tulle\.84$/m,
-    /^- chain-part ipv4 mangle TULLE-FORWARD 10-gate$/m,
+    /^- chain-part ipv4 mangle TULLE-FORWARD 90-gate$/m,
     /^- sysctl net\/ipv4\/ip_forward$/m,
     /^- file \/opt\/cni\/bin\/tulle$/m,
     /^- file \/run\/tulle\/sysctl\.json$/m,

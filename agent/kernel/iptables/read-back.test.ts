@@ -20,7 +20,7 @@ const RIGHT = [
   '*nat',
   ':FORWARD ACCEPT [0:0]',
   ':TULLE-FORWARD - [0:0]',
-  '-A FORWARD -m comment --comment tulle:jump -j TULLE-FORWARD',
+  '-A FORWARD -j TULLE-FORWARD',
   ...OWN,
   'COMMIT',
 ];

@@ -55,7 +55,7 @@ test('render: a table reads as text', (t) => {
     `*filter
 :TULLE-FORWARD - [0:0]
 :TULLE-X - [0:0]
--I FORWARD 1 -m comment --comment tulle:jump -j TULLE-FORWARD
+-I FORWARD 1 -j TULLE-FORWARD
 -A TULLE-FORWARD -m comment --comment "tulle:HASH 10-a empty"
 -A TULLE-FORWARD -d 10.0.0.0/8 -j DROP -m comment --comment "tulle:HASH 20-b two_words"
 -A TULLE-X -j RETURN -m comment --comment "tulle:HASH 10-a"

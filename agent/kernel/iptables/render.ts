@@ -29,15 +29,11 @@ export function builtinOf(chain: string): string | undefined {
   return chain.startsWith(CHAIN_PREFIX) && BUILTIN_CHAINS.has(name) ? name : undefined;
 }
 
-/** The arguments of the one jump, as iptables-save shows them. */
-export const jumpArgs = (chain: string): readonly string[] => [
-  '-m',
-  'comment',
-  '--comment',
-  `${COMMENT_PREFIX}jump`,
-  '-j',
-  chain,
-];
+/**
+ * The arguments of the one jump, as iptables-save shows them. Its target tells whose it is; a comment would be evaluated for
+ * every packet of the host (iptables-nft 1.8.9, like legacy, has it as a match).
+ */
+export const jumpArgs = (chain: string): readonly string[] => ['-j', chain];
 
 /** A part as it was found in the kernel: its rules exactly as iptables-save wrote them. */
 export interface FoundPart extends ChainPart {

@@ -1,7 +1,7 @@
 import test from 'ava';
 import { meaningOf } from './rule-text.ts';
 
-const COMMENT = '-m comment --comment "tulle:0123456789abcdef 10-gate why not"';
+const COMMENT = '-m comment --comment "tulle:0123456789abcdef 90-gate why not"';
 const line = (args: string) => `-A TULLE-FORWARD ${args}`;
 
 const SAME: readonly (readonly [written: string, printed: string])[] = [
