@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import type { Family } from '../agent/model/ip.ts';
+import { killCgroup } from '../lab/cgroup.ts';
 import { createOwnCgroup, isolated, sweepCgroups } from '../scripts/isolation.ts';
 import { BENCHES } from './benches.ts';
 import type { Request } from './inside.ts';
@@ -72,6 +73,8 @@ async function runIsolated(
   const stop = () => child.kill('SIGKILL');
   process.once('SIGINT', stop).once('SIGTERM', stop);
   const [code] = (await once(child, 'exit')) as [number | null];
+  // What was stopped from outside may still be ending.
+  await killCgroup(cgroup.path);
   return code ?? 1;
 }
 

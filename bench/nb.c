@@ -342,9 +342,9 @@ static int compare(const void *a, const void *b)
 static int measure(const char *what, double seconds)
 {
 	struct outcome outcome = {0};
+	alarm((unsigned)seconds + DEADLINE_S);
 	struct counted before = ask_server();
 	long own_us = cpu_us(), start = now_ns(), until = start + (long)(seconds * 1e9);
-	alarm((unsigned)seconds + DEADLINE_S);
 	if (strcmp(what, "rr") == 0)
 		run_rr(&outcome, until);
 	else if (strcmp(what, "crr") == 0)
