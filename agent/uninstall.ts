@@ -21,6 +21,8 @@ import { holdNetworkNamespace } from './single-agent.ts';
 
 /** Bound of the whole, for a kernel or a tool that does not answer. */
 const TIMEOUT_MS = 300_000;
+/** Objects that are waited for together. */
+const SETTLED_AT_ONCE = 256;
 /** nftables destroys deleted rules in the background and until then holds on to the sets that they name. */
 const ATTEMPTS = 10;
 const PAUSE_MS = 100;
@@ -206,14 +208,31 @@ async function sweep(
   }
 }
 
-/** Each on its own, so that one that cannot be removed keeps no other. Throws UninstallFailed. */
+/** One that cannot be removed keeps no other. Throws UninstallFailed. */
 async function settleAll(reconciler: Reconciler, keys: readonly Key[], signal: AbortSignal): Promise<void> {
   for (let attempt = 1; ; attempt++) {
-    const outcomes = await Promise.allSettled(keys.map((key) => reconciler.settle([key], signal)));
-    const failures = outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? [outcome.reason as Error] : []));
+    const failures: Error[] = [];
+    for (let at = 0; at < keys.length; at += SETTLED_AT_ONCE) {
+      failures.push(...(await settleSome(reconciler, keys.slice(at, at + SETTLED_AT_ONCE), signal)));
+    }
     if (failures.length === 0) return;
     if (attempt === ATTEMPTS) throw new UninstallFailed(failures);
     await delay(PAUSE_MS, undefined, { signal });
+  }
+}
+
+/** Together, and each on its own only when that fails: among thousands of Nodes there are tens of thousands. */
+async function settleSome(
+  reconciler: Reconciler,
+  keys: readonly Key[],
+  signal: AbortSignal,
+): Promise<readonly Error[]> {
+  try {
+    await reconciler.settle(keys, signal);
+    return [];
+  } catch {
+    const outcomes = await Promise.allSettled(keys.map((key) => reconciler.settle([key], signal)));
+    return outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? [outcome.reason as Error] : []));
   }
 }
 

@@ -3,6 +3,8 @@ import test from 'ava';
 import { fragment, route, sysctl } from '../../test/support/fragments.ts';
 import { bound, printed, quiet, startRig } from '../../test/support/reconcile.ts';
 import { until } from '../../test/support/until.ts';
+import { KernelState } from './kernel-state.ts';
+import { Settles } from './settles.ts';
 
 test('settle: resolves once all keys are as wanted, present or absent', async (t) => {
   const rig = await startRig(t);
@@ -121,4 +123,18 @@ test('what is wanted back while something else is being written is not settled y
     `update ${route(1).key}`,
     `update ${route(1).key}`,
   ]);
+});
+
+test('settle: one more who waits costs a look at its own keys, however many wait', async (t) => {
+  let looks = 0;
+  const settles = new Settles(new KernelState({} as never), () => {
+    looks++;
+    return false;
+  });
+  const end = new AbortController();
+  const waiting = Array.from({ length: 100 }, (_, n) => settles.wait([route(n).key], end.signal));
+  t.is(looks, 100);
+  end.abort(new Error('over'));
+  await t.throwsAsync(Promise.all(waiting), { message: 'over' });
+  await Promise.allSettled(waiting);
 });

@@ -39,11 +39,12 @@ export class Settles {
       keys: [...keys],
       finish: (error) => (error === undefined ? resolve() : reject(error)),
     };
+    // Not check(): many may wait, and nothing has happened that could concern the others.
+    if (request.keys.every(this.#isSettled)) return;
     const onAbort = (): void => reject(signal.reason);
     this.#requests.add(request);
     signal.addEventListener('abort', onAbort, { once: true });
     try {
-      this.check();
       await promise;
     } finally {
       this.#requests.delete(request);
