@@ -22,6 +22,8 @@ import { tunnelFrame } from '../support/tunnel-frame.ts';
 
 const TUNNEL_PORT = 8472;
 const VNI = 84;
+/** Of node-1; somebody else's rule sends on to the tunnel's port what comes there. */
+const OWN_PORT = 10;
 const WAIT = { deadlineMs: TIMEOUT_MS, intervalMs: 20 };
 
 /** Addresses by which a neighbour on a link reaches a node without naming an address of its own. */
@@ -75,6 +77,13 @@ for (const [facts, lab] of labs) {
     await arrives(delivered, 30_000);
     t.is(delivered.lines.length, 1, delivered.lines.join('\n'));
 
+    // What is dropped for being tracked is dropped as well where somebody else has it not tracked.
+    await shellIn(scene.node1, `${iptables(facts)} -t raw -A PREROUTING -p udp -j CT --notrack`);
+    const nearby = attacks.filter(({ to }) => NEARBY[family].includes(to));
+    for (const [i, attack] of nearby.entries()) await isDropped(t, attack, scene.payload(35_000 + i), facts);
+    await shellIn(scene.node1, `${iptables(facts)} -t raw -D PREROUTING -p udp -j CT --notrack`);
+    t.is(delivered.lines.length, 1, delivered.lines.join('\n'));
+
     await withoutGuard([scene.node1, scene.node2], facts, async () => {
       for (const [i, attack] of attacks.entries()) {
         if (!attack.needsGuard) continue;
@@ -88,21 +97,34 @@ for (const [facts, lab] of labs) {
 test.serial('no packet passes the gate from or to a pod that is not ready', async (t) => {
   const lab = (labs.get(FAMILIES.ipv4) as () => TestLab)();
   const [target, other] = [await lab.runPod('gated', 'node-1'), await lab.runPod('other', 'node-2')];
+  const beside = await lab.runPod('beside', 'node-1');
   const [node1, node2] = [nodePlace(lab.node('node-1')), nodePlace(lab.node('node-2'))];
-  const [from, to] = [podPlace(lab, target), podPlace(lab, other)];
+  const [from, to, near] = [podPlace(lab, target), podPlace(lab, other), podPlace(lab, beside)];
   for (const facts of families) {
     const [ip, otherIp] = [ipOf(target, facts.family), ipOf(other, facts.family)];
-    const answered = async () => [await pings(node2, ip), await pings(from, otherIp)];
-    t.deepEqual(await answered(), [true, true], `${facts.family}: ready`);
+    const nearIp = ipOf(beside, facts.family);
+    const answered = async () => [
+      await pings(node2, ip),
+      await pings(from, otherIp),
+      await pings(near, ip),
+      await pings(from, nearIp),
+    ];
+    t.deepEqual(await answered(), [true, true, true, true], `${facts.family}: ready`);
     await lab.control.stopAgent('node-1');
     await shellIn(node1, `ipset del ${setName('ready', facts)} ${ip}`);
     const before = await drops(node1, 'mangle', 'TULLE-FORWARD', facts);
-    t.deepEqual(await answered(), [false, false], `${facts.family}: not ready`);
-    t.is((await drops(node1, 'mangle', 'TULLE-FORWARD', facts)) - before, 2);
+    const [atTarget, atNear] = [
+      await capture(spawnerIn(t, from), 'eth0', `src host ${nearIp}`),
+      await capture(spawnerIn(t, near), 'eth0', `src host ${ip}`),
+    ];
+    t.deepEqual(await answered(), [false, false, false, false], `${facts.family}: not ready`);
+    t.is((await drops(node1, 'mangle', 'TULLE-FORWARD', facts)) - before, 4);
+    const seen = [...(await atTarget.stop()), ...(await atNear.stop())].filter((line) => line !== '');
+    t.deepEqual(seen, [], 'nothing comes through, asked or answered');
     t.true(await pings(to, nodeInPodNetwork(lab, 'node-1', facts.family)), 'the node itself is not concerned');
     await lab.control.startAgent('node-1');
     await until(() => pings(node2, ip), { describe: 'the pod to be ready again', ...WAIT });
-    t.deepEqual(await answered(), [true, true], `${facts.family}: ready again`);
+    t.deepEqual(await answered(), [true, true, true, true], `${facts.family}: ready again`);
   }
 });
 
@@ -145,6 +167,8 @@ async function plan(t: ExecutionContext, scene: Scene): Promise<readonly Attack[
   const stranger = await createStranger(t, scene);
   const guest = await createMasqueraded(t, scene);
   const service = await redirect(scene);
+  const own = `-p udp -d ${ips.node1} --dport ${OWN_PORT} -j REDIRECT --to-ports ${TUNNEL_PORT}`;
+  await shellIn(node1, `${iptables(facts)} -t nat -A PREROUTING ${own}`);
   const attack = (name: string, from: Place, to: string, dropped: Attack['dropped']): Attack => ({
     name,
     from,
@@ -172,6 +196,10 @@ async function plan(t: ExecutionContext, scene: Scene): Promise<readonly Attack[
     },
     attack('a stranger on the segment', stranger, ips.node1, raw(node1)),
     ...NEARBY[facts.family].map((to) => attack(`a stranger on the segment, to ${to}`, stranger, to, input)),
+    {
+      ...attack('a stranger on the segment, by a DNAT of the node itself', stranger, ips.node1, input),
+      port: OWN_PORT,
+    },
     attack('a guest that its node masquerades', guest, ips.node1, raw(node2)),
   ];
 }
