@@ -2,6 +2,8 @@
 
 import { type Column, columns } from './columns.ts';
 import { type ApiObject, textAt } from './objects.ts';
+import { validateService } from './service-rules.ts';
+import { prepareService } from './service-spec.ts';
 import type { Cause } from './status.ts';
 import { alignPodCidrs, type NameRule, validatePodCidrs } from './validation.ts';
 
@@ -25,8 +27,8 @@ export interface KindRow {
   readonly graceful?: true;
   /** Field selectors beyond metadata.name and metadata.namespace. */
   readonly fields?: Readonly<Record<string, (object: ApiObject) => string>>;
-  /** Brings an incoming object into the form that is stored. Pure. */
-  readonly prepare?: (object: ApiObject) => ApiObject;
+  /** Brings an incoming object, which may take the place of `previous`, into the form that is stored. Pure. */
+  readonly prepare?: (object: ApiObject, previous: ApiObject | undefined) => ApiObject;
   /** Objections to a new object, or to one that takes the place of `previous`. Pure. */
   readonly validate?: (object: ApiObject, previous: ApiObject | undefined) => readonly Cause[];
   /** What `kubectl get` prints between the name and the age. */
@@ -87,8 +89,10 @@ export const KINDS = {
     kind: 'Service',
     namespaced: true,
     shortNames: ['svc'],
-    nameRule: 'label',
+    nameRule: 'service',
     status: { loadBalancer: {} },
+    prepare: prepareService,
+    validate: validateService,
     columns: columns.service,
   },
   endpointSlice: {

@@ -4,7 +4,7 @@ import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import { apiVersionOf, type KindRow } from './kinds.ts';
 import { type ApiObject, isJsonObject, type JsonObject, type Metadata, type ObjectRef, withField } from './objects.ts';
-import { badRequest, type Cause, conflict, invalid } from './status.ts';
+import { badRequest, conflict, invalid, requiredValue } from './status.ts';
 import { validateMetadata } from './validation.ts';
 
 /** Which part of an object a write may change. */
@@ -110,11 +110,7 @@ export function checkPreconditions(
   }
 }
 
-const requiredName: Cause = {
-  field: 'metadata.name',
-  reason: 'FieldValueRequired',
-  message: 'Required value: name or generateName is required',
-};
+const requiredName = requiredValue('metadata.name', 'name or generateName is required');
 
 function nextMetadata(current: ApiObject, sent: ApiObject): Metadata {
   const own = Object.entries(current.metadata).filter(([field]) => SERVER_FIELDS.includes(field));
@@ -125,7 +121,7 @@ function nextMetadata(current: ApiObject, sent: ApiObject): Metadata {
 function checked(row: KindRow, object: ApiObject, previous: ApiObject | undefined): ApiObject {
   const metadataCauses = validateMetadata(object.metadata, row.nameRule);
   if (metadataCauses.length > 0) throw invalid(row, object.metadata.name, metadataCauses);
-  const prepared = row.prepare?.(object) ?? object;
+  const prepared = row.prepare?.(object, previous) ?? object;
   const causes = row.validate?.(prepared, previous) ?? [];
   if (causes.length > 0) throw invalid(row, object.metadata.name, causes);
   return prepared;

@@ -25,7 +25,12 @@ function clusterOf(
   const store = new Store();
   const stop = new AbortController();
   t.teardown(() => stop.abort());
-  startControllers(store, { clusterCidrs, ...(nodePrefixLengths && { nodePrefixLengths }) }, undefined, stop.signal);
+  startControllers(
+    store,
+    { clusterCidrs, serviceCidrs: [], ...(nodePrefixLengths && { nodePrefixLengths }) },
+    undefined,
+    stop.signal,
+  );
   return store;
 }
 

@@ -15,9 +15,10 @@ import {
   rangeOf,
 } from '../../agent/model/ip.ts';
 import type { Controller, ControllerOptions } from './controllers.ts';
+import { Follower } from './follower.ts';
 import { KINDS } from './kinds.ts';
 import { type ApiObject, arrayAt, isJsonObject, withField } from './objects.ts';
-import type { Change, Store } from './store.ts';
+import type { Store } from './store.ts';
 
 const DEFAULT_PREFIX_LENGTHS: Readonly<Record<Family, number>> = { ipv4: 24, ipv6: 64 };
 
@@ -84,66 +85,45 @@ export class CidrPool {
   }
 }
 
-/** Follows the changes of Nodes, so that its cost is theirs, and starts over when they have been forgotten. */
+/** Follows the changes of Nodes, so that its cost is theirs. */
 export class PodCidrController implements Controller {
   readonly watches = [KINDS.node];
   readonly #store: Store;
-  readonly #options: ControllerOptions;
   readonly #log: Logger | undefined;
-  #pools: readonly CidrPool[] = [];
-  #waiting = new Set<string>();
-  #position = -1;
+  readonly #pools: readonly CidrPool[];
+  readonly #nodes: Follower;
+  readonly #waiting = new Set<string>();
 
   /** Throws RangeError for cluster CIDRs that cannot be divided. */
   constructor(store: Store, options: ControllerOptions, log: Logger | undefined) {
+    const { clusterCidrs, nodePrefixLengths = DEFAULT_PREFIX_LENGTHS } = options;
     this.#store = store;
-    this.#options = options;
     this.#log = log;
-    this.#pools = this.#emptyPools();
+    this.#pools = clusterCidrs.map((cidr) => new CidrPool(cidr, nodePrefixLengths[familyOf(cidr)]));
+    this.#nodes = new Follower(store, KINDS.node, (before, after) => this.#follow(before, after));
   }
 
-  run(): void {
-    const history = this.#store.history(KINDS.node);
-    if (this.#position < history.oldest) this.#startOver();
-    this.#catchUp();
+  run(): boolean {
+    this.#nodes.catchUp();
     for (const name of [...this.#waiting]) {
       this.#allocate(name);
       // What was just written is claimed before the next Node asks.
-      this.#catchUp();
+      this.#nodes.catchUp();
     }
+    return false;
   }
 
-  #catchUp(): void {
-    const history = this.#store.history(KINDS.node);
-    while (this.#position < history.next) this.#follow(history.at(this.#position++));
-  }
-
-  #emptyPools(): readonly CidrPool[] {
-    const { clusterCidrs, nodePrefixLengths = DEFAULT_PREFIX_LENGTHS } = this.#options;
-    return clusterCidrs.map((cidr) => new CidrPool(cidr, nodePrefixLengths[familyOf(cidr)]));
-  }
-
-  #startOver(): void {
-    this.#pools = this.#emptyPools();
-    this.#waiting = new Set();
-    this.#position = this.#store.history(KINDS.node).next;
-    for (const { object } of this.#store.list(KINDS.node).objects) this.#add(object);
-  }
-
-  #follow({ before, after }: Change): void {
-    const former = before ? podCidrsOf(before.object) : [];
-    const present = after ? podCidrsOf(after.object) : [];
+  #follow(before: ApiObject | undefined, after: ApiObject | undefined): void {
+    const former = before ? podCidrsOf(before) : [];
+    const present = after ? podCidrsOf(after) : [];
     // Heartbeats change nothing here.
     if (before && after && former.join() === present.join()) return;
-    for (const pool of this.#pools) former.forEach((cidr) => void pool.release(cidr));
-    if (before) this.#waiting.delete(before.object.metadata.name);
-    if (after) this.#add(after.object);
-  }
-
-  #add(node: ApiObject): void {
-    const cidrs = podCidrsOf(node);
-    for (const pool of this.#pools) cidrs.forEach((cidr) => void pool.claim(cidr));
-    if (cidrs.length === 0 && this.#pools.length > 0) this.#waiting.add(node.metadata.name);
+    for (const pool of this.#pools) {
+      former.forEach((cidr) => void pool.release(cidr));
+      present.forEach((cidr) => void pool.claim(cidr));
+    }
+    if (before) this.#waiting.delete(before.metadata.name);
+    if (after && present.length === 0 && this.#pools.length > 0) this.#waiting.add(after.metadata.name);
   }
 
   /** All families or none: pod CIDRs cannot be added to later. */

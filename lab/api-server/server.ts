@@ -14,13 +14,16 @@ import { type ControllerOptions, startControllers } from './controllers.ts';
 import { discover, PUBLIC_PATHS } from './discovery.ts';
 import { type Encoding, jsonEncoding, negotiate } from './encoding.ts';
 import { handlers } from './handlers.ts';
-import { type KindRow, kinds } from './kinds.ts';
+import { KINDS, type KindRow, kinds } from './kinds.ts';
 import { parseRoute, type ResourceRequest, resourceOf } from './routes.ts';
-import { badRequest, methodNotAllowed, pathNotFound, StatusError, statusBody } from './status.ts';
+import { ServiceAllocator } from './service-allocator.ts';
+import { badRequest, internalError, methodNotAllowed, pathNotFound, StatusError, statusBody } from './status.ts';
 import { Store, type StoreOptions } from './store.ts';
 import { parseWatch, Watch } from './watch.ts';
 
-export interface ApiServerOptions extends StoreOptions, Omit<ControllerOptions, 'clusterCidrs'> {
+export interface ApiServerOptions
+  extends Omit<StoreOptions, 'allocators'>,
+    Omit<ControllerOptions, 'clusterCidrs' | 'serviceCidrs'> {
   /** Address to listen on. */
   readonly host: string;
   /** 0 takes a free one. */
@@ -31,6 +34,11 @@ export interface ApiServerOptions extends StoreOptions, Omit<ControllerOptions, 
   readonly tokens?: ReadonlyMap<string, string>;
   /** What Nodes get their pod CIDRs from, at most one a family; none: Nodes keep what they bring. */
   readonly clusterCidrs?: readonly Cidr[];
+  /**
+   * What Services get their cluster IPs from, at most one a family, that of the default family first; none: they keep what
+   * they bring, node ports included.
+   */
+  readonly serviceCidrs?: readonly Cidr[];
   readonly bookmarkIntervalMs?: number;
   readonly log?: Logger;
 }
@@ -68,9 +76,11 @@ export class ApiServer {
     bookmarkIntervalMs = 60_000,
     log,
     clusterCidrs = [],
+    serviceCidrs = [],
     ...rest
   }: ApiServerOptions) {
-    this.store = new Store(rest);
+    const allocators = new Map(serviceCidrs.length > 0 ? [[KINDS.service, new ServiceAllocator(serviceCidrs)]] : []);
+    this.store = new Store({ ...rest, allocators });
     this.access = new Access(tokens);
     this.#bookmarkIntervalMs = bookmarkIntervalMs;
     this.#log = log;
@@ -80,7 +90,7 @@ export class ApiServer {
     this.#server.keepAliveTimeout = 120_000;
     this.#server.on('connection', (socket: Socket) => this.#accept(socket));
     this.#server.on('request', (request, response) => void this.#serve(request, response));
-    startControllers(this.store, { ...rest, clusterCidrs }, log, this.#stopped.signal);
+    startControllers(this.store, { ...rest, clusterCidrs, serviceCidrs }, log, this.#stopped.signal);
   }
 
   async listen(host: string, port: number): Promise<void> {
@@ -221,7 +231,7 @@ export class ApiServer {
 
   #internal(error: unknown): StatusError {
     this.#log?.error({ err: error }, 'cannot answer a request');
-    return new StatusError(500, 'InternalError', `Internal error occurred: ${String(error)}`, {}, { cause: error });
+    return internalError(String(error), error);
   }
 }
 

@@ -22,7 +22,13 @@ export type Reason =
 /** One rejected field. */
 export interface Cause {
   readonly field: string;
-  readonly reason: 'FieldValueInvalid' | 'FieldValueForbidden' | 'FieldValueRequired' | 'ResourceVersionTooLarge';
+  readonly reason:
+    | 'FieldValueInvalid'
+    | 'FieldValueForbidden'
+    | 'FieldValueRequired'
+    | 'FieldValueDuplicate'
+    | 'FieldValueNotSupported'
+    | 'ResourceVersionTooLarge';
   /** Names the kind of failure first: `Invalid value: "x": must be ...`. */
   readonly message: string;
 }
@@ -140,6 +146,27 @@ export const forbiddenValue = (field: string, why: string): Cause => ({
   reason: 'FieldValueForbidden',
   message: `Forbidden: ${why}`,
 });
+
+export const requiredValue = (field: string, why = ''): Cause => ({
+  field,
+  reason: 'FieldValueRequired',
+  message: why === '' ? 'Required value' : `Required value: ${why}`,
+});
+
+export const duplicateValue = (field: string, value: unknown): Cause => ({
+  field,
+  reason: 'FieldValueDuplicate',
+  message: `Duplicate value: ${JSON.stringify(value)}`,
+});
+
+export const unsupportedValue = (field: string, value: unknown, supported: readonly string[]): Cause => ({
+  field,
+  reason: 'FieldValueNotSupported',
+  message: `Unsupported value: ${JSON.stringify(value)}: supported values: ${supported.map((each) => `"${each}"`).join(', ')}`,
+});
+
+export const internalError = (message: string, cause?: unknown): StatusError =>
+  new StatusError(500, 'InternalError', `Internal error occurred: ${message}`, {}, { cause });
 
 export const qualified = ({ group, resource }: Omit<Subject, 'kind'>): string =>
   group ? `${resource}.${group}` : resource;

@@ -55,7 +55,16 @@ export interface Snapshot {
   readonly objects: readonly Stored[];
 }
 
+/** Gives objects what only one of them can have, such as an address. */
+export interface Allocator {
+  /** The object with what it is given; nothing is taken yet. Throws StatusError 422 for a wish that cannot be met. */
+  allocate(object: ApiObject, previous: ApiObject | undefined): ApiObject;
+  /** After a write: what `before` had is free, what `after` has is taken. */
+  record(before: ApiObject | undefined, after: ApiObject | undefined): void;
+}
+
 export interface StoreOptions {
+  readonly allocators?: ReadonlyMap<KindRow, Allocator>;
   /**
    * Where resourceVersions begin. By default the time in ms: a server that is started again then counts on above the
    * versions that clients hold from the former one, and answers those with 410 as it should.
@@ -92,9 +101,16 @@ interface Collection {
 export class Store {
   readonly #collections: ReadonlyMap<KindRow, Collection>;
   readonly #podGraceSeconds: number;
+  readonly #allocators: ReadonlyMap<KindRow, Allocator>;
   #revision: number;
 
-  constructor({ historyLimit = 10_000, podGraceSeconds = 0, firstRevision = Date.now() }: StoreOptions = {}) {
+  constructor({
+    historyLimit = 10_000,
+    podGraceSeconds = 0,
+    firstRevision = Date.now(),
+    allocators = new Map(),
+  }: StoreOptions = {}) {
+    this.#allocators = allocators;
     this.#podGraceSeconds = podGraceSeconds;
     this.#revision = firstRevision;
     this.#collections = new Map(kinds.map((row) => [row, emptyCollection(historyLimit, firstRevision)]));
@@ -158,7 +174,7 @@ export class Store {
     const ref = refOf(object);
     if (row.namespaced) this.get(KINDS.namespace, { namespace: '', name: namespace });
     if (this.find(row, ref)) throw alreadyExists(row, ref.name);
-    return this.#write(row, undefined, object, dryRun);
+    return this.#write(row, undefined, this.#allocated(row, object, undefined), dryRun);
   }
 
   /** Replaces an object by what `change` makes of it. Throws StatusError 400, 404, 409 Conflict, 422. */
@@ -166,7 +182,8 @@ export class Store {
     const before = this.get(row, ref);
     const sent = parseObject(row, change(before.object), ref);
     const next = nextObject(row, before.object, sent, options.part ?? 'all');
-    return next === before.object ? before : this.#write(row, before, next, options.dryRun ?? false);
+    if (next === before.object) return before;
+    return this.#write(row, before, this.#allocated(row, next, before.object), options.dryRun ?? false);
   }
 
   /**
@@ -190,6 +207,10 @@ export class Store {
     for (const { history } of this.#collections.values()) history.compact(this.#revision);
   }
 
+  #allocated(row: KindRow, object: ApiObject, previous: ApiObject | undefined): ApiObject {
+    return this.#allocators.get(row)?.allocate(object, previous) ?? object;
+  }
+
   #write(row: KindRow, before: Stored | undefined, object: ApiObject, dryRun: boolean): Stored {
     const revision = this.#revision + 1;
     const after = new Stored(object, revision);
@@ -203,6 +224,7 @@ export class Store {
     if (after) collection.objects.set(key, after);
     else collection.objects.delete(key);
     if (!before || !after) collection.order = undefined;
+    this.#allocators.get(row)?.record(before?.object, after?.object);
     this.#revision = revision;
     collection.history.append(new Change(revision, before, after));
     for (const listener of collection.listeners) listener();

@@ -4,19 +4,20 @@ import { type Cidr, familyOf, parseCidr } from '../../agent/model/ip.ts';
 import { type ApiObject, arrayAt, isJsonObject, type JsonObject, textAt, withField } from './objects.ts';
 import { type Cause, forbiddenValue, invalidValue } from './status.ts';
 
-export type NameRule = 'label' | 'subdomain';
+export type NameRule = 'label' | 'service' | 'subdomain';
 
 /** RFC 1123 label: at most 63 characters. */
 const LABEL = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/;
 const NAME_RULES: Record<NameRule, { readonly maxLength: number; readonly expected: string }> = {
   label: { maxLength: 63, expected: 'must be a lower-case RFC 1123 label of at most 63 characters' },
+  service: { maxLength: 63, expected: 'must be a lower-case RFC 1035 label of at most 63 characters' },
   subdomain: { maxLength: 253, expected: 'must be a lower-case RFC 1123 subdomain of at most 253 characters' },
 };
 
 export function isName(name: string, rule: NameRule): boolean {
   if (name.length > NAME_RULES[rule].maxLength) return false;
   // The real server bounds the length of a subdomain's labels by the whole only.
-  if (rule === 'label') return LABEL.test(name);
+  if (rule !== 'subdomain') return LABEL.test(name) && (rule === 'label' || /^[a-z]/.test(name));
   return /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/.test(name);
 }
 
