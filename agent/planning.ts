@@ -8,6 +8,7 @@ import type { Logger } from 'pino';
 import type { Fragment, FragmentId } from './model/fragment.ts';
 import type { Key } from './model/items.ts';
 import type { Plan, PlanInput, Planner } from './plan/planner.ts';
+import { NO_SERVICES, type ServicesInput, type ServicesPlan, ServicesPlanner } from './plan/services/services.ts';
 import { Doorbell } from './reconcile/doorbell.ts';
 import type { KernelState } from './reconcile/kernel-state.ts';
 import type { Followed, Reconciler } from './reconcile/reconciler.ts';
@@ -28,6 +29,9 @@ export class Planning {
   readonly #options: PlanningOptions;
   /** What of the state is planned here, also when a plan got there only in part. */
   readonly #entered = new Set<FragmentId>();
+  readonly #servicesPlanner = new ServicesPlanner();
+  /** The fragments of Services that are in the state. */
+  #services = NO_SERVICES.fragments;
   #plan: Plan | undefined;
   #ownKeys: readonly Key[] = [];
   readonly #bell = new Doorbell();
@@ -84,14 +88,37 @@ export class Planning {
     const before = this.#plan;
     try {
       const plan = await inTurns(planner.steps(input), signal);
-      await inTurns(this.#enter(plan, followed), signal);
+      if (plan !== before) await inTurns(this.#enter(plan, followed), signal);
       this.#plan = plan;
       this.#ownKeys = [...plan.fragments.values()]
         .filter(({ rank }) => rank === '')
         .flatMap(({ items }) => items.map(({ key }) => key));
       onPlanned(plan, before);
+      await this.#replanServices({ ...input, losses: plan.losses }, followed, signal);
     } finally {
       followed?.end();
+    }
+  }
+
+  /** After everything else: the node's network does not wait for thousands of Services. */
+  async #replanServices(input: ServicesInput, followed: Followed | undefined, signal: AbortSignal): Promise<void> {
+    if (input.settings['services.mode'] === 'off') return;
+    const { fragments } = await inTurns(this.#servicesPlanner.steps(input), signal);
+    await inTurns(this.#enterServices(fragments, followed), signal);
+  }
+
+  /** What differs from what was entered last, also when that was interrupted. */
+  *#enterServices(fragments: ServicesPlan['fragments'], followed: Followed | undefined): Generator<void, void> {
+    const entered: [FragmentId, Fragment | undefined][] = [];
+    try {
+      for (const id of fragments.changedSince(this.#services)) {
+        const fragment = fragments.get(id);
+        followed?.add(this.#options.state.replace(id, fragment));
+        entered.push([id, fragment]);
+        yield;
+      }
+    } finally {
+      this.#services = this.#services.with(entered);
     }
   }
 

@@ -2,15 +2,7 @@
  * Services and EndpointSlices from `unknown` to the trimmed model (core/v1, discovery.k8s.io/v1). A part that is unusable is
  * left out and reported, the others stay. What no proxy serves (headless, ExternalName, another proxy's) is no object.
  */
-import {
-  type Cidr,
-  type Family,
-  familyOf,
-  type IpAddress,
-  parseCidr,
-  parseIp,
-  specialUse,
-} from '../model/ip.ts';
+import { type Cidr, type Family, familyOf, type IpAddress, parseCidr, parseIp, specialUse } from '../model/ip.ts';
 import {
   type Endpoint,
   type EndpointSlice,

@@ -14,9 +14,10 @@ import {
   sizeOf,
 } from '../model/ip.ts';
 import { addressesOf, heldCidrs, type Losses } from './claims.ts';
+import type { ServiceSettings } from './services/settings.ts';
 
 /** The settings that planning reads. */
-export interface PlanSettings {
+export interface PlanSettings extends ServiceSettings {
   readonly 'vxlan.vni': number;
   readonly 'vxlan.port': number;
   readonly 'vxlan.txChecksumOffload': 'auto' | 'on' | 'off';

@@ -66,4 +66,8 @@ export const settings: PlanSettings = {
   podLink: 'routed',
   clusterCidrs: [],
   nonMasqueradeCidrs: [],
+  apiServer: '',
+  'services.mode': 'off',
+  'services.externalAddresses': [],
+  'services.nodePortAddresses': [],
 };

@@ -1,0 +1,180 @@
+/**
+ * All Services, one fragment each. Only those are planned again that something changed for: their own objects, what this
+ * node is for those that depend on it, the guard for those with addresses that it judges.
+ */
+import { isDeepStrictEqual } from 'node:util';
+import type { Cluster } from '../../model/cluster.ts';
+import { type Fragment, rankOf } from '../../model/fragment.ts';
+import type { Host } from '../../model/host.ts';
+import { type PersistentMap, persistentMap } from '../../model/persistent-map.ts';
+import type { Backend, HealthCheck, Service } from '../../model/services.ts';
+import type { Losses } from '../claims.ts';
+import { finish, type Steps } from '../steps.ts';
+import { addressOfUrl, differences, nodePortIps, planGuard } from './guard.ts';
+import { planService, type ServiceContext, type ServicePlan } from './service.ts';
+import { ServiceIndex } from './service-index.ts';
+import type { ServiceSettings } from './settings.ts';
+import { socketItems } from './socket-items.ts';
+
+export interface ServicesInput {
+  readonly nodeName: string;
+  readonly cluster: Cluster;
+  readonly losses: Losses;
+  readonly host: Pick<Host, 'links'>;
+  readonly settings: ServiceSettings;
+}
+
+export interface ServicesPlan {
+  /** By fragment id: `service <namespace>/<name>`, and `services` for what concerns none of them. */
+  readonly fragments: PersistentMap<Fragment>;
+  /** By `<namespace>/<name>`. */
+  readonly healthChecks: PersistentMap<HealthCheck>;
+}
+
+export const NO_SERVICES: ServicesPlan = { fragments: persistentMap(), healthChecks: persistentMap() };
+
+/** The API server as pods know it; its endpoints are the real addresses. */
+const API_SERVICE = 'default/kubernetes';
+/** Sentences about slices of no Service. */
+const STRAYS_MAX = 20;
+
+interface Last {
+  readonly input: ServicesInput;
+  readonly index: ServiceIndex;
+  readonly context: Context;
+  readonly plan: ServicesPlan;
+}
+
+/** With what the guard was made of: that is work in proportion to the cluster. */
+interface Context extends ServiceContext {
+  readonly apiServers: readonly Backend[];
+}
+
+/** Keeps what the last plan worked out, and nothing else: the same inputs always give the same plan. */
+export class ServicesPlanner {
+  #last: Last | undefined;
+  #planned = 0;
+
+  /** How many Services were planned since the start, for tests and metrics. */
+  get planned(): number {
+    return this.#planned;
+  }
+
+  plan(input: ServicesInput): ServicesPlan {
+    return finish(this.steps(input));
+  }
+
+  /** The same with pauses. One at a time; what is given up half-way begins from nothing the next time. */
+  *steps(input: ServicesInput): Steps<ServicesPlan> {
+    const last = this.#last;
+    this.#last = undefined;
+    const index = last?.index ?? new ServiceIndex();
+    const touched = yield* index.follow(input.cluster, last?.input.cluster);
+    const context = contextOf(input, index, last);
+    const dirty = touched.union(yield* dependents(index, input.cluster.services, context, last?.context));
+    const fragments: [string, Fragment | undefined][] = [];
+    const healthChecks: [string, HealthCheck | undefined][] = [];
+    for (const key of dirty) {
+      const service = input.cluster.services.get(key);
+      const plan = service && this.#planOne(key, service, index, context);
+      fragments.push([`service ${key}`, plan && fragmentOf(key, service, plan, input.settings)]);
+      healthChecks.push([key, plan?.health]);
+      yield;
+    }
+    const former = last?.plan ?? NO_SERVICES;
+    fragments.push(['services', generalFragment(index, input.settings, former.fragments.get('services'))]);
+    const plan: ServicesPlan = {
+      fragments: former.fragments.with(fragments),
+      healthChecks: former.healthChecks.with(healthChecks),
+    };
+    this.#last = { input, index, context, plan };
+    return plan;
+  }
+
+  #planOne(key: string, service: Service, index: ServiceIndex, context: ServiceContext): ServicePlan {
+    this.#planned++;
+    return planService(service, index.slicesOf(key), context, (ip) => index.otherOwner(ip, key));
+  }
+}
+
+function contextOf(input: ServicesInput, index: ServiceIndex, last: Last | undefined): Context {
+  const { cluster, nodeName, losses, host, settings } = input;
+  const former = last?.context;
+  const apiServers = kept(former?.apiServers, apiServersOf(index, settings));
+  const sameGuard =
+    last?.input.cluster.nodes === cluster.nodes &&
+    last.input.losses === losses &&
+    last.input.settings === settings &&
+    former?.apiServers === apiServers;
+  const guard =
+    former && sameGuard
+      ? former.guard
+      : kept(former?.guard, planGuard(cluster.nodes.values(), losses, apiServers, settings));
+  const self = cluster.nodes.get(nodeName);
+  const hostIps = host.links.flatMap(({ addresses }) => addresses.map(({ ip }) => ip));
+  const ips = kept(former?.nodePortIps, nodePortIps(self, hostIps, guard, settings));
+  return { zone: self?.zone, guard, nodePortIps: ips, apiServers };
+}
+
+const kept = <T>(former: T | undefined, computed: T): T =>
+  former !== undefined && isDeepStrictEqual(former, computed) ? former : computed;
+
+/** Its cluster address is a frontend as any other, also where the settings name that one. */
+function apiServersOf(index: ServiceIndex, settings: ServiceSettings): readonly Backend[] {
+  const slices = index.slicesOf(API_SERVICE);
+  const real = slices.flatMap(({ ports, endpoints }) =>
+    endpoints.flatMap(({ ip }) => ports.map(({ port }) => ({ ip, port }))),
+  );
+  const given = addressOfUrl(settings.apiServer);
+  return [...real, ...(given && index.ownersOf(given.ip).length === 0 ? [given] : [])];
+}
+
+/** Whose plans hang on what changed about this node and its cluster. */
+function* dependents(
+  index: ServiceIndex,
+  services: Cluster['services'],
+  now: Context,
+  before: Context | undefined,
+): Steps<ReadonlySet<string>> {
+  if (!before) return new Set();
+  if (now.zone !== before.zone) return new Set(services.keys());
+  const found = new Set(now.nodePortIps === before.nodePortIps ? [] : index.withNodePorts());
+  if (now.guard === before.guard) return found;
+  for (const key of index.reachable()) found.add(key);
+  const isDifferent = differences(now.guard, before.guard);
+  for (const ip of index.clusterIps()) {
+    if (isDifferent(ip)) for (const key of index.ownersOf(ip)) found.add(key);
+    yield;
+  }
+  return found;
+}
+
+function fragmentOf(key: string, service: Service, plan: ServicePlan, settings: ServiceSettings): Fragment {
+  return {
+    id: `service ${key}`,
+    cause: `service ${key}`,
+    rank: rankOf(service.creationMs, service.uid),
+    items: settings['services.mode'] === 'iptables' ? [] : socketItems(plan.frontends, plan.sets),
+    requires: [],
+    problems: plan.problems,
+  };
+}
+
+/** What concerns no Service. The former one when nothing changed. */
+function generalFragment(index: ServiceIndex, { 'services.mode': mode }: ServiceSettings, former?: Fragment): Fragment {
+  const problems = [
+    ...(mode === 'iptables' ? ['services.mode iptables is not there yet: Services are planned and not served'] : []),
+    ...strayProblems(index),
+  ];
+  const fragment = { id: 'services', cause: 'services', rank: '', items: [], requires: [], problems };
+  return kept<Fragment>(former, fragment);
+}
+
+const strayProblems = (index: ServiceIndex): readonly string[] =>
+  index
+    .strays()
+    .slice(0, STRAYS_MAX)
+    .map(
+      ({ namespace, name, service }) =>
+        `EndpointSlice ${namespace}/${name} is for Service ${service}, which does not exist or has no address`,
+    );
