@@ -11,15 +11,15 @@ import {
   BACKEND_BYTES,
   BACKEND_KEY_BYTES,
   isBackendSealed,
+  type Place,
   readBackendKey,
   readEndpoint,
-  STRUCTS,
   sealBackend,
   writeBackendKey,
   writeEndpoint,
 } from './layout.ts';
 import type { BpfMap } from './map.ts';
-import { Rows } from './rows.ts';
+import { type Part, removeParts, renderParts, writeParts } from './parts.ts';
 
 export interface BackendSetDriver extends Driver<'backend-set'> {
   /** How many backends the set has in the map; undefined when it is not there whole. */
@@ -50,15 +50,14 @@ export function createBackendSetDriver({ map }: { map: BpfMap }): BackendSetDriv
     async apply(batch) {
       const writes = batch.filter((change) => change.action !== 'remove');
       const failures = write(map, writes);
-      for (const { key, item } of writes) if (!failures.has(key)) sizes.set(item.value.id, item.value.backends.length);
+      for (const { key, item } of writes) {
+        if (failures.has(key)) sizes.delete(item.value.id);
+        else sizes.set(item.value.id, item.value.backends.length);
+      }
       const removals = batch.filter((change) => change.action === 'remove');
       for (const { from } of removals) sizes.delete(from.id);
-      for (const [key, error] of remove(
-        map,
-        removals.map(({ key, from }) => [key, from.id, slotsOf(from)]),
-      )) {
-        failures.set(key, error);
-      }
+      const parts = removals.map(({ key, from }) => renderSlots(key, from.id, slotsOf(from)));
+      for (const [key, error] of removeParts(map, parts)) failures.set(key, error);
       return failures;
     },
     sizeOf: (id) => sizes.get(id),
@@ -81,58 +80,51 @@ function isSameContent(wanted: readonly Backend[], found: readonly Backend[]): b
 type SetKey = Key<'backend-set'>;
 type Write = Exclude<Change<'backend-set'>, { action: 'remove' }>;
 
-/** What fails is taken away again, as far as it was written; then what an altered set had besides. */
+/** Then takes away what an altered set had besides. */
 function write(map: BpfMap, changes: readonly Write[]): Map<SetKey, Error> {
-  const rows = new Rows<SetKey>(
-    map,
-    changes.flatMap(({ key, item }) => item.value.backends.map(() => key)),
-  );
-  const failures = new Map<SetKey, Error>();
-  let start = 0;
-  for (const { item } of changes) start = renderSet(rows, start, item.value);
-  for (const [key, error] of rows.write()) failures.set(key, error);
-  const superfluous = changes.map((change): [SetKey, BackendSetId, readonly number[]] => {
+  const wanted = changes.map(({ key, item }) => ({ key, value: item.value }));
+  const { parts, failures } = renderParts(wanted, renderSet);
+  for (const [key, error] of writeParts(map, parts)) failures.set(key, error);
+  const superfluous = changes.flatMap((change) => {
+    if (change.action === 'create' || failures.has(change.key)) return [];
     const { id, backends } = change.item.value;
-    const before = change.action === 'update' ? slotsOf(change.from) : [];
-    const isKept = (slot: number): boolean => slot < backends.length && !failures.has(change.key);
-    const all = failures.has(change.key) ? [...before, ...backends.keys()] : before;
-    return [change.key, id, all.filter((slot) => !isKept(slot))];
+    const slots = slotsOf(change.from).filter((slot) => slot >= backends.length);
+    return slots.length > 0 ? renderSlots(change.key, id, slots) : [];
   });
-  for (const [key, error] of remove(map, superfluous)) failures.set(key, error);
+  for (const [key, error] of removeParts(map, superfluous)) failures.set(key, error);
   return failures;
 }
 
-/** Writes the entries of one set, sorted by their bytes, from entry `start` on; returns where the next set starts. */
-function renderSet(rows: Rows<unknown>, start: number, { id, backends }: BackendSet): number {
-  const endpointBytes = STRUCTS.endpoint.bytes;
-  const endpoints = Buffer.alloc(backends.length * endpointBytes);
-  for (const [i, backend] of backends.entries()) writeEndpoint(endpoints, i * endpointBytes, backend);
-  const places = backends.map((_, i) => i * endpointBytes);
-  places.sort((a, b) => endpoints.compare(endpoints, b, b + endpointBytes, a, a + endpointBytes));
-  for (const [slot, place] of places.entries()) {
-    const { keys, keyAt, values, valueAt } = rows.at(start + slot);
-    writeBackendKey(keys, keyAt, id, slot);
-    endpoints.copy(values, valueAt, place, place + endpointBytes);
-    sealBackend(keys, keyAt, values, valueAt);
+/** The entries of a set, sorted by their bytes. */
+function renderSet({ id, backends }: BackendSet): Omit<Part<SetKey>, 'owner'> {
+  const endpoints = backends.map((backend) => {
+    const endpoint = Buffer.alloc(BACKEND_BYTES);
+    writeEndpoint(endpoint, 0, backend);
+    return endpoint;
+  });
+  const values = Buffer.concat(endpoints.sort(Buffer.compare));
+  const keys = Buffer.alloc(backends.length * BACKEND_KEY_BYTES);
+  for (const slot of backends.keys()) {
+    const place = placeOf(keys, values, slot);
+    writeBackendKey(keys, place.keyAt, id, slot);
+    sealBackend(place);
   }
-  return start + backends.length;
+  return { keys, values };
 }
+
+const placeOf = (keys: Buffer, values: Buffer, i: number): Place => ({
+  keys,
+  keyAt: i * BACKEND_KEY_BYTES,
+  values,
+  valueAt: i * BACKEND_BYTES,
+});
 
 const slotsOf = (set: FoundSet): readonly number[] => set.damagedSlots ?? [...set.backends.keys()];
 
-function remove(map: BpfMap, sets: readonly [SetKey, BackendSetId, readonly number[]][]): Map<SetKey, Error> {
-  const rows = new Rows<SetKey>(
-    map,
-    sets.flatMap(([key, , slots]) => slots.map(() => key)),
-  );
-  let i = 0;
-  for (const [, id, slots] of sets) {
-    for (const slot of slots) {
-      writeBackendKey(rows.keys, i * BACKEND_KEY_BYTES, id, slot);
-      i++;
-    }
-  }
-  return rows.remove();
+function renderSlots(owner: SetKey, id: BackendSetId, slots: readonly number[]): Part<SetKey> {
+  const keys = Buffer.alloc(slots.length * BACKEND_KEY_BYTES);
+  for (const [i, slot] of slots.entries()) writeBackendKey(keys, i * BACKEND_KEY_BYTES, id, slot);
+  return { owner, keys, values: Buffer.alloc(0) };
 }
 
 /** What is in the map, by set. */
@@ -140,9 +132,9 @@ async function readSets(map: BpfMap, signal: AbortSignal): Promise<Map<SetKey, F
   const slots = new Map<BackendSetId, [slot: number, backend: Backend | undefined][]>();
   await map.read(({ keys, values, count }) => {
     for (let i = 0; i < count; i++) {
-      const [keyAt, valueAt] = [i * BACKEND_KEY_BYTES, i * BACKEND_BYTES];
-      const { set, slot } = readBackendKey(keys, keyAt);
-      const backend = isBackendSealed(keys, keyAt, values, valueAt) ? readEndpoint(values, valueAt) : undefined;
+      const place = placeOf(keys, values, i);
+      const { set, slot } = readBackendKey(keys, place.keyAt);
+      const backend = isBackendSealed(place) ? readEndpoint(values, place.valueAt) : undefined;
       const known = slots.get(set);
       if (known) known.push([slot, backend]);
       else slots.set(set, [[slot, backend]]);

@@ -12,7 +12,7 @@ import {
   writeFrontendKey,
 } from './layout.ts';
 import type { BpfMap } from './map.ts';
-import { Rows } from './rows.ts';
+import { type Part, removeParts, renderParts, writeParts } from './parts.ts';
 
 export interface FrontendDriver extends Driver<'frontend'> {
   /** Entries in the map. */
@@ -81,23 +81,25 @@ type Write = Exclude<Change<'frontend'>, { action: 'remove' }>;
 type Removal = Extract<Change<'frontend'>, { action: 'remove' }>;
 
 function write({ map, sizeOf }: FrontendDriverOptions, changes: readonly Write[]): Map<FrontendKey, Error> {
-  const failures = new Map<FrontendKey, Error>();
-  const ready = changes.flatMap(({ key, item: { value } }) => {
-    const count = isSetId(value.target) ? sizeOf(value.target) : 0;
-    if (count === undefined) failures.set(key, setIsMissing(value));
-    return count === undefined ? [] : { key, value, count };
-  });
-  const rows = new Rows(
-    map,
-    ready.map(({ key }) => key),
-  );
-  for (const [i, { value, count }] of ready.entries()) {
-    const place = rows.at(i);
-    writeFrontendKey(rows.keys, place.keyAt, value);
-    writeFrontend(place, value, count);
-  }
-  for (const [key, error] of rows.write()) failures.set(key, error);
+  const wanted = changes.map(({ key, item }) => ({ key, value: item.value }));
+  const { parts, failures } = renderParts(wanted, (frontend) => renderFrontend(frontend, sizeOf));
+  for (const [key, error] of writeParts(map, parts)) failures.set(key, error);
   return failures;
+}
+
+function renderFrontend(frontend: Frontend, sizeOf: FrontendDriverOptions['sizeOf']): Omit<Part<FrontendKey>, 'owner'> {
+  const { target } = frontend;
+  const count = isSetId(target) ? sizeOf(target) : 0;
+  if (count === undefined) throw setIsMissing(frontend);
+  const place = { keys: renderKey(frontend), keyAt: 0, values: Buffer.alloc(FRONTEND_BYTES), valueAt: 0 };
+  writeFrontend(place, frontend, count);
+  return place;
+}
+
+function renderKey(frontend: Frontend): Buffer {
+  const key = Buffer.alloc(FRONTEND_KEY_BYTES);
+  writeFrontendKey(key, 0, frontend);
+  return key;
 }
 
 const setIsMissing = (frontend: Frontend): KernelError =>
@@ -109,12 +111,10 @@ const setIsMissing = (frontend: Frontend): KernelError =>
   });
 
 function remove(map: BpfMap, changes: readonly Removal[]): Map<FrontendKey, Error> {
-  const rows = new Rows(
+  return removeParts(
     map,
-    changes.map(({ key }) => key),
+    changes.map(({ key, from }) => ({ owner: key, keys: renderKey(from), values: Buffer.alloc(0) })),
   );
-  for (const [i, { from }] of changes.entries()) writeFrontendKey(rows.keys, i * FRONTEND_KEY_BYTES, from);
-  return rows.remove();
 }
 
 /** What is in the map. Keys that no frontend has are removed at once: nothing that is wanted could ever replace them. */

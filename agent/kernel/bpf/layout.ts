@@ -105,8 +105,16 @@ function seal(from: number, buffer: Buffer, offset: number, bytes: number): numb
   return sum >>> 0;
 }
 
+/** Where an entry is. */
+export interface Place {
+  readonly keys: Buffer;
+  readonly keyAt: number;
+  readonly values: Buffer;
+  readonly valueAt: number;
+}
+
 /** What a value's last word must be for its key. */
-const sealOf = (keys: Buffer, keyAt: number, keyBytes: number, values: Buffer, valueAt: number, valueBytes: number) =>
+const sealOf = ({ keys, keyAt, values, valueAt }: Place, keyBytes: number, valueBytes: number): number =>
   seal(seal(0, keys, keyAt, keyBytes), values, valueAt, valueBytes - 4);
 
 /** 20 bytes, all zero before. Sorted as bytes they are in the order of the slots. */
@@ -136,14 +144,12 @@ export const readBackendKey = (
   slot: from.readUInt32LE(offset + BK.fields.slot.offset),
 });
 
-/** Seals the backend whose endpoint is at `valueAt` with its key. */
-export function sealBackend(keys: Buffer, keyAt: number, values: Buffer, valueAt: number): void {
-  const sum = sealOf(keys, keyAt, BK.bytes, values, valueAt, B.bytes);
-  values.writeUInt32LE(sum, valueAt + B.fields.seal.offset);
-}
+/** Seals the backend whose endpoint is written with its key. */
+export const sealBackend = (place: Place): void =>
+  void place.values.writeUInt32LE(sealOf(place, BK.bytes, B.bytes), place.valueAt + B.fields.seal.offset);
 
-export const isBackendSealed = (keys: Buffer, keyAt: number, values: Buffer, valueAt: number): boolean =>
-  sealOf(keys, keyAt, BK.bytes, values, valueAt, B.bytes) === values.readUInt32LE(valueAt + B.fields.seal.offset);
+export const isBackendSealed = (place: Place): boolean =>
+  sealOf(place, BK.bytes, B.bytes) === place.values.readUInt32LE(place.valueAt + B.fields.seal.offset);
 
 export const FRONTEND_KEY_BYTES = FK.bytes;
 export const FRONTEND_BYTES = F.bytes;
@@ -170,11 +176,9 @@ const nameOf = <K extends string>(numbers: Readonly<Record<K, number>>, value: n
   (Object.keys(numbers) as K[]).find((name) => numbers[name] === value);
 
 /** Writes a value over zeroes, sealed with its key. `count` is the size of the set, 0 without one. */
-export function writeFrontend(
-  { keys, keyAt, values, valueAt }: { keys: Buffer; keyAt: number; values: Buffer; valueAt: number },
-  { target, affinitySeconds = 0, kind, masquerade, sourceRanges }: Frontend,
-  count: number,
-): void {
+export function writeFrontend(place: Place, frontend: Frontend, count: number): void {
+  const { values, valueAt } = place;
+  const { target, affinitySeconds = 0, kind, masquerade, sourceRanges } = frontend;
   if (isSetId(target)) values.write(target, valueAt + F.fields.set.offset, 'hex');
   values.writeUInt32LE(count, valueAt + F.fields.count.offset);
   values.writeUInt32LE(affinitySeconds, valueAt + F.fields.affinity_seconds.offset);
@@ -182,15 +186,15 @@ export function writeFrontend(
   values[valueAt + F.fields.kind.offset] = KINDS.indexOf(kind);
   values[valueAt + F.fields.flags.offset] =
     (masquerade ? FRONTEND_FLAGS.masquerade : 0) | (sourceRanges ? FRONTEND_FLAGS.sourceRanges : 0);
-  const sum = sealOf(keys, keyAt, FK.bytes, values, valueAt, F.bytes);
-  values.writeUInt32LE(sum, valueAt + F.fields.seal.offset);
+  values.writeUInt32LE(sealOf(place, FK.bytes, F.bytes), valueAt + F.fields.seal.offset);
 }
 
 /** Without what the map does not hold: `service` is empty, and so are `sourceRanges` where there are any. */
 export function readFrontend(
-  { keys, keyAt, values, valueAt }: { keys: Buffer; keyAt: number; values: Buffer; valueAt: number },
+  place: Place,
   identity: FrontendIdentity,
 ): { readonly frontend: Frontend; readonly count: number; readonly isSealed: boolean } {
+  const { values, valueAt } = place;
   const target = nameOf(TARGETS, values[valueAt + F.fields.target.offset]) ?? 'refuse';
   const affinitySeconds = values.readUInt32LE(valueAt + F.fields.affinity_seconds.offset);
   const flags = values[valueAt + F.fields.flags.offset] as number;
@@ -206,8 +210,7 @@ export function readFrontend(
   return {
     frontend,
     count: values.readUInt32LE(valueAt + F.fields.count.offset),
-    isSealed:
-      sealOf(keys, keyAt, FK.bytes, values, valueAt, F.bytes) === values.readUInt32LE(valueAt + F.fields.seal.offset),
+    isSealed: sealOf(place, FK.bytes, F.bytes) === values.readUInt32LE(valueAt + F.fields.seal.offset),
   };
 }
 
