@@ -194,6 +194,9 @@ export function sendDatagram(fd: number, bytes: Uint8Array, what: { operation: s
 /**
  * The same from a thread of libuv's pool, for what takes the kernel long. Rejects with KernelError EIO: errno stays with
  * that thread. The process must not end meanwhile by process.exit, which waits for the kernel.
+ *
+ * koffi keeps nothing but the callback until a thread is free, so the callback has to hold on to the bytes: the kernel would
+ * carry out whatever has taken their place.
  */
 export function sendDatagramInBackground(
   fd: number,
@@ -202,7 +205,7 @@ export function sendDatagramInBackground(
 ): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   sendCall.async(fd, bytes, bytes.length, 0, (error: Error | null, sent: number) => {
-    if (error === null && sent >= 0) resolve();
+    if (error === null && Number(sent) === bytes.length) resolve();
     else reject(new KernelError({ code: 'EIO', ...what, ...(error && { cause: error }) }));
   });
   return promise;
@@ -271,8 +274,10 @@ export async function receiveDatagramFrom(
   const addressLength = Buffer.alloc(4);
   addressLength.writeUInt32LE(address.length);
   const { promise, resolve, reject } = Promise.withResolvers<number>();
+  // See sendDatagramInBackground: this callback, too, holds what the kernel writes to.
+  const written = [into, address, addressLength];
   recvfromCall.async(fd, into, into.length, 0, address, addressLength, (error: Error | null, length: number) =>
-    error ? reject(error) : resolve(Number(length)),
+    error ? reject(error) : resolve(Math.min(Number(length), written[0]?.length ?? 0)),
   );
   const length = await promise;
   return length >= 0 ? length : undefined;
