@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import test from 'ava';
 import fc from 'fast-check';
 import { cidr, ip } from '../../test/support/cluster-values.ts';
@@ -84,3 +86,18 @@ const reserved = (range: Cidr): ReadonlySet<string> =>
       'ffff::ffff:fff0/124': ['ffff::ffff:fff0', 'ffff::ffff:fff1'],
     }[range as string],
   );
+
+test('addresses of a range that is never used up are not kept', (t) => {
+  setFlagsFromString('--expose-gc');
+  const collectGarbage: () => void = runInNewContext('gc');
+  const large = cidr('fd84:0:0:1::/64');
+  const ADDS = 20_000;
+  let last = nextAddress(large, nothing);
+  collectGarbage();
+  const before = process.memoryUsage().heapUsed;
+  for (let i = 0; i < ADDS; i++) last = nextAddress(large, { ...nothing, last });
+  collectGarbage();
+  t.is(last, ip('fd84:0:0:1::4e22'));
+  const keptBytes = process.memoryUsage().heapUsed - before;
+  t.true(keptBytes < ADDS * 20, `${keptBytes} bytes after ${ADDS} addresses`);
+});

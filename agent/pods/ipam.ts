@@ -32,10 +32,15 @@ export function nextAddress(cidr: Cidr, { inUse, released, last }: AddressUse): 
   return resting;
 }
 
-/** By CIDR and offset: while most addresses rest, a search sees nearly all of them. */
+/**
+ * By CIDR and offset: while most addresses rest, a search sees nearly all of them. Not of ranges that the round never
+ * comes to the end of: every address of those would stay here for good, and nearly every one is free.
+ */
 const seen = new Map<Cidr, Map<bigint, IpAddress>>();
+const LARGEST_SEEN = 1n << 16n;
 
 function addressOf(cidr: Cidr, offset: bigint): IpAddress {
+  if (sizeOf(cidr) > LARGEST_SEEN) return addressAt(cidr, offset);
   const ofCidr = seen.get(cidr) ?? new Map<bigint, IpAddress>();
   const address = ofCidr.get(offset) ?? addressAt(cidr, offset);
   seen.set(cidr, ofCidr.set(offset, address));
