@@ -4,7 +4,7 @@
  */
 import { type Cidr, type Family, factsOf, familyOf, type IpAddress } from './ip.ts';
 import type { MacAddress } from './mac.ts';
-import { type BackendSet, type Frontend, frontendId } from './services.ts';
+import { type BackendSet, type Frontend, frontendId, type Protocol } from './services.ts';
 
 /** One file below /proc/sys, as written and read (trimmed). */
 export interface Sysctl {
@@ -118,15 +118,25 @@ export interface Fdb {
 /** Header of an ip set. */
 export interface IpSet {
   readonly name: string;
-  readonly type: 'hash:ip' | 'hash:net';
+  readonly type: 'hash:ip' | 'hash:net' | 'hash:ip,port';
   readonly family: Family;
   readonly maxElements: number;
 }
 
-/** One member of a set; `hash:ip` sets hold /32 and /128 only. A /0 is written as two halves by the driver. */
+/**
+ * One member of a set; `hash:ip` and `hash:ip,port` sets hold /32 and /128 only. A /0 is written as two halves by the driver.
+ */
 export interface Member {
   readonly set: string;
   readonly entry: Cidr;
+  /** In `hash:ip,port` sets, and only there. */
+  readonly port?: MemberPort;
+}
+
+export interface MemberPort {
+  readonly protocol: Protocol;
+  /** 1 to 65535. */
+  readonly number: number;
 }
 
 export type Table = 'raw' | 'mangle' | 'nat' | 'filter';
@@ -212,7 +222,8 @@ const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
   link: ({ name }) => name,
   address: ({ link, ip }) => `${link} ${ip}`,
   set: ({ name }) => name,
-  member: ({ set, entry }) => `${set} ${entry}`,
+  member: ({ set, entry, port }) =>
+    port === undefined ? `${set} ${entry}` : `${set} ${entry},${port.protocol}:${port.number}`,
   'chain-part': ({ family, table, chain, order }) => `${family} ${table} ${chain} ${order}`,
   'pod-link': ({ name }) => name,
   fdb: ({ link, mac }) => `${link} ${mac}`,

@@ -4,7 +4,7 @@ import { KernelError } from '../../agent/kernel/errors.ts';
 import { createMemberDriver } from '../../agent/kernel/ipset/member.ts';
 import { createSetDriver } from '../../agent/kernel/ipset/set.ts';
 import { type Cidr, FAMILIES, type Family, families } from '../../agent/model/ip.ts';
-import { type IpSet, item, type Member } from '../../agent/model/items.ts';
+import { type IpSet, item, type Member, type MemberPort } from '../../agent/model/items.ts';
 import { converge, createOf, differences, removeOf } from '../support/converge.ts';
 import { HOSTS, kernelHost } from '../support/netfilter-host.ts';
 
@@ -68,6 +68,26 @@ for (const [hostName, makeHost] of Object.entries(HOSTS)) {
       for (let i = 0; i < 2; i++) t.is((await members.apply([removeOf('member', member)], signal)).size, 0);
       for (let i = 0; i < 2; i++) t.is((await sets.apply([removeOf('set', set)], signal)).size, 0);
       t.is((await members.apply([removeOf('member', member)], signal)).size, 0, 'from a set that is gone');
+    });
+
+    test(title('members with a port are read back, survive another size and go one by one'), async (t) => {
+      const { host, sets, members } = await open(t);
+      const set = setOf(family, { type: 'hash:ip,port' });
+      const entry = (family === 'ipv4' ? '10.0.0.1/32' : 'fd00::1/128') as Cidr;
+      const ports: readonly MemberPort[] = [
+        { protocol: 'TCP', number: 80 },
+        { protocol: 'UDP', number: 80 },
+        { protocol: 'SCTP', number: 65_535 },
+      ];
+      const wanted = ports.map((port): Member => ({ set: set.name, entry, port }));
+      await converge(sets, [set]);
+      t.is((await converge(members, wanted)).failures.size, 0);
+      t.deepEqual([...(await createMemberDriver(host).list(signal)).keys()].sort(), keysOf(wanted));
+      t.is((await converge(sets, [{ ...set, maxElements: 4096 }])).failures.size, 0);
+      t.is((await converge(members, wanted.slice(1))).changes.length, 1);
+      t.deepEqual([...(await members.list(signal)).keys()].sort(), keysOf(wanted.slice(1)));
+      const { failures } = await converge(members, [...wanted, { set: set.name, entry }]);
+      t.deepEqual([...failures.keys()], [`member ${set.name} ${entry}`], 'a member without a port');
     });
 
     test(title('a bad member fails alone, with its errno'), async (t) => {

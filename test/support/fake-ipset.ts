@@ -10,6 +10,8 @@ import {
   FAMILIES,
   factsOf,
   families,
+  hostCidr,
+  type IpAddress,
   ipFromBytes,
   networkOf,
   parseCidr,
@@ -19,8 +21,17 @@ import type { IpSet } from '../../agent/model/items.ts';
 
 interface FakeSet {
   readonly header: IpSet;
-  readonly elements: Set<Cidr>;
+  /** By their text. */
+  readonly elements: Map<string, Element>;
 }
+
+interface Element {
+  readonly entry: Cidr;
+  /** Bytes of the attributes PORT and PROTO. */
+  readonly port?: readonly [port: Buffer, protocol: Buffer];
+}
+
+const textOfElement = ({ entry, port }: Element): string => [entry, ...(port ?? []).map(String)].join(' ');
 
 const COMMANDS = { 3: 'destroy', 7: 'list', 9: 'add', 10: 'del' } as const;
 
@@ -70,7 +81,7 @@ export class FakeIpset implements NetlinkClient {
     const set = this.sets.get(name);
     if (!set) throw failure(request, 'ENOENT');
     const messages: NetlinkMessage[] = [];
-    const elements = [...set.elements];
+    const elements = [...set.elements.values()];
     // As the kernel does it, every message has the header's beginning; the elements are spread over them.
     for (let at = 0; at === 0 || at < elements.length; at += 100) {
       messages.push(message(set.header, elements.slice(at, at + 100)));
@@ -101,7 +112,7 @@ export class FakeIpset implements NetlinkClient {
     if (verb === 'create') this.#create(name, rest);
     else if (verb === 'destroy') this.#destroy(name);
     else if (verb === 'flush') this.#set(name).elements.clear();
-    else if (verb === 'add') this.#add(name, parseCidr(other) as Cidr);
+    else if (verb === 'add') this.#add(name, parseElement(other));
     else if (verb === 'swap') this.#swap(name, other);
     else throw refusal('EINVAL', verb ?? '');
   }
@@ -113,7 +124,7 @@ export class FakeIpset implements NetlinkClient {
     const isSame =
       old?.header.type === type && old?.header.family === own && old.header.maxElements === header.maxElements;
     if (old && !(flag === '-exist' && isSame)) throw refusal('EEXIST', name);
-    if (!old) this.sets.set(name, { header, elements: new Set() });
+    if (!old) this.sets.set(name, { header, elements: new Map() });
   }
 
   #destroy(name: string): void {
@@ -130,17 +141,19 @@ export class FakeIpset implements NetlinkClient {
     this.sets.set(second, { ...a, header: { ...a.header, name: second } });
   }
 
-  #add(name: string, entry: Cidr): void {
+  #add(name: string, element: Element): void {
     const { header, elements } = this.#set(name);
-    this.#check(header, entry);
-    if (elements.size >= header.maxElements && !elements.has(entry)) throw refusal('Unknown system error -4352', name);
-    elements.add(entry);
+    const text = textOfElement(element);
+    this.#check(header, element);
+    if (elements.size >= header.maxElements && !elements.has(text)) throw refusal('Unknown system error -4352', name);
+    elements.set(text, element);
   }
 
-  #check({ type, family, name }: IpSet, entry: Cidr): void {
+  #check({ type, family, name }: IpSet, { entry, port }: Element): void {
     const { bits, family: own } = factsOf(entry);
     const length = prefixLengthOf(entry);
-    const isWrong = own !== family || length === 0 || (type === 'hash:ip' && length < bits);
+    if ((type === 'hash:ip,port') !== (port !== undefined)) throw refusal('Unknown system error -4097', name);
+    const isWrong = own !== family || length === 0 || (type !== 'hash:net' && length < bits);
     if (isWrong) throw refusal('Unknown system error -4104', name);
   }
 
@@ -158,8 +171,9 @@ export class FakeIpset implements NetlinkClient {
     const name = textOf(attributes.get(2)) as string;
     try {
       if (command === 'destroy') this.#destroy(name);
-      else if (command === 'add') this.#add(name, entryOf(attributes.get(7) as Buffer));
-      else if (command === 'del') this.#set(name).elements.delete(entryOf(attributes.get(7) as Buffer));
+      else if (command === 'add') this.#add(name, elementOf(attributes.get(7) as Buffer));
+      else if (command === 'del')
+        this.#set(name).elements.delete(textOfElement(elementOf(attributes.get(7) as Buffer)));
     } catch (error) {
       throw error instanceof KernelError ? failure(request, error.code) : error;
     }
@@ -172,19 +186,33 @@ export class FakeIpset implements NetlinkClient {
   }
 }
 
-function entryOf(data: Buffer): Cidr {
+function elementOf(data: Buffer): Element {
   const attributes = parseAttributes(data);
   const [address] = parseAttributes(attributes.get(1) as Buffer).values();
   const ip = ipFromBytes(address as Buffer);
-  return `${ip}/${attributes.get(3)?.[0] ?? factsOf(ip).bits}` as Cidr;
+  const [port, protocol] = [attributes.get(4), attributes.get(7)];
+  return {
+    entry: `${ip}/${attributes.get(3)?.[0] ?? factsOf(ip).bits}` as Cidr,
+    ...(port && protocol && { port: [port, protocol] as const }),
+  };
 }
 
-function message({ name, type, family, maxElements }: IpSet, elements: readonly Cidr[]): NetlinkMessage {
-  const element = (entry: Cidr) =>
+/** `10.0.0.0/8` or `10.0.0.1,tcp:80`. */
+function parseElement(text: string): Element {
+  const [ip = '', name, port] = text.split(/,|:(?=\d+$)/);
+  const number = { tcp: 6, udp: 17, sctp: 132 }[name ?? ''];
+  if (number === undefined) return { entry: parseCidr(text) as Cidr };
+  const at = Number(port);
+  return { entry: hostCidr(ip as IpAddress), port: [Buffer.of(at >> 8, at & 0xff), Buffer.of(number)] };
+}
+
+function message({ name, type, family, maxElements }: IpSet, elements: readonly Element[]): NetlinkMessage {
+  const element = ({ entry, port }: Element) =>
     nested(
       7,
       nested(1, attribute(factsOf(entry) === FAMILIES.ipv4 ? 1 : 2, bytesOf(networkOf(entry)))),
-      u8(3, prefixLengthOf(entry)),
+      // A set of ports has no prefix lengths.
+      ...(port ? [attribute(4, port[0]), attribute(7, port[1])] : [u8(3, prefixLengthOf(entry))]),
     );
   const payload = Buffer.concat([
     Uint8Array.of(FAMILIES[family].addressFamily, 0, 0, 0),

@@ -12,7 +12,7 @@ import { type Key, keyOf, type Member } from '../../model/items.ts';
 import type { Driver, Notice } from '../../reconcile/types.ts';
 import { isNotFound } from '../errors.ts';
 import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from '../netlink/message.ts';
-import { changeElement, listElements, named, readElements } from './protocol.ts';
+import { changeElement, type FoundElement, listElements, named, readElements } from './protocol.ts';
 import { listOwnSets } from './set.ts';
 
 /** A message holds up to 16 KiB of elements; after so many the event loop gets its turn. */
@@ -47,12 +47,14 @@ export function createMemberDriver({ client }: { client: NetlinkClient }): Membe
       const found = new Map<Key<'member'>, Member>();
       filled.clear();
       for (const { name } of await listOwnSets(client)) {
-        const entries = await readEntries(await dumpSet(client, name), signal);
-        for (const entry of asked.join(name, entries)) {
-          const member = { set: name, entry };
-          filled.add(name);
-          found.set(keyOf('member', member), member);
-        }
+        const elements = await readWhole(await dumpSet(client, name), signal);
+        const entries = new Set(elements.flatMap(({ entry, port }) => (port ? [] : entry)));
+        const members: readonly Member[] = [
+          ...[...asked.join(name, entries)].map((entry) => ({ set: name, entry })),
+          ...elements.flatMap(({ entry, port }) => (port ? { set: name, entry, port } : [])),
+        ];
+        if (members.length > 0) filled.add(name);
+        for (const member of members) found.set(keyOf('member', member), member);
       }
       return found;
     },
@@ -61,10 +63,10 @@ export function createMemberDriver({ client }: { client: NetlinkClient }): Membe
       const keys: Key<'member'>[] = [];
       for (const change of batch) {
         const action = change.action === 'remove' ? 'remove' : 'add';
-        const { set, entry } = change.action === 'remove' ? change.from : change.item.value;
+        const { set, entry, port } = change.action === 'remove' ? change.from : change.item.value;
         if (action === 'add') filled.add(set);
         for (const piece of asked.split(action, set, entry)) {
-          requests.push(changeElement(action, set, piece));
+          requests.push(changeElement(action, set, piece, port));
           keys.push(change.key);
         }
       }
@@ -95,13 +97,13 @@ async function dumpSet(client: NetlinkClient, set: string): Promise<readonly Net
 }
 
 /** An element that somebody altered (nomatch) is left out: it is then missing, and adding it again mends it. */
-async function readEntries(messages: readonly NetlinkMessage[], signal: AbortSignal): Promise<Set<Cidr>> {
-  const entries = new Set<Cidr>();
+async function readWhole(messages: readonly NetlinkMessage[], signal: AbortSignal): Promise<readonly FoundElement[]> {
+  const elements: FoundElement[] = [];
   for (const [i, message] of messages.entries()) {
     if (i % MESSAGES_A_TURN === MESSAGES_A_TURN - 1) await nextTurn(undefined, { signal });
-    for (const { entry, altered } of readElements(message)) if (!altered) entries.add(entry);
+    for (const element of readElements(message)) if (!element.altered) elements.push(element);
   }
-  return entries;
+  return elements;
 }
 
 /** The members of length 0 and 1 that this process was asked to write, as `<set> <entry>`. */

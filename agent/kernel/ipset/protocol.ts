@@ -9,9 +9,10 @@ import {
   networkOf,
   prefixLengthOf,
 } from '../../model/ip.ts';
-import type { IpSet } from '../../model/items.ts';
+import type { IpSet, MemberPort } from '../../model/items.ts';
+import { PROTOCOLS, type Protocol } from '../../model/services.ts';
 import { KernelError } from '../errors.ts';
-import { attribute, nested, parseAttributes, text, textOf, u8, u32Be } from '../netlink/attributes.ts';
+import { attribute, nested, parseAttributes, text, textOf, u8, u16Be, u32Be } from '../netlink/attributes.ts';
 import type { NetlinkMessage, NetlinkRequest } from '../netlink/message.ts';
 
 const NFNL_SUBSYS_IPSET = 6;
@@ -21,7 +22,7 @@ const PROTOCOL_VERSION = 6;
 
 const ATTR = { PROTOCOL: 1, SETNAME: 2, TYPENAME: 3, REVISION: 4, FAMILY: 5, FLAGS: 6, DATA: 7, ADT: 8 } as const;
 /** Inside DATA. MAXELEM belongs to headers, CADT_FLAGS to both. */
-const DATA = { IP: 1, CIDR: 3, CADT_FLAGS: 8, MAXELEM: 19 } as const;
+const DATA = { IP: 1, CIDR: 3, PORT: 4, PROTO: 7, CADT_FLAGS: 8, MAXELEM: 19 } as const;
 const IPADDR: Readonly<Record<Family, number>> = { ipv4: 1, ipv6: 2 };
 const FLAG_LIST_HEADER = 1 << 2;
 const NLA_F_NET_BYTEORDER = 0x4000;
@@ -31,6 +32,7 @@ const NFGENMSG_BYTES = 4;
 /** An element of a set as the kernel shows it. */
 export interface FoundElement {
   readonly entry: Cidr;
+  readonly port?: MemberPort;
   /** It has flags (nomatch) that Tulle never sets: not what its entry says. */
   readonly altered: boolean;
 }
@@ -78,17 +80,24 @@ export const destroySet = (set: string): NetlinkRequest => ({
 });
 
 /** Without NLM_F_EXCL: adding what is there and removing what is not both succeed. */
-export function changeElement(action: 'add' | 'remove', set: string, entry: Cidr): NetlinkRequest {
+export function changeElement(
+  action: 'add' | 'remove',
+  set: string,
+  entry: Cidr,
+  port: MemberPort | undefined,
+): NetlinkRequest {
   const { bits, family, addressFamily } = factsOf(entry);
   const prefixLength = prefixLengthOf(entry);
   const address = attribute(IPADDR[family] | NLA_F_NET_BYTEORDER, bytesOf(networkOf(entry)));
   const parts = [nested(DATA.IP, address)];
   if (prefixLength < bits) parts.push(u8(DATA.CIDR, prefixLength));
+  if (port)
+    parts.push(u16Be(DATA.PORT | NLA_F_NET_BYTEORDER, port.number), u8(DATA.PROTO, PROTOCOL_NUMBERS[port.protocol]));
   return {
     type: type(action === 'add' ? COMMAND.ADD : COMMAND.DEL),
     payload: payload(addressFamily, text(ATTR.SETNAME, set), nested(ATTR.DATA, ...parts)),
     operation: action,
-    object: `member ${entry} of ${set}`,
+    object: `member ${entry}${port ? `,${port.protocol}:${port.number}` : ''} of ${set}`,
   };
 }
 
@@ -123,9 +132,28 @@ function readElement(data: Buffer): FoundElement | undefined {
   if (!bytes || (bytes.length !== 4 && bytes.length !== 16)) return undefined;
   const prefixLength = attributes.get(DATA.CIDR)?.[0] ?? bytes.length * 8;
   if (prefixLength > bytes.length * 8) return undefined;
-  const altered = (u32BeOf(attributes.get(DATA.CADT_FLAGS)) ?? 0) !== 0;
-  return { entry: `${ipFromBytes(bytes)}/${prefixLength}` as Cidr, altered };
+  const flags = u32BeOf(attributes.get(DATA.CADT_FLAGS)) ?? 0;
+  const portBytes = attributes.get(DATA.PORT);
+  const port = readPort(portBytes, attributes.get(DATA.PROTO));
+  return {
+    entry: `${ipFromBytes(bytes)}/${prefixLength}` as Cidr,
+    ...(port && { port }),
+    // A port of a protocol that no Service has is somebody else's work.
+    altered: flags !== 0 || (portBytes !== undefined && port === undefined),
+  };
 }
+
+function readPort(bytes: Buffer | undefined, protocolBytes: Buffer | undefined): MemberPort | undefined {
+  const protocol = PROTOCOLS.find((each) => PROTOCOL_NUMBERS[each] === protocolBytes?.[0]);
+  return bytes?.length === 2 && protocol ? { protocol, number: bytes.readUInt16BE(0) } : undefined;
+}
+
+/** IPPROTO_* (linux/in.h). */
+const PROTOCOL_NUMBERS: Readonly<Record<Protocol, number>> = { TCP: 6, UDP: 17, SCTP: 132 };
+
+/** An element as the ipset command reads it. */
+export const elementText = ({ entry, port }: Pick<FoundElement, 'entry' | 'port'>): string =>
+  port ? `${networkOf(entry)},${port.protocol.toLowerCase()}:${port.number}` : entry;
 
 const u32BeOf = (payload: Buffer | undefined): number | undefined =>
   payload?.length === 4 ? payload.readUInt32BE(0) : undefined;

@@ -13,7 +13,7 @@ import type { Change, Driver } from '../../reconcile/types.ts';
 import type { Run } from '../command.ts';
 import { isNotFound, KernelError } from '../errors.ts';
 import type { NetlinkClient } from '../netlink/message.ts';
-import { destroySet, listElements, listHeaders, named, readElements, readHeader } from './protocol.ts';
+import { destroySet, elementText, listElements, listHeaders, named, readElements, readHeader } from './protocol.ts';
 
 const TIMEOUT_MS = 10_000;
 
@@ -101,7 +101,7 @@ async function render(change: Written, client: NetlinkClient): Promise<readonly 
   return [
     renderCreate(next, '-exist'),
     `flush ${next.name}`,
-    ...elements.map(({ entry }) => `add ${next.name} ${entry}`),
+    ...elements.map((element) => `add ${next.name} ${elementText(element)}`),
     `swap ${next.name} ${value.name}`,
     `destroy ${next.name}`,
   ];
