@@ -1,9 +1,10 @@
 /** The two back ends of iptables: the kernel runs the rules of both, whoever looks sees those of one. */
 import { KernelError } from '../kernel/errors.ts';
-import type { Backend } from '../kernel/iptables/backend.ts';
+import type { Backend, BackendName } from '../kernel/iptables/backend.ts';
 import type { RuleScan } from '../kernel/iptables/scan.ts';
 import { removeOwnChains } from '../kernel/kernel.ts';
-import { type Check, type Finding, verdict } from './finding.ts';
+import { type Facts, runningAgent } from './facts.ts';
+import { type Check, type Finding, type Fix, verdict } from './finding.ts';
 
 /** The first without faults in what Tulle uses: comments of rules are kept, and tables restored as a whole. */
 const OLDEST_VERSION = [1, 8, 0] as const;
@@ -16,7 +17,7 @@ export const iptables: Check = {
     const used = backend as Backend;
     const scans = await facts.rules();
     const seen = `${used.version}, ${used.reason}`;
-    return verdict(seen, [strays(used, scans), mixed(used, scans), foreignTables(scans), outdated(used)]);
+    return verdict(seen, [strays(used, scans, facts), mixed(used, scans), foreignTables(scans), outdated(used)]);
   },
 };
 
@@ -30,8 +31,11 @@ const unusable = ({ message }: KernelError): Finding => ({
 
 const place = ({ backend, family }: RuleScan): string => `iptables-${backend} (${family})`;
 
-/** Own chains where nobody of Tulle looks after them any more. */
-function strays(used: Backend, scans: readonly RuleScan[]): Finding | undefined {
+/**
+ * Own chains where nobody of Tulle looks after them any more. Only a running agent knows which ones are in use: what would
+ * be chosen now may be another back end than the one whose rules carry the pods while no agent runs.
+ */
+function strays(used: Backend, scans: readonly RuleScan[], facts: Facts): Finding | undefined {
   const found = scans.filter(({ backend, ownRules }) => backend !== used.backend && ownRules > 0);
   const [first] = found;
   if (!first) return undefined;
@@ -41,17 +45,21 @@ function strays(used: Backend, scans: readonly RuleScan[]): Finding | undefined 
     evidence: found.map((scan) => `${place(scan)}: ${scan.ownRules} rules of Tulle`),
     cause:
       'The host changed from one back end to the other under an agent. Both are obeyed, and the old rules are never updated.',
-    remedy: 'remove them; a ready agent does so when it starts',
-    fix: {
-      steps: found.map((scan) => `remove the chains TULLE-* from ${place(scan)}`),
-      apply: async (signal) => {
-        const { failures } = await removeOwnChains(first.backend, signal);
-        const [failure] = failures;
-        if (failure) throw failure;
-      },
-    },
+    remedy: runningAgent(facts)
+      ? 'remove them; a ready agent does so when it starts'
+      : 'start the agent, which removes what it does not use once it is ready',
+    ...(runningAgent(facts) && { fix: removal(first.backend, found) }),
   };
 }
+
+const removal = (backend: BackendName, found: readonly RuleScan[]): Fix => ({
+  steps: found.map((scan) => `remove the chains TULLE-* from ${place(scan)}`),
+  apply: async (signal) => {
+    const { failures } = await removeOwnChains(backend, signal);
+    const [failure] = failures;
+    if (failure) throw failure;
+  },
+});
 
 function mixed(used: Backend, scans: readonly RuleScan[]): Finding | undefined {
   const holders = scans.filter(({ foreignRules }) => foreignRules > 0);

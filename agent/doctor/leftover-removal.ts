@@ -1,5 +1,5 @@
 /** Removes what another network left. Only called for a product that a person named and that does not run. */
-import { rmSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { run } from '../kernel/command.ts';
 import { ignoreNotFound } from '../kernel/errors.ts';
 import { destroySet, named } from '../kernel/ipset/protocol.ts';
@@ -57,7 +57,26 @@ export async function removeLeftovers(
     object: `link ${name}`,
   }));
   for (const error of await client.batch(requests)) if (error) ignoreNotFound(error);
-  for (const path of files) rmSync(path, { recursive: true, force: true });
+  for (const path of files) removeFiles(path);
+}
+
+/** What is mounted there is somebody's: cgroups and maps of the kernel, or a disk. */
+export function removeFiles(path: string, mountinfo = readFileSync('/proc/self/mountinfo', 'utf8')): void {
+  const mounts = mountsAt(path, mountinfo);
+  if (mounts.length > 0)
+    throw new Error(
+      `cannot delete ${path}: expected files, got what is mounted at ${mounts.join(' and ')}; umount that, then ask again`,
+    );
+  rmSync(path, { recursive: true, force: true });
+}
+
+/** Mount points at a path and below it (proc_pid_mountinfo(5)): the fifth field, blanks as octal numbers. */
+function mountsAt(path: string, mountinfo: string): readonly string[] {
+  const points = mountinfo.split('\n').flatMap((line) => line.split(' ')[4] ?? []);
+  const plain = points.map((point) =>
+    point.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8))),
+  );
+  return plain.filter((point) => point === path || point.startsWith(`${path}/`));
 }
 
 /** Emptied before deleted, because they jump to each other. */

@@ -89,7 +89,8 @@ function tracesOf(product: Product, { links, rules, sets, tables, conflists }: S
   };
 }
 
-function chainsOf({ chains, comments }: Product, { backend, family, tables }: RuleScan): readonly Chains[] {
+/** Chains of a product, and the rules in built-in chains that lead to them or are marked as its own. */
+export function chainsOf({ chains, comments }: Product, { backend, family, tables }: RuleScan): readonly Chains[] {
   return tables.flatMap(({ table, chains: all, builtin }) => {
     const names = [...all.keys()].filter((name) => chains?.test(name));
     const own = new Set(names);
@@ -98,7 +99,8 @@ function chainsOf({ chains, comments }: Product, { backend, family, tables }: Ru
   });
 }
 
-const targetOf = (rule: string): string => / -[jg] (\S+)/.exec(rule)?.[1] ?? '';
+/** Not what a comment or a log prefix says: that may be an administrator's remark about the product. */
+const targetOf = (rule: string): string => / -[jg] (\S+)/.exec(rule.replace(/"(?:[^"\\]|\\.)*"/g, '""'))?.[1] ?? '';
 const commentOf = (rule: string): string => {
   const [, quoted, plain] = / --comment (?:"([^"]*)"|(\S+))/.exec(rule) ?? [];
   return quoted ?? plain ?? '';

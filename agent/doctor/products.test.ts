@@ -1,6 +1,10 @@
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import test from 'ava';
-import { renderRemoval } from './leftover-removal.ts';
-import { PRODUCTS } from './products.ts';
+import { removeFiles, renderRemoval } from './leftover-removal.ts';
+import { chainsOf } from './leftovers.ts';
+import { PRODUCTS, type Product } from './products.ts';
 
 /** Names as the sources and documents of each product give them. */
 const CHAINS: Readonly<Record<string, readonly string[]>> = {
@@ -78,4 +82,36 @@ test('renderRemoval: chains are emptied before any is deleted, and rules of buil
     '-X KUBE-SVC-A',
     'COMMIT',
   ]);
+});
+
+test('a directory goes with all that is in it, but not with what is mounted there', (t) => {
+  const top = mkdtempSync(join(tmpdir(), 'tulle-test-leftovers-'));
+  t.teardown(() => rmSync(top, { recursive: true, force: true }));
+  const [path, inside] = [join(top, 'cilium'), join(top, 'cilium/state/file')];
+  mkdirSync(join(path, 'state'), { recursive: true });
+  writeFileSync(inside, '');
+  const mount = (point: string) => `36 25 0:31 / ${point} rw,relatime shared:9 - cgroup2 none rw\n`;
+  for (const point of [`${path}/cgroupv2`, path, `${path}/with\\040blank`]) {
+    const { message = '' } = t.throws(() => removeFiles(path, mount('/') + mount(point))) ?? {};
+    t.true(message.includes(`mounted at ${point.replace('\\040', ' ')};`), message);
+    t.true(existsSync(inside));
+  }
+  removeFiles(path, mount('/') + mount(`${path}-of-another`));
+  t.false(existsSync(path));
+});
+
+test('a rule that only speaks of a product stays', (t) => {
+  const jump = '-A INPUT -m comment --comment "kubernetes health" -j KUBE-NODEPORTS';
+  const builtin = [
+    '-A INPUT -m comment --comment "must be before -j KUBE-NODEPORTS below" -j ACCEPT',
+    String.raw`-A INPUT -j LOG --log-prefix "say \" -j KUBE-NODEPORTS "`,
+    jump,
+  ];
+  const tables = [{ table: 'filter', chains: new Map([['KUBE-NODEPORTS', '-']]), builtin }];
+  const scan = { backend: 'nft', family: 'ipv4', tables, ownRules: 0, foreignRules: 3, remarks: [] } as const;
+  const proxy = PRODUCTS.find(({ name }) => name === 'kube-proxy') as Product;
+  t.deepEqual(
+    chainsOf(proxy, scan).map(({ names, rules }) => ({ names, rules })),
+    [{ names: ['KUBE-NODEPORTS'], rules: [jump] }],
+  );
 });
