@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
-import { type PersistentMap, persistentMap } from '../model/persistent-map.ts';
+import { Draft, type PersistentMap, persistentMap } from '../model/persistent-map.ts';
 import type { Narrowed } from './fields.ts';
 
 /** An object as an event of a watch gives it. */
@@ -68,7 +68,7 @@ export class ObjectCache<T> {
   }
 
   startReplacement(): Replacement {
-    const next = new Map<string, T>();
+    const next = new Draft<T>(persistentMap());
     const problems = new Map<string, readonly string[]>();
     return {
       add: (objects) => {
@@ -82,8 +82,7 @@ export class ObjectCache<T> {
       commit: () => {
         this.#problems.clear();
         for (const [key, found] of problems) this.#problems.set(key, found);
-        const gone = [...this.#objects.keys()].filter((key) => !next.has(key));
-        this.#become(this.#objects.with([...next, ...gone.map((key) => [key, undefined] as const)]));
+        this.#become(next.done());
       },
     };
   }
@@ -103,8 +102,9 @@ export class ObjectCache<T> {
 
   #become(objects: PersistentMap<T>): void {
     const changed = new Set(objects.changedSince(this.#objects));
+    if (changed.size === 0) return;
     this.#objects = objects;
-    if (changed.size > 0) this.#options.changed(changed);
+    this.#options.changed(changed);
   }
 }
 

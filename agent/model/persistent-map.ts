@@ -33,23 +33,9 @@ export class PersistentMap<T> implements ReadonlyMap<string, T> {
 
   /** The same with these values, undefined for none; itself when all of them are what it has. */
   with(changes: Iterable<readonly [key: string, value: T | undefined]>): PersistentMap<T> {
-    const copies = new Map<number, Map<string, T>>();
-    let size = this.size;
-    for (const [key, value] of changes) {
-      const n = shardOf(key);
-      const shard = copies.get(n) ?? this.shards[n];
-      const before = shard?.get(key);
-      if (before === value) continue;
-      const copy = copies.get(n) ?? new Map(shard);
-      copies.set(n, copy);
-      size += Number(value !== undefined) - Number(before !== undefined);
-      if (value === undefined) copy.delete(key);
-      else copy.set(key, value);
-    }
-    if (copies.size === 0) return this;
-    const shards = [...this.shards];
-    for (const [n, copy] of copies) shards[n] = copy;
-    return new PersistentMap(shards, size);
+    const draft = new Draft(this);
+    for (const [key, value] of changes) draft.set(key, value);
+    return draft.done();
   }
 
   /** Keys whose values differ in identity between this and another version, absent ones included. */
@@ -80,6 +66,39 @@ export class PersistentMap<T> implements ReadonlyMap<string, T> {
 
   forEach(visit: (value: T, key: string, map: ReadonlyMap<string, T>) => void): void {
     for (const [key, value] of this) visit(value, key, this);
+  }
+}
+
+/** Another version under way, for those who make it in several turns. */
+export class Draft<T> {
+  readonly #from: PersistentMap<T>;
+  readonly #copies = new Map<number, Map<string, T>>();
+  #size: number;
+
+  constructor(from: PersistentMap<T>) {
+    this.#from = from;
+    this.#size = from.size;
+  }
+
+  /** Undefined: none. */
+  set(key: string, value: T | undefined): void {
+    const n = shardOf(key);
+    const shard = this.#copies.get(n) ?? this.#from.shards[n];
+    const before = shard?.get(key);
+    if (before === value) return;
+    const copy = this.#copies.get(n) ?? new Map(shard);
+    this.#copies.set(n, copy);
+    this.#size += Number(value !== undefined) - Number(before !== undefined);
+    if (value === undefined) copy.delete(key);
+    else copy.set(key, value);
+  }
+
+  /** Ends it. The former version when nothing was set but what it has. */
+  done(): PersistentMap<T> {
+    if (this.#copies.size === 0) return this.#from;
+    const shards = [...this.#from.shards];
+    for (const [n, copy] of this.#copies) shards[n] = copy;
+    return new PersistentMap(shards, this.#size);
   }
 }
 

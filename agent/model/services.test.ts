@@ -18,6 +18,7 @@ test('the id of a backend set says what is in it, whatever the order', (t) => {
     ),
   );
   t.not(backendSet(some.slice(1)).id, set.id);
+  t.deepEqual(backendSet(some.map((each) => ({ ...each, more: 1 }))), set);
   t.not(backendSet([backend('10.0.0.1:18')]).id, backendSet([backend('10.0.0.11:8')]).id);
 });
 

@@ -109,7 +109,8 @@ export function backendSet(backends: readonly Backend[]): BackendSet {
   if (sorted.some(({ ip }) => familyOf(ip) !== family))
     throw new TypeError('cannot make a set of backends: expected one family, got two');
   const id = hash(sorted.map(({ ip, port }) => `${ip} ${port}`).join('\n'), 32) as BackendSetId;
-  return { id, family, backends: sorted };
+  // Whatever else was known of them is not part of the set.
+  return { id, family, backends: Object.freeze(sorted.map(({ ip, port }) => Object.freeze({ ip, port }))) };
 }
 
 /** What an address of this kind is to the Service; `host-port` is a pod's. */

@@ -11,6 +11,7 @@ import {
   frontendId,
   type HealthCheck,
   isSetId,
+  type Scope,
   type Service,
   type ServicePort,
   type Verdict,
@@ -161,23 +162,34 @@ function frontendPair(
   const isLocalInside = isCluster && internalTrafficPolicy === 'Local';
   const isLocalOutside = isCluster ? isLocalInside : externalTrafficPolicy === 'Local';
   const isRestricted = at.kind === 'load-balancer' && sourceRanges !== undefined;
-  const common = {
-    ...at,
+  const extras = {
     ...(affinitySeconds !== undefined && at.protocol !== 'any' && { affinitySeconds }),
     ...(isRestricted && { sourceRanges: sourceRanges.filter((range) => familyOf(range) === familyOf(at.ip)) }),
-    service: label,
   };
   const inside = isLocalInside ? targets.localInside : targets.cluster;
   const outside = isLocalOutside ? targets.localOutside : targets.cluster;
   const keepsSource = isLocalOutside && !isCluster;
+  const masquerade = isSetId(outside) && !keepsSource ? ({ masquerade: true } as const) : {};
   return [
-    { scope: 'internal', target: inside, ...common },
-    { scope: 'external', target: outside, ...common, ...(isSetId(outside) && !keepsSource && { masquerade: true }) },
+    frontend(at, 'internal', inside, label, extras),
+    frontend(at, 'external', outside, label, { ...extras, ...masquerade }),
   ];
 }
 
+/** Written out: an object that is put together by spreading takes twice the memory, and there are many of these. */
+function frontend(
+  { ip, port, protocol, kind }: Pick<Frontend, 'ip' | 'port' | 'protocol' | 'kind'>,
+  scope: Scope,
+  target: Frontend['target'],
+  service: string,
+  extras: Partial<Frontend>,
+): Frontend {
+  const plain: Frontend = { scope, ip, port, protocol, kind, target, service };
+  return Object.keys(extras).length === 0 ? plain : { ...plain, ...extras };
+}
+
 const labelOf = ({ namespace, name }: Service, port: ServicePort | undefined): string =>
-  `${namespace}/${name}:${port === undefined ? '*' : port.name || port.port}`;
+  [namespace, '/', name, ':', port === undefined ? '*' : port.name || port.port].join('');
 
 /** kube-proxy leaves a family open that the ranges do not name; here they mean what they say. */
 function rangeProblems({ loadBalancerIps, sourceRanges }: Service): readonly string[] {

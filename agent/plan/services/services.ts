@@ -6,7 +6,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Cluster } from '../../model/cluster.ts';
 import { type Fragment, rankOf } from '../../model/fragment.ts';
 import type { Host } from '../../model/host.ts';
-import { type PersistentMap, persistentMap } from '../../model/persistent-map.ts';
+import { Draft, type PersistentMap, persistentMap } from '../../model/persistent-map.ts';
 import type { Backend, HealthCheck, Service } from '../../model/services.ts';
 import type { Losses } from '../claims.ts';
 import { finish, type Steps } from '../steps.ts';
@@ -72,21 +72,19 @@ export class ServicesPlanner {
     const touched = yield* index.follow(input.cluster, last?.input.cluster);
     const context = contextOf(input, index, last);
     const dirty = touched.union(yield* dependents(index, input.cluster.services, context, last?.context));
-    const fragments: [string, Fragment | undefined][] = [];
-    const healthChecks: [string, HealthCheck | undefined][] = [];
+    const former = last?.plan ?? NO_SERVICES;
+    const fragments = new Draft(former.fragments);
+    const healthChecks = new Draft(former.healthChecks);
     for (const key of dirty) {
       const service = input.cluster.services.get(key);
       const plan = service && this.#planOne(key, service, index, context);
-      fragments.push([`service ${key}`, plan && fragmentOf(key, service, plan, input.settings)]);
-      healthChecks.push([key, plan?.health]);
+      const id = `service ${key}`;
+      fragments.set(id, plan && fragmentOf(id, service, plan, input.settings));
+      healthChecks.set(key, plan?.health);
       yield;
     }
-    const former = last?.plan ?? NO_SERVICES;
-    fragments.push(['services', generalFragment(index, input.settings, former.fragments.get('services'))]);
-    const plan: ServicesPlan = {
-      fragments: former.fragments.with(fragments),
-      healthChecks: former.healthChecks.with(healthChecks),
-    };
+    fragments.set('services', generalFragment(index, input.settings, former.fragments.get('services')));
+    const plan: ServicesPlan = { fragments: fragments.done(), healthChecks: healthChecks.done() };
     this.#last = { input, index, context, plan };
     return plan;
   }
@@ -149,10 +147,10 @@ function* dependents(
   return found;
 }
 
-function fragmentOf(key: string, service: Service, plan: ServicePlan, settings: ServiceSettings): Fragment {
+function fragmentOf(id: string, service: Service, plan: ServicePlan, settings: ServiceSettings): Fragment {
   return {
-    id: `service ${key}`,
-    cause: `service ${key}`,
+    id,
+    cause: id,
     rank: rankOf(service.creationMs, service.uid),
     items: settings['services.mode'] === 'iptables' ? [] : socketItems(plan.frontends, plan.sets),
     requires: [],
