@@ -17,12 +17,18 @@ export type ApiObject = Readonly<Record<string, unknown>> & {
 
 const TIMEOUT_MS = 10_000;
 
-/** Path of one Node or Pod, or of all Pods of a namespace. */
+/** Paths of objects and of their collections. */
 export const apiPath = {
   nodes: '/api/v1/nodes',
   node: (name: string) => `/api/v1/nodes/${encodeURIComponent(name)}`,
   pods: (namespace: string) => `/api/v1/namespaces/${encodeURIComponent(namespace)}/pods`,
   pod: (namespace: string, name: string) => `${apiPath.pods(namespace)}/${encodeURIComponent(name)}`,
+  allServices: '/api/v1/services',
+  services: (namespace: string) => `/api/v1/namespaces/${encodeURIComponent(namespace)}/services`,
+  service: (namespace: string, name: string) => `${apiPath.services(namespace)}/${encodeURIComponent(name)}`,
+  allEndpointSlices: '/apis/discovery.k8s.io/v1/endpointslices',
+  endpointSlice: (namespace: string, name: string) =>
+    `/apis/discovery.k8s.io/v1/namespaces/${encodeURIComponent(namespace)}/endpointslices/${encodeURIComponent(name)}`,
 } as const;
 
 /** One kept-alive connection pool; end it with close(). */

@@ -7,6 +7,7 @@ import { type LabStatus, labControl, SupervisorError } from './control.ts';
 import { listenForControl } from './control-server.ts';
 import type { Lab } from './lab.ts';
 import { LabError } from './lab-error.ts';
+import type { PhantomServices } from './phantom-services.ts';
 import type { LabPodRequest, PodStatus } from './pods.ts';
 
 /** Stands in for a lab, of which only what the routes call is needed. */
@@ -20,6 +21,8 @@ function fakeLab(calls: unknown[]): Lab {
     },
     check: async (pod: unknown) => void calls.push(['check', pod]),
     remove: async (pod: unknown) => void calls.push(['remove', pod]),
+    setReady: async (pod: unknown, ready: boolean) => void calls.push(['ready', pod, ready]),
+    terminate: async (pod: unknown, seconds: number) => void calls.push(['terminate', pod, seconds]),
   };
   return {
     pods,
@@ -30,6 +33,7 @@ function fakeLab(calls: unknown[]): Lab {
     },
     stopAgent: async (node: string) => void calls.push(['stop', node]),
     startAgent: (node: string) => void calls.push(['start', node]),
+    loadPhantomServices: async (request: unknown) => void calls.push(['phantoms', request]),
     setApiFault: (fault: string) => void calls.push(['fault', fault]),
   } as unknown as Lab;
 }
@@ -57,6 +61,10 @@ test('labControl and the supervisor agree on every call', async (t) => {
   await control.stopAgent('node-1');
   await control.startAgent('node-1');
   await control.setApiFault('stalled');
+  await control.setPodReady('default', 'web', false);
+  await control.terminatePod('default', 'web', 30);
+  const phantoms: PhantomServices = { count: 3, endpoints: 2, families: ['ipv4'] };
+  await control.loadPhantomServices(phantoms);
   t.deepEqual(calls, [
     pod,
     ['check', { namespace: 'a b', name: 'c/d' }],
@@ -65,6 +73,9 @@ test('labControl and the supervisor agree on every call', async (t) => {
     ['stop', 'node-1'],
     ['start', 'node-1'],
     ['fault', 'stalled'],
+    ['ready', { namespace: 'default', name: 'web' }, false],
+    ['terminate', { namespace: 'default', name: 'web' }, 30],
+    ['phantoms', phantoms],
   ]);
 
   const error = await t.throwsAsync(control.runPod({ ...pod, node: 'absent' }), { instanceOf: SupervisorError });

@@ -6,6 +6,7 @@ import type { Logger } from 'pino';
 import type { ApiFault, ApiRequest } from './control.ts';
 import type { Lab } from './lab.ts';
 import { messageOf } from './lab-error.ts';
+import type { PhantomServices } from './phantom-services.ts';
 import type { LabPodRequest } from './pods.ts';
 
 type Handler = (lab: Lab, parts: readonly string[], body: unknown, signal: AbortSignal) => Promise<unknown>;
@@ -15,12 +16,17 @@ const ROUTES: Readonly<Record<string, Handler>> = {
   'GET /status': (lab) => lab.status(),
   'POST /pods': (lab, _, body, signal) => lab.pods.run(body as LabPodRequest, signal),
   'POST /pods/*/*/check': (lab, [namespace = '', name = ''], _, signal) => lab.pods.check({ namespace, name }, signal),
+  'POST /pods/*/*/ready': (lab, [namespace = '', name = ''], body, signal) =>
+    lab.pods.setReady({ namespace, name }, (body as { ready: boolean }).ready, signal),
+  'POST /pods/*/*/terminate': (lab, [namespace = '', name = ''], body, signal) =>
+    lab.pods.terminate({ namespace, name }, (body as { graceSeconds: number }).graceSeconds, signal),
   'DELETE /pods/*/*': (lab, [namespace = '', name = ''], _, signal) => lab.pods.remove({ namespace, name }, signal),
   'POST /nodes/*/kill-agent': async (lab, [node = '']) => ({ pid: await lab.killAgent(node) }),
   'POST /nodes/*/stop-agent': (lab, [node = ''], _, signal) => lab.stopAgent(node, signal),
   'POST /nodes/*/start-agent': async (lab, [node = '']) => lab.startAgent(node),
   'POST /api-fault': async (lab, _, body) => lab.setApiFault((body as { fault: ApiFault }).fault),
   'POST /api': (lab, _, body, signal) => lab.callApi(body as ApiRequest, signal),
+  'POST /phantom-services': (lab, _, body) => lab.loadPhantomServices(body as PhantomServices),
 };
 
 /** Listens when it resolves. Calls live as long as the lab, not as long as the caller: half an ADD is nothing to leave. */

@@ -7,6 +7,7 @@ import { LabError } from './lab-error.ts';
 import type { LabLayout } from './layout.ts';
 import type { NodeRef } from './node.ts';
 import type { ProcessStatus } from './node-process.ts';
+import type { PhantomServices } from './phantom-services.ts';
 import type { LabPodRequest, PodStatus } from './pods.ts';
 
 /** What attaches pods: the lab itself, as containerd would, or containerd. */
@@ -18,6 +19,8 @@ export interface LabOptions {
   readonly nodes: number;
   readonly families: readonly Family[];
   readonly segments: number;
+  /** Zones that the nodes are spread over, round robin; 0: Nodes without a zone. */
+  readonly zones: number;
   readonly runtime: RuntimeName;
   /** The agent's command without the arguments that the lab adds: `tulle agent`. */
   readonly agentCommand: readonly string[];
@@ -39,6 +42,7 @@ export interface ContainerdStatus extends ProcessStatus {
 export interface LabNodeStatus extends NodeRef {
   readonly state: 'up' | 'ended';
   readonly segment: number;
+  readonly zone?: string;
   readonly addresses: readonly IpAddress[];
   readonly podCidrs: readonly string[];
   readonly agent: AgentStatus;
@@ -83,6 +87,9 @@ export interface LabControl {
   runPod(pod: LabPodRequest): Promise<PodStatus>;
   checkPod(namespace: string, name: string): Promise<void>;
   removePod(namespace: string, name: string): Promise<void>;
+  setPodReady(namespace: string, name: string, ready: boolean): Promise<void>;
+  /** Marks it as about to go: its endpoints are terminating until it is removed. */
+  terminatePod(namespace: string, name: string, graceSeconds: number): Promise<void>;
   /** The process that was killed. */
   killAgent(node: string): Promise<{ readonly pid: number }>;
   /** Ends the agent and keeps it away until startAgent. */
@@ -91,6 +98,8 @@ export interface LabControl {
   setApiFault(fault: ApiFault): Promise<void>;
   /** Answers with the object as it is then. */
   callApi(request: ApiRequest): Promise<ApiObject>;
+  /** Creates them past the REST interface, which would take minutes. */
+  loadPhantomServices(request: PhantomServices): Promise<void>;
 }
 
 /** Each call throws LabError: with what the supervisor objects to, or when no lab is up. */
@@ -104,11 +113,16 @@ export function labControl({ controlSocket }: Pick<LabLayout, 'controlSocket'>, 
     runPod: async (pod) => (await ask('POST', '/pods', pod)) as PodStatus,
     checkPod: async (namespace, name) => void (await ask('POST', `${podPath(namespace, name)}/check`)),
     removePod: async (namespace, name) => void (await ask('DELETE', podPath(namespace, name))),
+    setPodReady: async (namespace, name, ready) =>
+      void (await ask('POST', `${podPath(namespace, name)}/ready`, { ready })),
+    terminatePod: async (namespace, name, graceSeconds) =>
+      void (await ask('POST', `${podPath(namespace, name)}/terminate`, { graceSeconds })),
     killAgent: async (node) => (await ask('POST', nodePath(node, 'kill-agent'))) as { pid: number },
     stopAgent: async (node) => void (await ask('POST', nodePath(node, 'stop-agent'))),
     startAgent: async (node) => void (await ask('POST', nodePath(node, 'start-agent'))),
     setApiFault: async (fault) => void (await ask('POST', '/api-fault', { fault })),
     callApi: async (request) => (await ask('POST', '/api', request)) as ApiObject,
+    loadPhantomServices: async (request) => void (await ask('POST', '/phantom-services', request)),
   };
 }
 

@@ -2,7 +2,8 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import type { Logger } from 'pino';
-import { type Cidr, type Family, type IpAddress, parseCidr, parseIp } from '../agent/model/ip.ts';
+import { addressAt, type Cidr, type Family, type IpAddress, parseCidr, parseIp } from '../agent/model/ip.ts';
+import { ipPortText } from '../agent/model/ip-port.ts';
 import { type ApiServer, startApiServer } from './api-server/server.ts';
 import { type ApiObject, ApiWriter } from './api-writer.ts';
 import { BIN_DIR, CONF_DIR, hasNetworkList } from './cni-client.ts';
@@ -12,8 +13,9 @@ import { type Attachment, attachNode, buildFabric, planAttachment, routerAddress
 import { LabError } from './lab-error.ts';
 import { DIR_IN_NODE, type LabLayout, type NodeLayout, nodeLayout } from './layout.ts';
 import { type RunningNode, startNode } from './node.ts';
-import { readPodCidrs, registerNode } from './node-object.ts';
+import { readPodCidrs, registerNode, zoneOfNode } from './node-object.ts';
 import { NodeProcess } from './node-process.ts';
+import { loadPhantomServices, type PhantomServices } from './phantom-services.ts';
 import { createCa, createServingCertificate, type KeyPair, writeKubeconfig } from './pki.ts';
 import { Pods } from './pods.ts';
 import { labRuntime } from './runtime.ts';
@@ -23,6 +25,8 @@ export type Step = <T>(text: string, work: () => Promise<T>) => Promise<T>;
 
 /** What the pod CIDRs of the nodes are cut from. */
 const CLUSTER_CIDRS = { ipv4: '10.84.0.0/16', ipv6: 'fd84::/48' } as const satisfies Record<Family, string>;
+/** What Services get their addresses from. */
+const SERVICE_CIDRS = { ipv4: '10.96.0.0/12', ipv6: 'fd96::/108' } as const satisfies Record<Family, string>;
 const API_PORT = 6443;
 const SERVER_NAMES = ['kubernetes', 'kubernetes.default', 'kubernetes.default.svc', 'localhost'];
 /** May do everything. */
@@ -34,6 +38,7 @@ interface LabNode {
   readonly node: RunningNode;
   readonly layout: NodeLayout;
   readonly attachment: Attachment;
+  readonly zone: string | undefined;
   /** Aborted when the node ends. */
   readonly life: AbortSignal;
   readonly containerd: Containerd | undefined;
@@ -62,7 +67,9 @@ export async function startLab(boot: Boot): Promise<Lab> {
   const names = Array.from({ length: options.nodes }, (_, i) => `node-${i + 1}`);
   const [api, started] = await Promise.all([startApi(boot), startNodes(boot, names)]);
   await step(`${names.length} Node objects`, async () => {
-    for (const { node, attachment } of started) await registerNode(api.writer, node.name, attachment.addresses, signal);
+    for (const { node, attachment, zone } of started) {
+      await registerNode(api.writer, { name: node.name, addresses: attachment.addresses, zone }, signal);
+    }
   });
   const nodes = await step('agents ready', () => startAgents(boot, api, started));
   for (const { containerd } of nodes) await containerd?.networkReady(signal);
@@ -128,6 +135,10 @@ export class Lab {
     return this.#api.writer.send(method, path, object, signal);
   }
 
+  loadPhantomServices(request: PhantomServices): Promise<void> {
+    return loadPhantomServices(this.#api.server.store, request);
+  }
+
   #node(name: string): LabNode {
     const entry = this.#nodes.get(name);
     if (entry) return entry;
@@ -138,7 +149,7 @@ export class Lab {
     });
   }
 
-  async #nodeStatus({ node, layout, attachment, agent, containerd, life }: LabNode): Promise<LabNodeStatus> {
+  async #nodeStatus({ node, layout, attachment, zone, agent, containerd, life }: LabNode): Promise<LabNodeStatus> {
     const { name, pid, cgroup } = node;
     const podCidrs = readPodCidrs(this.#api.server.store, name);
     const state = life.aborted ? 'ended' : 'up';
@@ -148,6 +159,7 @@ export class Lab {
       cgroup,
       state,
       ...attachment,
+      ...(zone !== undefined && { zone }),
       podCidrs,
       agent: { ...(await agent.status()), ready: await hasNetworkList(node) },
       agentLog: layout.agentLog,
@@ -163,12 +175,15 @@ async function startApi({ layout, options, log, step, signal }: Boot): Promise<A
     [adminToken, ADMIN],
     [agentToken, AGENT],
   ]);
-  const url = `https://${urlHost(routerAddress(0, options.families[0] as Family))}:${API_PORT}`;
+  const advertised = { ip: routerAddress(0, options.families[0] as Family), port: API_PORT };
+  const url = `https://${ipPortText(advertised)}`;
   const server = await step(`API server at ${url}`, async () => {
     const tls = { cert: serving.cert, key: serving.key, clientCa: ca.cert };
-    const clusterCidrs = options.families.map((family) => parseCidr(CLUSTER_CIDRS[family]) as Cidr);
+    const clusterCidrs = cidrsOf(CLUSTER_CIDRS, options.families);
+    const serviceCidrs = cidrsOf(SERVICE_CIDRS, options.families);
     const host = options.families.includes('ipv6') ? '::' : '0.0.0.0';
-    return startApiServer({ host, port: API_PORT, tls, tokens, clusterCidrs, log }, signal);
+    const ranges = { clusterCidrs, serviceCidrs, advertised };
+    return startApiServer({ host, port: API_PORT, tls, tokens, ...ranges, log }, signal);
   });
   server.access.setReadOnly(AGENT, true);
   await writeKubeconfig({ path: layout.kubeconfig, server: url, ca: ca.cert, user: { token: adminToken } });
@@ -185,7 +200,8 @@ async function createCertificates(
   const routers = Array.from({ length: segments }, (_, segment) =>
     families.map((family) => routerAddress(segment, family)),
   );
-  const ips = [...routers.flat(), parseIp('127.0.0.1') as IpAddress, parseIp('::1') as IpAddress];
+  const virtual = cidrsOf(SERVICE_CIDRS, families).map((cidr) => addressAt(cidr, 1));
+  const ips = [...routers.flat(), ...virtual, parseIp('127.0.0.1') as IpAddress, parseIp('::1') as IpAddress];
   const serving = await createServingCertificate(
     { ca, names: SERVER_NAMES, ips, directory: pkiDir, name: 'api-server' },
     signal,
@@ -222,7 +238,8 @@ async function startOne(
     ended.abort();
   });
   await attachNode(node, attachment, signal);
-  return { node, layout, attachment, life: AbortSignal.any([signal, ended.signal]), containerd: undefined };
+  const zone = zoneOfNode(index, options.zones);
+  return { node, layout, attachment, zone, life: AbortSignal.any([signal, ended.signal]), containerd: undefined };
 }
 
 /** Loaded on demand: a lab without containerd needs no gRPC. */
@@ -262,4 +279,5 @@ const agentArguments = (name: string): readonly string[] => [
   ...['--run-dir', '/run/tulle', '--cni-conf-dir', CONF_DIR, '--cni-bin-dir', BIN_DIR],
 ];
 
-const urlHost = (address: IpAddress): string => (address.includes(':') ? `[${address}]` : address);
+const cidrsOf = (texts: Readonly<Record<Family, string>>, families: readonly Family[]): readonly Cidr[] =>
+  families.map((family) => parseCidr(texts[family]) as Cidr);

@@ -15,12 +15,16 @@ export function printStep(text: string, durationMs: number): void {
 /** What `lab status` prints; nodes are left out when there are none. */
 export function describeStatus({ nodes, pods, apiServer, dir }: LabStatus): readonly string[] {
   const runtime = nodes.some(({ containerd }) => containerd) ? ['CONTAINERD'] : [];
-  const nodeRows = [['NODE', 'SEGMENT', 'ADDRESSES', 'POD CIDRS', 'AGENT', ...runtime], ...nodes.map(nodeRow)];
-  const podRows = pods.map(({ namespace, name, node, addresses, phase }) => [
+  const zoned = nodes.some(({ zone }) => zone !== undefined) ? ['ZONE'] : [];
+  const nodeRows = [
+    ['NODE', 'SEGMENT', ...zoned, 'ADDRESSES', 'POD CIDRS', 'AGENT', ...runtime],
+    ...nodes.map(nodeRow),
+  ];
+  const podRows = pods.map(({ namespace, name, node, addresses, phase, ready }) => [
     `${namespace}/${name}`,
     node,
     addresses.join(' '),
-    phase,
+    phase === 'Running' && !ready ? 'Running, not ready' : phase,
   ]);
   return [
     ...(nodes.length > 0 ? [...table(nodeRows), ''] : []),
@@ -31,11 +35,21 @@ export function describeStatus({ nodes, pods, apiServer, dir }: LabStatus): read
   ];
 }
 
-function nodeRow({ name, state, segment, addresses, podCidrs, agent, containerd }: LabNodeStatus): readonly string[] {
+function nodeRow({
+  name,
+  state,
+  segment,
+  zone,
+  addresses,
+  podCidrs,
+  agent,
+  containerd,
+}: LabNodeStatus): readonly string[] {
   const agentText = `${agent.state}, ${agent.ready ? 'ready' : 'not ready'}${restartsOf(agent)}`;
   return [
     name,
     `${segment}`,
+    ...(zone === undefined ? [] : [zone]),
     addresses.join(' '),
     podCidrs.join(' ') || 'none',
     state === 'up' ? agentText : 'the node ended',

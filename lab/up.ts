@@ -19,6 +19,7 @@ export const DEFAULT_OPTIONS: LabOptions = {
   nodes: 3,
   families: ['ipv4', 'ipv6'],
   segments: 1,
+  zones: 0,
   runtime: 'lab',
   agentCommand: [TULLE, 'agent'],
   agentArgs: [],

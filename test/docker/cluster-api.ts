@@ -33,7 +33,7 @@ async function main(directory: string, ip: IpAddress, nodes: Readonly<Record<str
   const server = await startApiServer({ host: ip, port: 0, tls, tokens, clusterCidrs }, signal);
   server.access.setReadOnly(AGENT, true);
   const api = new ApiWriter({ url: server.url, ca: ca.cert, token: ADMIN_TOKEN });
-  for (const [name, addresses] of Object.entries(nodes)) await registerNode(api, name, addresses, signal);
+  for (const [name, addresses] of Object.entries(nodes)) await registerNode(api, { name, addresses }, signal);
   writeFileSync(join(directory, 'ca.crt'), ca.cert);
   writeFileSync(join(directory, 'token'), AGENT_TOKEN);
   process.stdout.write(`${new URL(server.url).port}\n`);
