@@ -4,13 +4,13 @@
  */
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { ExecutionContext } from 'ava';
 import { execa } from 'execa';
-import { type BpfLane, openBpfLane } from '../../agent/kernel/bpf/lane.ts';
+import { type BpfLane, type BpfLaneOptions, openBpfLane } from '../../agent/kernel/bpf/lane.ts';
 import type { MapSizes } from '../../agent/kernel/bpf/store.ts';
 import { type Family, familyOf, type IpAddress } from '../../agent/model/ip.ts';
 import { SOCKET_HOOKS } from '../../agent/model/items.ts';
@@ -40,12 +40,15 @@ export interface Caller {
   load(call: Omit<Call, 'how'>): { stop(): Promise<Answer> };
 }
 
+type LaneOptions = Partial<Pick<BpfLaneOptions, 'sizes' | 'object' | 'directory' | 'run'>>;
+
 export interface EbpfNode {
   readonly netns: Netns;
   readonly cgroup: string;
-  /** For BpfLane's directory. */
+  /** A directory of this test's own, for files. */
+  readonly directory: string;
   readonly bpffs: string;
-  openLane(sizes?: MapSizes, object?: string): BpfLane;
+  openLane(options?: LaneOptions): BpfLane;
   /** A process in a namespace, the node's by default, and in the node's cgroup. */
   caller(netns?: Netns): Promise<Caller>;
 }
@@ -60,25 +63,22 @@ export async function createEbpfNode(t: ExecutionContext): Promise<EbpfNode> {
     '-',
   );
   const cgroup = createCgroup(t);
-  const bpffs = mkdtempSync(join(tmpdir(), TEST_PREFIX));
+  const directory = mkdtempSync(join(tmpdir(), TEST_PREFIX));
+  const bpffs = join(directory, 'bpf');
+  mkdirSync(bpffs);
   await execa('mount', ['-n', '-t', 'bpf', 'bpf', bpffs]);
   t.teardown(async () => {
     await execa('umount', ['--lazy', bpffs]);
-    rmdirSync(bpffs);
+    rmSync(directory, { recursive: true });
   });
   const server = netns.spawn(process.execPath, CALLER, 'serve', ...addresses);
   await once(server.stdout, 'data', { signal: AbortSignal.timeout(20_000) });
-  const openLane: EbpfNode['openLane'] = (sizes = TEST_SIZES, object) => {
-    const lane = openBpfLane({
-      directory: join(bpffs, 'tulle'),
-      cgroup,
-      sizes,
-      ...(object !== undefined && { object }),
-    });
+  const openLane: EbpfNode['openLane'] = (options = {}) => {
+    const lane = openBpfLane({ directory: join(bpffs, 'tulle'), cgroup, sizes: TEST_SIZES, ...options });
     t.teardown(() => lane.close());
     return lane;
   };
-  return { netns, cgroup, bpffs, openLane, caller: (where = netns) => startCaller(t, cgroup, where) };
+  return { netns, cgroup, directory, bpffs, openLane, caller: (where = netns) => startCaller(t, cgroup, where) };
 }
 
 /** Of this test alone, below the root that this process sees. Programs attached to it go with it. */

@@ -39,16 +39,15 @@ export interface AttachmentDriverOptions {
   readonly cgroup: string;
   readonly programs: Programs;
   readonly run: Run;
-  /** Called once everything that is wanted is attached and nothing else. */
-  readonly onSettled?: () => void;
 }
 
 export function createAttachmentDriver(options: AttachmentDriverOptions): Driver<'attachment'> {
-  const { cgroup, programs, onSettled } = options;
+  const { cgroup, programs } = options;
   const list = (): Map<Key<'attachment'>, Attachment> => {
     const found = new Map<Key<'attachment'>, Attachment>();
+    const hasMaps = programs.hasPinnedMaps();
     for (const hook of SOCKET_HOOKS) {
-      const build = describe(ownAt(cgroup, hook), programs.pinned(hook), programs.build);
+      const build = describe(ownAt(cgroup, hook), hasMaps ? programs.pinned(hook) : undefined, programs.build);
       if (build !== undefined) found.set(keyOf('attachment', { hook, build }), { hook, build });
     }
     return found;
@@ -70,10 +69,7 @@ export function createAttachmentDriver(options: AttachmentDriverOptions): Driver
       }
       const found = list();
       if (found.size === 0) programs.removeAll();
-      if (found.values().every(({ build }) => build === programs.build)) {
-        programs.removeOthers();
-        onSettled?.();
-      }
+      else if (found.values().every(({ build }) => build === programs.build)) programs.removeOthers();
       return failures;
     },
   };

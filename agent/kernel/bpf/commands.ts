@@ -39,6 +39,8 @@ export interface ProgramInfo {
   /** At most OBJECT_NAME_MAX characters. */
   readonly name: string;
   readonly mapIds: readonly number[];
+  /** How many the verifier went through; 0 before Linux 5.16. */
+  readonly verifiedInstructions: number;
 }
 
 /** How far a command on many entries came. */
@@ -92,12 +94,12 @@ const MAP_IDS_MAX = 32;
 
 export function readProgramInfo(fd: number): ProgramInfo {
   const ids = Buffer.alloc(4 * MAP_IDS_MAX);
-  const info = Buffer.alloc(80);
+  const info = Buffer.alloc(224);
   info.writeUInt32LE(MAP_IDS_MAX, 52);
   readInfo(fd, info, { at: 56, to: ids, in: info });
   const count = Math.min(info.readUInt32LE(52), MAP_IDS_MAX);
   const mapIds = Array.from({ length: count }, (_, i) => ids.readUInt32LE(4 * i));
-  return { id: info.readUInt32LE(4), name: nameAt(info, 64), mapIds };
+  return { id: info.readUInt32LE(4), name: nameAt(info, 64), mapIds, verifiedInstructions: info.readUInt32LE(216) };
 }
 
 function readInfo(fd: number, info: Buffer, ...inner: readonly Pointer[]): Buffer {

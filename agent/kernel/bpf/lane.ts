@@ -43,7 +43,7 @@ export function openBpfLane({ directory, cgroup, sizes, run = runCommand, object
   const programs = openPrograms({ store, run, ...(object !== undefined && { object }) });
   const sets = createBackendSetDriver({ map: store.backends });
   const frontend = createFrontendDriver({ map: store.frontends, sizeOf: (id) => sets.sizeOf(id) });
-  const attachment = createAttachmentDriver({ cgroup, programs, run, onSettled: () => store.removeOtherPins() });
+  const attachment = createAttachmentDriver({ cgroup, programs, run });
   return {
     drivers: { 'backend-set': sets, frontend, attachment },
     build: programs.build,

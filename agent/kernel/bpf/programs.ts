@@ -26,9 +26,11 @@ export interface Programs {
   pathOf(hook: SocketHook): string;
   /** What is pinned there. */
   pinned(hook: SocketHook): ProgramInfo | undefined;
+  /** Whether the next process would find the maps of these programs. */
+  hasPinnedMaps(): boolean;
   /** Loads and pins what is not. Rejects with KernelError that holds what the verifier said. */
   load(signal: AbortSignal): Promise<void>;
-  /** Takes away the pins of other builds, of what is not attached any more. */
+  /** Takes away the pins of other builds and of their maps. */
   removeOthers(): void;
   /** Takes away all pins. */
   removeAll(): void;
@@ -52,8 +54,8 @@ export function openPrograms({ store, run, object = OBJECT_FILE }: ProgramsOptio
     pathOf,
     pinned,
     async load(signal) {
-      if (SOCKET_HOOKS.every((hook) => pinned(hook) !== undefined)) return;
       store.ensurePinned();
+      if (SOCKET_HOOKS.every((hook) => pinned(hook) !== undefined)) return;
       // What a crash left half loaded goes first: a directory is renamed into its place when it is complete.
       const loading = join(parent, 'loading');
       for (const path of [loading, directory]) rmSync(path, { recursive: true, force: true });
@@ -63,11 +65,13 @@ export function openPrograms({ store, run, object = OBJECT_FILE }: ProgramsOptio
       await run({ file: 'bpftool', args, timeoutMs: LOAD_TIMEOUT_MS, signal });
       renameSync(loading, directory);
     },
+    hasPinnedMaps: () => store.isPinned(),
     removeOthers() {
+      store.removeOtherPins();
       for (const name of namesIn(parent))
         if (name !== build) rmSync(join(parent, name), { recursive: true, force: true });
     },
-    removeAll: () => rmSync(parent, { recursive: true, force: true }),
+    removeAll: () => store.removeDirectory(),
   };
 }
 

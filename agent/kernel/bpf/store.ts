@@ -72,10 +72,14 @@ export interface BpfStore {
   readonly backends: KernelMap;
   /** Kernel name and path of each map, for a loader. */
   readonly pins: readonly { readonly name: string; readonly path: string; readonly id: number }[];
+  /** Whether the next process would find these maps. */
+  isPinned(): boolean;
   /** Pins what somebody took away. Throws KernelError. */
   ensurePinned(): void;
   /** Removes what is pinned of other layouts and sizes. */
   removeOtherPins(): void;
+  /** Removes the whole directory. The maps live on in this process, and can be pinned again. */
+  removeDirectory(): void;
   /** Translates for all sockets, or only for those of one network namespace, by its cookie. */
   writeSettings(settings: { readonly hostNetns?: bigint }): void;
   readCounters(): Readonly<Record<CounterName, bigint>>;
@@ -119,10 +123,12 @@ export function openStore({ directory, sizes = DEFAULT_SIZES, possibleCpus }: St
     frontends,
     backends,
     pins: [...maps.values()].map(({ info, path }) => ({ name: info.name, path, id: info.id })),
+    isPinned: () => maps.values().every(isPinned),
     ensurePinned() {
       mkdirSync(mapsDirectory, { recursive: true, mode: 0o700 });
-      for (const { fd, path, info } of maps.values()) if (pinnedMap(path)?.id !== info.id) repin(fd, path);
+      for (const map of maps.values()) if (!isPinned(map)) repin(map.fd, map.path);
     },
+    removeDirectory: () => rmSync(directory, { recursive: true, force: true }),
     removeOtherPins() {
       const paths = new Set([...maps.values()].map(({ path }) => path));
       for (const file of readdirSync(mapsDirectory)) {
@@ -184,11 +190,11 @@ function openPinIfAny(path: string): number | undefined {
   }
 }
 
-function pinnedMap(path: string): MapInfo | undefined {
+function isPinned({ path, info }: OpenMap): boolean {
   const fd = openPinIfAny(path);
-  if (fd === undefined) return undefined;
+  if (fd === undefined) return false;
   try {
-    return readMapInfo(fd);
+    return readMapInfo(fd).id === info.id;
   } finally {
     closeSync(fd);
   }
