@@ -21,7 +21,7 @@ import { KernelError } from '../../agent/kernel/errors.ts';
 import type { IpAddress } from '../../agent/model/ip.ts';
 import { SOCKET_HOOKS } from '../../agent/model/items.ts';
 import { type BackendSet, backendSet } from '../../agent/model/services.ts';
-import { differences } from '../support/converge.ts';
+import { createOf, differences, removeOf } from '../support/converge.ts';
 import {
   createEbpfNode,
   type EbpfNode,
@@ -36,7 +36,10 @@ import {
 } from '../support/ebpf-node.ts';
 import type { Answer } from '../support/socket-caller.ts';
 
+const signal = new AbortController().signal;
 const PER_SECOND = 500;
+const STORM = join(import.meta.dirname, '../support/connect-storm.c');
+const STORM_MS = 2500;
 const VIP = VIPS.ipv4;
 const CALL = { how: 'tcp', ip: VIP, port: 80 } as const;
 const EBPF = dirname(OBJECT_FILE);
@@ -101,44 +104,74 @@ test.serial(
   },
 );
 
-test.serial('changes as fast as they go: what meets one between two lookups looks again', async (t) => {
-  const node = await createEbpfNode(t);
-  const lane = node.openLane();
-  const loader = await node.caller();
-  const { 'backend-set': sets, frontend } = lane.drivers;
-  const signal = AbortSignal.timeout(30_000);
-  const states = [setOf('ipv4', 0, 1), setOf('ipv4', 1, 2)] as const;
-  await program(lane, serving(states[0]));
-  const load = loader.load({ ip: VIP, port: 80, perSecond: PER_SECOND });
-  const end = performance.now() + 2000;
-  let switches = 0;
-  for (; performance.now() < end; switches++) {
-    const [old, next] = [states[switches % 2], states[(switches + 1) % 2]] as [BackendSet, BackendSet];
-    const value = frontendOf('ipv4', { target: next.id });
-    await sets.apply(
-      [
-        {
-          action: 'create',
-          kind: 'backend-set',
-          key: `backend-set ${next.id}`,
-          item: { kind: 'backend-set', key: `backend-set ${next.id}`, value: next, needs: [] },
-        },
-      ],
-      signal,
-    );
-    const key = 'frontend internal 10.96.0.1:80/TCP' as const;
-    await frontend.apply(
-      [{ action: 'update', kind: 'frontend', key, item: { kind: 'frontend', key, value, needs: [] }, from: value }],
-      signal,
-    );
-    await sets.apply([{ action: 'remove', kind: 'backend-set', key: `backend-set ${old.id}`, from: old }], signal);
-    if (switches % 50 === 0) await delay(1);
-  }
-  const { answers, errors } = await load.stop();
-  t.deepEqual(errors, {});
-  t.is(lane.counters()['no-backend'], 0n);
-  t.log(`${sum(answers)} connections over ${switches} changes, ${lane.counters()['changed-meanwhile']} looked again`);
-});
+test.serial(
+  'two Services change as fast as they can be written: nobody is refused, nobody reaches the other one',
+  async (t) => {
+    const node = await createEbpfNode(t);
+    const storm = join(node.directory, 'storm');
+    await execa('gcc', ['-O1', '-Wall', '-Wextra', '-Werror', STORM, '-o', storm]);
+    const services = [
+      { ip: '10.96.0.1' as IpAddress, prefix: '10.1.0.' },
+      { ip: '10.96.0.2' as IpAddress, prefix: '10.2.0.' },
+    ] as const;
+    for (const host of [1, 2, 3]) await node.netns.run('ip', 'address', 'add', `10.2.0.${host}/32`, 'dev', 'lo');
+    const lane = node.openLane();
+    const stateOf = (round: number): Required<Pick<Wanted, 'sets' | 'frontends'>> => {
+      const sets = services.map(({ prefix }) =>
+        backendSet(
+          [1, 2, 3]
+            .filter((host) => host !== 1 + (round % 3))
+            .map((host) => ({ ip: `${prefix}${host}` as IpAddress, port: 80 })),
+        ),
+      );
+      const frontends = services.map(({ ip }, i) =>
+        frontendOf('ipv4', { ip, protocol: 'UDP', target: (sets[i] as BackendSet).id }),
+      );
+      return { sets, frontends };
+    };
+    await program(lane, stateOf(0));
+    const { 'backend-set': sets, frontend } = lane.drivers;
+    const args = [String(STORM_MS), ...services.flatMap(({ ip, prefix }) => [ip, prefix])];
+    const inside = [
+      '-c',
+      'echo 0 >"$0/cgroup.procs" && exec "$@"',
+      node.cgroup,
+      'ip',
+      'netns',
+      'exec',
+      node.netns.name,
+    ];
+    const running = execa('sh', [...inside, storm, ...args], { timeout: 20_000 });
+    let ended = false;
+    void running.finally(() => {
+      ended = true;
+    });
+    let round = 0;
+    for (; !ended; round++) {
+      const [old, next] = [stateOf(round), stateOf(round + 1)];
+      await sets.apply(
+        next.sets.map((set) => createOf('backend-set', set)),
+        signal,
+      );
+      await frontend.apply(
+        next.frontends.map((each) => createOf('frontend', each)),
+        signal,
+      );
+      await sets.apply(
+        old.sets.map((set) => removeOf('backend-set', set)),
+        signal,
+      );
+      if (round % 100 === 0) await delay(0);
+    }
+    const [connected, failed, astray] = (await running).stdout.split(' ').map(Number);
+    const { 'changed-meanwhile': again } = lane.counters();
+    t.log(`${connected} connections over ${round} changes of both, ${again} looked again`);
+    t.is(failed, 0);
+    t.is(astray, 0);
+    t.true((connected as number) > 10_000);
+    t.true(round > 1000);
+  },
+);
 
 test.serial('an upgrade under load attaches the new programs before the old ones go', async (t) => {
   const node = await createEbpfNode(t);

@@ -4,8 +4,10 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import test, { type ExecutionContext } from 'ava';
+import type { Entries } from '../../agent/kernel/bpf/commands.ts';
 import type { BpfLane } from '../../agent/kernel/bpf/lane.ts';
 import type { CounterName } from '../../agent/kernel/bpf/layout.ts';
+import type { BpfMap } from '../../agent/kernel/bpf/map.ts';
 import { netnsCookie, withFd } from '../../agent/kernel/libc.ts';
 import { type Family, families, type IpAddress } from '../../agent/model/ip.ts';
 import {
@@ -47,6 +49,15 @@ async function answersOf(caller: Caller, call: Call, times: number): Promise<Rea
     seen.add(error ?? from);
   }
   return seen;
+}
+
+async function firstEntry(map: BpfMap): Promise<Required<Entries>> {
+  const found: Required<Entries>[] = [];
+  const first = (buffer: Buffer, bytes: number) => Buffer.from(buffer.subarray(0, bytes));
+  await map.read(({ keys, values }) => {
+    found.push({ keys: first(keys, map.keyBytes), values: first(values, map.valueBytes), count: 1 });
+  }, AbortSignal.timeout(10_000));
+  return found[0] as Required<Entries>;
 }
 
 /** By how much counters went up. */
@@ -231,6 +242,26 @@ for (const { family } of families) {
     );
     t.is(count('no-backend'), 1);
     t.is(count('changed-meanwhile'), 4);
+  });
+}
+
+for (const map of ['frontends', 'backends'] as const) {
+  test.serial(`an entry of ${map} that does not bear its seal is not believed`, async (t) => {
+    const { lane, caller } = await open(t);
+    const set = setOf('ipv4', 0);
+    await program(lane, { sets: [set], frontends: [frontendOf('ipv4', { target: set.id })] });
+    const { keys, values, count } = await firstEntry(lane.maps[map]);
+    for (let at = 0; at < values.length; at += 4) {
+      values.writeUInt32LE(values.readUInt32LE(at) ^ 0x80000000, at);
+      lane.maps[map].update({ keys, values, count });
+      const counts = await counted(lane, async () =>
+        t.is((await caller.call({ how: 'tcp', ip: VIPS.ipv4, port: 80 })).error, 'ECONNREFUSED', `word ${at / 4}`),
+      );
+      t.is(counts('no-backend'), 1, `word ${at / 4}`);
+      values.writeUInt32LE(values.readUInt32LE(at) ^ 0x80000000, at);
+    }
+    lane.maps[map].update({ keys, values, count });
+    t.is((await caller.call({ how: 'tcp', ip: VIPS.ipv4, port: 80 })).from, SERVERS.ipv4[0]);
   });
 }
 

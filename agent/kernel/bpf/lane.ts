@@ -5,6 +5,7 @@ import { createAttachmentDriver } from './attachment.ts';
 import { type BackendSetDriver, createBackendSetDriver } from './backend-set.ts';
 import { createFrontendDriver, type FrontendDriver } from './frontend.ts';
 import type { CounterName } from './layout.ts';
+import type { BpfMap } from './map.ts';
 import { possibleCpus } from './place.ts';
 import { openPrograms } from './programs.ts';
 import { type MapSizes, openStore } from './store.ts';
@@ -15,6 +16,8 @@ export interface BpfLane {
     readonly frontend: FrontendDriver;
     readonly attachment: Driver<'attachment'>;
   };
+  /** What the drivers write. */
+  readonly maps: Readonly<Record<'frontends' | 'backends', BpfMap>>;
   /** Attachment.build of this agent. */
   readonly build: string;
   /** How full the maps are that the agent writes. */
@@ -46,6 +49,7 @@ export function openBpfLane({ directory, cgroup, sizes, run = runCommand, object
   const attachment = createAttachmentDriver({ cgroup, programs, run });
   return {
     drivers: { 'backend-set': sets, frontend, attachment },
+    maps: { frontends: store.frontends, backends: store.backends },
     build: programs.build,
     usage: () => ({
       frontends: { used: frontend.entries, max: store.frontends.maxEntries },
