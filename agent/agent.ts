@@ -101,6 +101,7 @@ class Agent {
   readonly #endpoint: Endpoint | undefined;
   readonly #planning: Planning;
   #host: Host;
+  #savedUnderlay: Underlay | undefined;
 
   constructor({ config, credentials, log, ...rest }: AgentOptions, kernel: Kernel) {
     this.#options = { config, credentials, log, ...rest };
@@ -272,18 +273,21 @@ class Agent {
   }
 
   async #housekeep(): Promise<void> {
-    const chores = [
+    const chores: readonly (() => unknown)[] = [
       () => this.#attachments.collect(),
       () => this.#queue.drain(),
-      async () => this.#installer.keep(),
-      async () => this.#endpoint?.listen(),
+      () => this.#installer.keep(),
+      () => this.#endpoint?.listen(),
+      () => this.#saveUnderlay(),
     ];
-    for (const chore of chores) {
-      try {
-        await chore();
-      } catch (err) {
-        this.#options.log.warn({ err }, 'housekeeping failed and is tried again');
-      }
+    for (const chore of chores) await this.#attempt(chore);
+  }
+
+  async #attempt(chore: () => unknown): Promise<void> {
+    try {
+      await chore();
+    } catch (err) {
+      this.#options.log.warn({ err }, 'housekeeping failed and is tried again');
     }
   }
 
@@ -320,7 +324,16 @@ class Agent {
     this.#attachments.follow(podMtu(underlay));
     if (underlay === before?.underlay) return;
     for (const problem of this.#strays(underlay)) this.#options.log.warn({ problem }, 'pods outlived their podCIDR');
-    if (!underlay.suspended) saveUnderlay(this.#options.config.runDir, underlay);
+    void this.#attempt(() => this.#saveUnderlay());
+  }
+
+  /** The last one that was followed, for the next start; until it could be written, housekeeping tries again. */
+  #saveUnderlay(): void {
+    const underlay = this.#planning.plan?.underlay;
+    const isOfUse = underlay && !underlay.suspended && underlay.podNetworks.length > 0;
+    if (!isOfUse || underlay === this.#savedUnderlay) return;
+    saveUnderlay(this.#options.config.runDir, underlay);
+    this.#savedUnderlay = underlay;
   }
 
   /** Before there is a plan nothing is wanted, and an empty answer would be a lie. */
