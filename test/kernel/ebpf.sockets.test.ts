@@ -252,13 +252,14 @@ for (const map of ['frontends', 'backends'] as const) {
     await program(lane, { sets: [set], frontends: [frontendOf('ipv4', { target: set.id })] });
     const { keys, values, count } = await firstEntry(lane.maps[map]);
     for (let at = 0; at < values.length; at += 4) {
-      values.writeUInt32LE(values.readUInt32LE(at) ^ 0x80000000, at);
+      const kept = values.readUInt32LE(at);
+      values.writeUInt32LE((kept ^ 0x80000000) >>> 0, at);
       lane.maps[map].update({ keys, values, count });
       const counts = await counted(lane, async () =>
         t.is((await caller.call({ how: 'tcp', ip: VIPS.ipv4, port: 80 })).error, 'ECONNREFUSED', `word ${at / 4}`),
       );
       t.is(counts('no-backend'), 1, `word ${at / 4}`);
-      values.writeUInt32LE(values.readUInt32LE(at) ^ 0x80000000, at);
+      values.writeUInt32LE(kept, at);
     }
     lane.maps[map].update({ keys, values, count });
     t.is((await caller.call({ how: 'tcp', ip: VIPS.ipv4, port: 80 })).from, SERVERS.ipv4[0]);
