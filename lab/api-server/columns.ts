@@ -37,6 +37,12 @@ export const columns = {
   service: [
     text('Type', (object) => textAt(object, 'spec', 'type') || 'ClusterIP'),
     text('Cluster-IP', (object) => textAt(object, 'spec', 'clusterIP') || NONE),
+    text('External-IP', (object) =>
+      joined([
+        ...arrayAt(object, 'spec', 'externalIPs'),
+        ...arrayAt(object, 'status', 'loadBalancer', 'ingress').map((ingress) => textAt(ingress, 'ip')),
+      ]),
+    ),
     text('Port(s)', (object) => joined(arrayAt(object, 'spec', 'ports').map(servicePort))),
     wide('Selector', (object) => pairs(valueAt(object, 'spec', 'selector'))),
   ],

@@ -240,6 +240,8 @@ test('hints for ready endpoints, as trafficDistribution says and the zones of No
   await settled(store);
   t.deepEqual(describe(slices('web')), line('a ready+serving forZones=a forNodes=n1', ' forNodes=n3'));
   change('web', { trafficDistribution: 'PreferSameZone' });
+  await settled(store);
+  t.deepEqual(describe(slices('web')), line('a ready+serving forZones=a', ''));
   const labels = { 'topology.kubernetes.io/zone': 'c' };
   store.update(KINDS.node, { namespace: '', name: 'n1' }, (now) => ({ ...now, metadata: { ...now.metadata, labels } }));
   await settled(store);

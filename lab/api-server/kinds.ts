@@ -95,6 +95,7 @@ export const KINDS = {
     validate: validateService,
     columns: columns.service,
   },
+  /** Taken as they come: what an agent makes of bad ones is rehearsed with them. */
   endpointSlice: {
     group: 'discovery.k8s.io',
     version: 'v1',
