@@ -2,8 +2,8 @@
  * Driver of backend sets: one entry a backend, under the set's id and a slot. An id stands for its content, so a set is
  * written before anything leads to it, and never changes; what differs from its id's content was altered by hand.
  */
-import type { Family } from '../../model/ip.ts';
-import { familyOf } from '../../model/ip.ts';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { type Family, familyOf } from '../../model/ip.ts';
 import { type Key, keyOf } from '../../model/items.ts';
 import { type Backend, type BackendSet, type BackendSetId, compareBackends } from '../../model/services.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
@@ -20,6 +20,9 @@ import {
 } from './layout.ts';
 import type { BpfMap } from './map.ts';
 import { type Part, removeParts, renderParts, writeParts } from './parts.ts';
+
+/** After so many, others get their turn. */
+const SETS_A_TURN = 500;
 
 export interface BackendSetDriver extends Driver<'backend-set'> {
   /** How many backends the set has in the map; undefined when it is not there whole. */
@@ -140,9 +143,13 @@ async function readSets(map: BpfMap, signal: AbortSignal): Promise<Map<SetKey, F
       else slots.set(set, [[slot, backend]]);
     }
   }, signal);
-  return new Map(
-    [...slots].map(([id, entries]) => foundSet(id, entries)).map((set) => [keyOf('backend-set', set), set]),
-  );
+  const found = new Map<SetKey, FoundSet>();
+  for (const [id, entries] of slots) {
+    const set = foundSet(id, entries);
+    found.set(keyOf('backend-set', set), set);
+    if (found.size % SETS_A_TURN === 0) await nextTurn(undefined, { signal });
+  }
+  return found;
 }
 
 function foundSet(id: BackendSetId, entries: [slot: number, backend: Backend | undefined][]): FoundSet {

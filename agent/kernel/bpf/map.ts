@@ -17,8 +17,8 @@ export interface BpfMap {
   read(onEntries: (entries: Required<Entries>) => void, signal: AbortSignal): Promise<void>;
 }
 
-/** Entries that one call reads; half a millisecond, after which others get their turn. */
-const READ_ENTRIES = 4096;
+/** Entries that one call reads: to make values of them takes some milliseconds, after which others get their turn. */
+const READ_ENTRIES = 1024;
 
 /** A map of the kernel by its descriptor, which belongs to it. */
 export class KernelMap implements BpfMap {
