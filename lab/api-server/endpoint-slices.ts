@@ -13,7 +13,7 @@ import { planSlices, type SliceContent } from './slice-plan.ts';
 import type { Store } from './store.ts';
 
 export const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
-export const MANAGED_BY_LABEL = 'endpointslice.kubernetes.io/managed-by';
+const MANAGED_BY_LABEL = 'endpointslice.kubernetes.io/managed-by';
 export const ZONE_LABEL = 'topology.kubernetes.io/zone';
 const HEADLESS_LABEL = 'service.kubernetes.io/headless';
 const RESERVED_LABELS = [SERVICE_NAME_LABEL, MANAGED_BY_LABEL, HEADLESS_LABEL];

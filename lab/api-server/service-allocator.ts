@@ -28,6 +28,7 @@ import {
 import { type Cause, internalError, invalid, invalidValue } from './status.ts';
 import type { Allocator } from './store.ts';
 
+/** KEP-3668. */
 const NODE_PORTS = { first: 30_000, last: 32_767, handedOutFrom: 30_086 };
 /** As with the real server: a larger CIDR cannot be kept track of. */
 const MAXIMUM_HOST_BITS = 20;
