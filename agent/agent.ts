@@ -77,6 +77,12 @@ export interface AgentStatus {
     readonly features: readonly Feature[];
   };
   readonly cluster: ClusterStatus;
+  /** Absent where another proxy serves them. */
+  readonly services?: {
+    readonly mode: Config['services.mode'];
+    readonly frontends: number;
+    readonly backendSets: number;
+  };
   readonly attachments: readonly PodRecord[];
   /** Addresses that pods have and can have, of each podCIDR. */
   readonly addresses: readonly AddressCount[];
@@ -247,11 +253,19 @@ class Agent {
         features: this.#kernel.features(),
       },
       cluster: this.#watch.status(),
+      ...this.#servicesStatus(),
       attachments: this.#attachments.list(),
       addresses: this.#attachments.addresses(underlay?.podNetworks.map(({ cidr }) => cidr) ?? []),
       problems: underlay ? this.#strays(underlay) : [],
       kernel: this.#reconciler.status(),
     };
+  }
+
+  #servicesStatus(): Pick<AgentStatus, 'services'> {
+    const mode = this.#options.config['services.mode'];
+    if (mode === 'off') return {};
+    const [frontends, backendSets] = [this.#state.count('frontend'), this.#state.count('backend-set')];
+    return { services: { mode, frontends, backendSets } };
   }
 
   #follow(signal: AbortSignal): void {

@@ -4,6 +4,7 @@ import { pino } from 'pino';
 import { cluster, host, node, settings } from '../test/support/cluster-values.ts';
 import { fragment, route } from '../test/support/fragments.ts';
 import { startRig } from '../test/support/reconcile.ts';
+import { clusterOf, service, slice } from '../test/support/service-values.ts';
 import { until } from '../test/support/until.ts';
 import type { Cluster } from './model/cluster.ts';
 import { Planner } from './plan/planner.ts';
@@ -21,16 +22,18 @@ const peer = (n: number) => {
 const many = (count: number) => Array.from({ length: count }, (_, n) => peer(n));
 
 /** A planning that looks at `current.cluster`, over a reconciler of fakes. */
-async function stand(t: ExecutionContext, start: Cluster | undefined) {
+async function stand(t: ExecutionContext, start: Cluster | undefined, more: Partial<typeof settings> = {}) {
+  const used = { ...settings, ...more };
   const lags: number[] = [];
   const rig = await startRig(t, { options: { onCaughtUp: (durationMs) => lags.push(durationMs) } });
+  const here = host();
   const current: { cluster: Cluster | undefined } = { cluster: start };
   const planning = new Planning({
     planner: new Planner(),
     state: rig.state,
     reconciler: rig.reconciler,
     input: () =>
-      current.cluster && { nodeName: 'node-0', cluster: current.cluster, host: host(), settings, backend: vxlan },
+      current.cluster && { nodeName: 'node-0', cluster: current.cluster, host: here, settings: used, backend: vxlan },
     log: pino({ enabled: false }),
   });
   let plans = 0;
@@ -104,4 +107,35 @@ test('nothing is planned before the cluster is known, and then the event counts 
   // Kinds without a driver here never settle; what they asked for is withdrawn.
   for (const { id } of [...state.fragments()]) state.replace(id, undefined);
   t.deepEqual(lags, []);
+});
+
+test('Services are entered after the node, and of a change only what it changed', async (t) => {
+  const names = Array.from({ length: 200 }, (_, n) => `s${n}`);
+  const services = names.map((name, n) => service(name, { clusterIps: `10.96.1.${n}` }));
+  const slices = names.map((name, n) => slice(name, `10.84.1.${n}`));
+  const { current, planning, begin, state, plans } = await stand(t, clusterOf(services, slices), {
+    'services.mode': 'ebpf',
+  });
+  begin();
+  await until(() => state.count('frontend') === 400 && state.count('backend-set') === 200, 'all Services');
+  const fragments = new Map([...state.fragments()].map((each) => [each.id, each]));
+  const changed = () => [...state.fragments()].filter((each) => fragments.get(each.id) !== each).map(({ id }) => id);
+  const before = current.cluster as Cluster;
+  const moved = slice('s7', '10.84.9.9');
+  current.cluster = { ...before, endpointSlices: before.endpointSlices.with([['default/s7-1', moved]]) };
+  planning.request({ isEvent: true });
+  await until(() => plans() === 2 && changed().length > 0, 'the change');
+  t.deepEqual(changed(), ['service default/s7']);
+  current.cluster = { ...before, services: before.services.with([['default/s7', undefined]]) };
+  planning.request({ isEvent: true });
+  await until(() => state.count('frontend') === 398, 'the Service is gone');
+  t.is(state.fragment('service default/s7'), undefined);
+});
+
+test('Services are nobody’s business while services.mode is off', async (t) => {
+  const { begin, state, plans } = await stand(t, clusterOf([service('web')], [slice('web', '10.84.1.5')]));
+  begin();
+  await until(() => plans() === 1, 'the first plan');
+  await nextTurn();
+  t.is(state.count('frontend'), 0);
 });

@@ -113,7 +113,8 @@ export class Planning {
     try {
       for (const id of fragments.changedSince(this.#services)) {
         const fragment = fragments.get(id);
-        followed?.add(this.#options.state.replace(id, fragment));
+        const touched = this.#options.state.replace(id, fragment);
+        followed?.add(touched);
         entered.push([id, fragment]);
         yield;
       }

@@ -58,9 +58,12 @@ function lackLines({ name, state, evidence, consequence }: Feature): readonly st
 /** Nobody counts the addresses of an IPv6 podCIDR. */
 const approximate = (count: number): string => (count < 1e6 ? String(count) : 'over a million');
 
-function clusterLines({ cluster, kernel }: AgentStatus): readonly string[] {
+function clusterLines({ cluster, kernel, services }: AgentStatus): readonly string[] {
+  const served = services
+    ? [`services  ${services.mode}: ${services.frontends} frontends, ${services.backendSets} backend sets planned`]
+    : [];
   const behind = kernel.behindMs > 0 ? [`behind    ${seconds(kernel.behindMs)}: not yet in the kernel`] : [];
-  return [...cluster.resources.map(watchLine), ...behind];
+  return [...cluster.resources.map(watchLine), ...served, ...behind];
 }
 
 function watchLine({ resource, objects, synced, connected, error, lastEventMs, relists, expired }: Watch): string {

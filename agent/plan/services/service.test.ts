@@ -172,7 +172,7 @@ test('source ranges are for load-balancer addresses, in both scopes; a family wi
   t.is(
     lines(of, slice('web', '10.84.1.5')).replaceAll(/\n.*fd96.*/g, ''),
     [
-      'the load-balancer address 2001:db8::1 admits nobody: loadBalancerSourceRanges has none of ipv6',
+      'the load-balancer address 2001:db8::1 of Service default/web admits nobody: loadBalancerSourceRanges has none of ipv6',
       REFUSE_OTHERS[0],
       'external 10.96.0.7:80/TCP -> 10.84.1.5:8080 (masquerade)',
       'external 192.0.2.1:80/TCP -> 10.84.1.5:8080 (masquerade)',
@@ -204,7 +204,9 @@ test('an address that a Service has in two ways counts as the first; a node port
 
 test('an address of a family that the Service has not is told', (t) => {
   const problems = plan(service('web', { externalIps: '2001:db8::1', ports: '80=30080' }), []).problems;
-  t.deepEqual(problems, ['cannot serve the external address 2001:db8::1: the Service has no ipv6 cluster address']);
+  t.deepEqual(problems, [
+    'cannot serve the external address 2001:db8::1 of Service default/web: the Service has no ipv6 cluster address',
+  ]);
 });
 
 test('a named target port may have another number in each slice', (t) => {

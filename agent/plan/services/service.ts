@@ -58,7 +58,8 @@ export function planService(
       const refusal = families.has(familyOf(ip))
         ? refusalOf(at, otherOwner(ip), context.guard)
         : `the Service has no ${familyOf(ip)} cluster address`;
-      if (refusal !== undefined) problems.add(`cannot serve ${KIND_NAMES[kind]} ${ip}: ${refusal}`);
+      if (refusal !== undefined)
+        problems.add(`cannot serve ${KIND_NAMES[kind]} ${ip} of Service ${nameOf(service)}: ${refusal}`);
       else for (const made of frontendPair(service, at, labelOf(service, port), targets(familyOf(ip)))) claim(made);
     }
   };
@@ -188,15 +189,21 @@ function frontend(
   return Object.keys(extras).length === 0 ? plain : { ...plain, ...extras };
 }
 
+const nameOf = ({ namespace, name }: Service): string => `${namespace}/${name}`;
+
 const labelOf = ({ namespace, name }: Service, port: ServicePort | undefined): string =>
   [namespace, '/', name, ':', port === undefined ? '*' : port.name || port.port].join('');
 
 /** kube-proxy leaves a family open that the ranges do not name; here they mean what they say. */
-function rangeProblems({ loadBalancerIps, sourceRanges }: Service): readonly string[] {
+function rangeProblems(service: Service): readonly string[] {
+  const { loadBalancerIps, sourceRanges } = service;
   if (sourceRanges === undefined) return [];
   return loadBalancerIps
     .filter((ip) => !sourceRanges.some((range) => familyOf(range) === familyOf(ip)))
-    .map((ip) => `the load-balancer address ${ip} admits nobody: loadBalancerSourceRanges has none of ${familyOf(ip)}`);
+    .map(
+      (ip) =>
+        `the load-balancer address ${ip} of Service ${nameOf(service)} admits nobody: loadBalancerSourceRanges has none of ${familyOf(ip)}`,
+    );
 }
 
 /** KEP-1669: draining endpoints serve, but load balancers are told to turn away. An endpoint counts once in all slices. */

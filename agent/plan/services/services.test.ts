@@ -97,7 +97,7 @@ test('what this node is concerns those that depend on it', (t) => {
   t.is(refused.planned, 64 + 3 + 4, 'and those whose cluster address is in its podCIDR');
   t.regex(
     problemsOf(refused.fragments)[0] ?? '',
-    /cannot serve the cluster address 10\.96\.1\.\d+: it is in the pods' /,
+    /cannot serve the cluster address 10\.96\.1\.\d+ of Service default\/s\d+: it is in the pods' /,
   );
   plan(start());
   t.is(plan(start(), { host: host({ ips: '192.0.2.200' }) }).planned, 0, 'the InternalIPs count');
@@ -131,7 +131,7 @@ test("another Service's cluster address is nobody's external one, whoever came f
   t.false(isServed(both));
   t.regex(
     problemsOf(both.fragments).join(),
-    /external address 192\.0\.2\.53: it is the cluster address of Service default\/dns/,
+    /external address 192\.0\.2\.53 of Service default\/hostile: it is the cluster address of Service default\/dns/,
   );
   t.true(isServed(plan(clusterOf([hostile], slices))));
 });
