@@ -11,6 +11,7 @@ import {
   renderMtu,
   renderPair,
 } from '../../agent/kernel/netlink/pod-link-requests.ts';
+import { readStaleRules } from '../../agent/kernel/netlink/pod-routes.ts';
 import { IFLA, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
 import { type IpAddress, parseIp } from '../../agent/model/ip.ts';
 import type { PodLink } from '../../agent/model/items.ts';
@@ -117,6 +118,36 @@ for (const [kernel, open] of Object.entries(hosts)) {
         const wanted = { ...second, mtuBytes: 1400, routeMtuBytes: 1350 };
         await update(drivers['pod-link'], wanted, second);
         t.deepEqual([await describe(first), await describe(wanted)], [[], []]);
+      },
+    );
+
+    contract(
+      `${families}: what an interface that is gone has left goes when the next one comes`,
+      async (t, { drivers, newPod, reaper, describe, openPod }) => {
+        const first = podLink(await newPod());
+        const further = (last: number, name: string) =>
+          podLink(first.netns, {
+            name,
+            ifName: 'net1',
+            hostMac: macOf(`h${last}`),
+            podMac: macOf(`p${last}`),
+            ips: ips.map((each) => ip(each.replace(/2$/, `${last}`))),
+          });
+        const [second, third] = [further(3, 'tlfedcba987654'), further(4, 'tlfedcba987655')];
+        await create(drivers['pod-link'], first);
+        await create(drivers['pod-link'], second);
+        await remove(drivers['pod-link'], second);
+        await reaper.reap();
+        await create(drivers['pod-link'], third);
+        const { client } = openPod(first.netns);
+        const rules = [];
+        for (const family of ['ipv4', 'ipv6'] as const)
+          rules.push(...(await readStaleRules(client, new Set(), family)));
+        t.deepEqual(
+          rules.map((rule) => rule.ip),
+          third.ips,
+        );
+        t.deepEqual([await describe(first), await describe(third)], [[], []]);
       },
     );
   }

@@ -163,11 +163,20 @@ export class FakeNetns implements NetlinkClient {
       case RTM.NEWRULE:
         this.#addRule(payload, flags);
         return [];
+      case RTM.DELRULE:
+        this.#removeRule(payload);
+        return [];
       case RTM.GETRULE:
         return this.#rules.filter((rule) => rule[0] === payload[0]).map((rule) => message(RTM.NEWRULE, rule));
       default:
         return fail('ENOTSUP');
     }
+  }
+
+  #removeRule(payload: Buffer): void {
+    const at = this.#rules.findIndex((rule) => rule.equals(payload));
+    if (at < 0) fail('ENOENT');
+    this.#rules.splice(at, 1);
   }
 
   #addRule(payload: Buffer, flags: number): void {

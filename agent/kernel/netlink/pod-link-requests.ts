@@ -130,6 +130,12 @@ export function renderOwnTable(value: PodLink, ifindex: number): readonly Netlin
   ];
 }
 
+/** Takes such a rule away. `ifindex` is that of an interface which may be gone. */
+export const renderRuleRemoval = (value: PodLink, ip: IpAddress, ifindex: number): NetlinkRequest => ({
+  ...addRequest(RTM.DELRULE, sourceRulePayload(ip, ifindex), value),
+  flags: 0,
+});
+
 /** A route that is there already gets its MTU; nothing else of it changes. */
 export const renderRouteMtu = (value: PodLink, route: PodRoute, ifindex: number): NetlinkRequest => ({
   ...addRequest(RTM.NEWROUTE, podRoutePayload(route, ifindex), value),

@@ -32,8 +32,9 @@ import {
   renderPair,
   renderPodSetup,
   renderRouteMtu,
+  renderRuleRemoval,
 } from './pod-link-requests.ts';
-import { podRouteName, podRoutes, readPodRoutes } from './pod-routes.ts';
+import { podRouteName, podRoutes, readPodRoutes, readStaleRules } from './pod-routes.ts';
 import type { LinkReaper } from './reaper.ts';
 import { IFA, ipOf, type LinkFacts, RTM, readLinkFacts } from './rtnetlink.ts';
 
@@ -213,7 +214,19 @@ async function setUpInside(value: PodLink, client: NetlinkClient, ifindex: numbe
   const isTaken = (at: number) => requests[at]?.type === RTM.NEWROUTE && isExists(errors[at]);
   const failed = errors.find((error, at) => error && !isTaken(at));
   if (failed) throw failed;
-  if (errors.some((error) => error)) await allNew(client.batch(renderOwnTable(value, ifindex)));
+  if (!errors.some((error) => error)) return;
+  await removeStaleRules(value, client);
+  await allNew(client.batch(renderOwnTable(value, ifindex)));
+}
+
+/** A pod whose further interfaces come and go would have more and more of them. */
+async function removeStaleRules(value: PodLink, client: NetlinkClient): Promise<void> {
+  const live = new Set((await dumpLinks(client)).map(({ ifindex }) => ifindex));
+  for (const { family } of familiesOf(value)) {
+    const stale = await readStaleRules(client, live, family);
+    // One that somebody else has removed by now is no error, nor is one that stays.
+    await client.batch(stale.map(({ ip, ifindex }) => renderRuleRemoval(value, ip, ifindex)));
+  }
 }
 
 /** Everything but coming up. Of a bridged pod the host side becomes a port of the bridge. */

@@ -101,19 +101,44 @@ export function sourceRulePayload(ip: IpAddress, ifindex: number): Buffer {
 /** linux/fib_rules.h */
 const FR_ACT_TO_TBL = 1;
 
+/** Whose packets go by the table of which interface. */
+interface SourceRule {
+  readonly ip: IpAddress;
+  readonly ifindex: number;
+}
+
 /** The addresses of a family with such a rule. */
 export async function readRuleSources(
   client: NetlinkClient,
   ifindex: number,
   family: Family,
 ): Promise<ReadonlySet<IpAddress>> {
+  const rules = await readSourceRules(client, family);
+  return new Set(rules.filter((rule) => rule.ifindex === ifindex).map(({ ip }) => ip));
+}
+
+/**
+ * Such rules of interfaces that are gone. The kernel takes the routes of an interface away with it, but no rule; and once
+ * it is gone, nothing on the host tells which pod it was in.
+ */
+export async function readStaleRules(
+  client: NetlinkClient,
+  live: ReadonlySet<number>,
+  family: Family,
+): Promise<readonly SourceRule[]> {
+  return (await readSourceRules(client, family)).filter(({ ifindex }) => !live.has(ifindex));
+}
+
+async function readSourceRules(client: NetlinkClient, family: Family): Promise<readonly SourceRule[]> {
   const payload = routeHeader({ family: FAMILIES[family].addressFamily, table: RT_TABLE_UNSPEC });
   const rules = await client.dump({ type: RTM.GETRULE, payload, operation: 'list', object: 'rules' });
-  const sources = rules.flatMap(({ payload: rule }) => {
+  return rules.flatMap(({ payload: rule }) => {
     const attributes = parseAttributes(rule, 12);
-    return u32Of(attributes.get(FRA.TABLE)) === podTable(ifindex) ? (ipOf(attributes.get(FRA.SRC)) ?? []) : [];
+    const ip = ipOf(attributes.get(FRA.SRC));
+    const ifindex = (u32Of(attributes.get(FRA.TABLE)) ?? 0) - podTable(0);
+    const isOurs = ifindex > 0 && u32Of(attributes.get(FRA.PRIORITY)) === POD_RULE_PRIORITY;
+    return ip && isOurs ? [{ ip, ifindex }] : [];
   });
-  return new Set(sources);
 }
 
 /**

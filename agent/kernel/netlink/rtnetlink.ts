@@ -20,6 +20,7 @@ export const RTM = {
   DELNEIGH: 29,
   GETNEIGH: 30,
   NEWRULE: 32,
+  DELRULE: 33,
   GETRULE: 34,
   NEWNETCONF: 80,
 } as const;
