@@ -1,8 +1,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
-import { cidr, ip } from '../../test/support/cluster-values.ts';
-import { startTestApi } from '../../test/support/lab-api.ts';
+import { cidr } from '../../test/support/cluster-values.ts';
 import { startControllers } from './controllers.ts';
 import { KINDS } from './kinds.ts';
 import { type ApiObject, arrayAt, textAt, valueAt } from './objects.ts';
@@ -391,21 +390,4 @@ test('whatever happens in whatever order, slices tell of the Pods that there are
     }),
     { numRuns: 60 },
   );
-});
-
-test('the Service kubernetes has the first address and the real one of the server behind it, and comes back', async (t) => {
-  const { server, call } = await startTestApi(t, {
-    serviceCidrs: CIDRS,
-    advertised: { ip: ip('172.30.0.1'), port: 6443 },
-  });
-  const service = '/api/v1/namespaces/default/services/kubernetes';
-  const slice = '/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes';
-  await settled(server.store);
-  for (const path of [service, slice]) await call('DELETE', path);
-  await settled(server.store);
-  t.like((await call('GET', service)).json.spec, {
-    clusterIPs: ['10.96.0.1'],
-    ports: { 0: { name: 'https', port: 443, targetPort: 6443 } },
-  });
-  t.deepEqual(describe([(await call('GET', slice)).json]), ['IPv4 6443: 172.30.0.1  - ready']);
 });
