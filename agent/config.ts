@@ -268,3 +268,6 @@ function flatten(value: unknown, key: string, into: Map<string, string>): void {
     throw new ConfigError({ key: 'config', expected: 'a YAML mapping of settings', received: typeof value });
   else into.set(key, String(value));
 }
+
+/** Whether files and processes are those of a container instead of the node's; the image says so, as container managers do. */
+export const IN_CONTAINER = (process.env['container'] ?? '') !== '';

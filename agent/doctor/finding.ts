@@ -36,9 +36,6 @@ export interface Check {
   readonly run: (facts: Facts, signal: AbortSignal) => Promise<Verdict>;
 }
 
-/** Whether files and processes are those of a container instead of the node's; the image says so. */
-export const IN_CONTAINER = (process.env['container'] ?? '') !== '';
-
 /** A verdict with the findings that are there. */
 export const verdict = (seen: string, findings: readonly (Finding | undefined)[]): Verdict => ({
   seen,

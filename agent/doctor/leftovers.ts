@@ -1,12 +1,13 @@
 /** Other networks of Kubernetes nodes: what is left of them, and whether they still run. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { IN_CONTAINER } from '../config.ts';
 import { listAllSets } from '../kernel/ipset/set.ts';
 import type { RuleScan } from '../kernel/iptables/scan.ts';
 import type { LinkFacts } from '../kernel/netlink/rtnetlink.ts';
 import { listTables, type NftTable } from '../kernel/nftables.ts';
 import type { Facts } from './facts.ts';
-import { type Check, type Finding, type Fix, IN_CONTAINER, several, verdict } from './finding.ts';
+import { type Check, type Finding, type Fix, several, verdict } from './finding.ts';
 import { type Chains, describeRemoval, removeLeftovers } from './leftover-removal.ts';
 import { PRODUCTS, type Product } from './products.ts';
 import { listeningPorts } from './sockets.ts';

@@ -1,7 +1,8 @@
 /** systemd-networkd removes routes and rules that it did not make, each time it starts (networkd.conf(5)). */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type Check, type Finding, IN_CONTAINER, verdict } from './finding.ts';
+import { IN_CONTAINER } from '../config.ts';
+import { type Check, type Finding, verdict } from './finding.ts';
 
 /** Its own directory at run time. */
 const RUNTIME = '/run/systemd/netif';
