@@ -87,6 +87,13 @@ test('only what something changed for is planned again, and only that is another
   t.is(plan({ ...renamed, pods: new Map() }).planned, 0, 'Pods say nothing');
 });
 
+test('planning may pause after each object', (t) => {
+  const steps = new ServicesPlanner().steps(input(start()));
+  let pauses = 0;
+  while (!steps.next().done) pauses++;
+  t.is(pauses, 300, 'a hundred slices, a hundred Services, a hundred plans');
+});
+
 test('what this node is concerns those that depend on it', (t) => {
   const plan = counting();
   plan(start());
