@@ -27,13 +27,25 @@ function makeCheckout(t: { teardown(end: () => void): void }): string {
   return home;
 }
 
+function start(home: string): string {
+  const { NODE_COMPILE_CACHE: _, ...env } = process.env;
+  return execFileSync('sh', ['-c', 'umask 0; exec "$0"', join(home, 'tulle')], { env, encoding: 'utf8' });
+}
+
 test('nobody else can write what the next start will run, whatever the umask', (t) => {
   const home = makeCheckout(t);
-  const { NODE_COMPILE_CACHE: _, ...env } = process.env;
-  const start = ['-c', 'umask 0; exec "$0"', join(home, 'tulle')];
-  t.is(execFileSync('sh', start, { env, encoding: 'utf8' }), 'it runs');
+  t.is(start(home), 'it runs');
   const cache = join(home, 'node_modules/.cache');
   const below = readdirSync(cache, { recursive: true, encoding: 'utf8' }).map((name) => join(cache, name));
   t.true(below.some((path) => statSync(path).isFile()));
   for (const path of [cache, ...below]) t.is(statSync(path).mode & 0o022, 0, path);
+});
+
+const asRoot = process.getuid?.() === 0 ? test : test.skip;
+
+asRoot('root leaves nothing in the checkout of a user, who could not delete it', (t) => {
+  const home = makeCheckout(t);
+  chownSync(home, 1000, 1000);
+  t.is(start(home), 'it runs');
+  t.false(existsSync(join(home, 'node_modules/.cache')));
 });
