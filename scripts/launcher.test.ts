@@ -1,7 +1,9 @@
 /** `tulle`, the script that starts Node: what it leaves on the disk. */
 import { execFileSync } from 'node:child_process';
 import {
+  chownSync,
   copyFileSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
