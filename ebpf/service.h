@@ -9,6 +9,7 @@
 #include <asm-generic/errno.h>
 #include <linux/bpf.h>
 #include <linux/in.h>
+#include <linux/stddef.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -87,11 +88,6 @@ static __always_inline bool is_outside_scope(struct bpf_sock_addr *ctx)
 	       bpf_get_netns_cookie(ctx) != settings->host_netns;
 }
 
-static __always_inline void *peers_of(__u8 protocol)
-{
-	return protocol == IPPROTO_TCP ? (void *)&tulle_tcp_peers : (void *)&tulle_udp_peers;
-}
-
 static __always_inline enum lookup read_frontend(const struct frontend_key *key, struct frontend *frontend)
 {
 	const struct frontend *found = bpf_map_lookup_elem(&tulle_frontends, key);
@@ -116,34 +112,63 @@ static __always_inline enum lookup find_frontend(const struct frontend_key *key,
 	return result == LOOKUP_EXACT ? LOOKUP_ADDRESS : result;
 }
 
-/* An older and a newer program may both be attached for a moment: what the first did is not done again. */
-static __always_inline bool is_translated(struct bpf_sock_addr *ctx, const struct frontend_key *key)
+static __always_inline struct endpoint endpoint_of(const struct frontend_key *key)
 {
-	struct peer_key peer = { .socket = bpf_get_socket_cookie(ctx) };
+	struct endpoint at = { .port = key->port };
 
-	__builtin_memcpy(peer.backend.address, key->address, sizeof(key->address));
-	peer.backend.port = key->port;
-	return bpf_map_lookup_elem(peers_of(key->protocol), &peer);
+	__builtin_memcpy(at.address, key->address, sizeof(at.address));
+	return at;
+}
+
+/* An older and a newer program may both be attached for a moment: what the first did is not done again. */
+static __always_inline bool is_translated(struct bpf_sock_addr *ctx, const struct frontend_key *key, bool connected)
+{
+	struct endpoint to = endpoint_of(key);
+
+	if (connected) {
+		const struct peer *peer = bpf_sk_storage_get(&tulle_peers, ctx->sk, 0, 0);
+
+		return peer && compare(&peer->backend, &to) == 0;
+	}
+	struct peer_key key_of_peer = { .socket = bpf_get_socket_cookie(ctx), .backend = to };
+
+	return bpf_map_lookup_elem(&tulle_udp_peers, &key_of_peer);
+}
+
+static __always_inline bool remember_connected(struct bpf_sock_addr *ctx, const struct endpoint *frontend,
+					       const struct endpoint *backend)
+{
+	struct peer *peer = bpf_sk_storage_get(&tulle_peers, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!peer)
+		return false;
+	peer->frontend = *frontend;
+	peer->backend = *backend;
+	return true;
+}
+
+static __always_inline bool remember_unconnected(struct bpf_sock_addr *ctx, const struct endpoint *frontend,
+						 const struct endpoint *backend)
+{
+	struct peer_key key = { .socket = bpf_get_socket_cookie(ctx), .backend = *backend };
+	const struct endpoint *known = bpf_map_lookup_elem(&tulle_udp_peers, &key);
+
+	if (known && compare(known, frontend) == 0)
+		return true;
+	return bpf_map_update_elem(&tulle_udp_peers, &key, frontend, BPF_ANY) == 0;
 }
 
 static __always_inline void remember_peer(struct bpf_sock_addr *ctx, const struct frontend_key *key,
-					  const struct endpoint *backend)
+					  const struct endpoint *backend, bool connected)
 {
-	struct peer_key peer = { .socket = bpf_get_socket_cookie(ctx), .backend = *backend };
-	struct endpoint frontend = {};
-	const struct endpoint *known;
+	struct endpoint frontend = endpoint_of(key);
 
-	__builtin_memcpy(frontend.address, key->address, sizeof(key->address));
-	frontend.port = key->port;
-	known = bpf_map_lookup_elem(peers_of(key->protocol), &peer);
-	if (known && compare(known, &frontend) == 0)
-		return;
-	if (bpf_map_update_elem(peers_of(key->protocol), &peer, &frontend, BPF_ANY))
+	if (!(connected ? remember_connected(ctx, &frontend, backend) : remember_unconnected(ctx, &frontend, backend)))
 		count(COUNTER_NOT_REMEMBERED);
 }
 
-/* Rewrites `to`, the destination of a socket that connects or, if `sticky`, sends without being connected. */
-static __always_inline enum verdict translate(struct bpf_sock_addr *ctx, struct endpoint *to, bool sticky)
+/* Rewrites `to`, the destination of a socket that connects, or else sends without being connected. */
+static __always_inline enum verdict translate(struct bpf_sock_addr *ctx, struct endpoint *to, bool connected)
 {
 	struct frontend_key key = { .port = to->port, .protocol = ctx->protocol, .scope = SCOPE_INTERNAL };
 	struct frontend frontend;
@@ -170,7 +195,7 @@ static __always_inline enum verdict translate(struct bpf_sock_addr *ctx, struct 
 			count(COUNTER_CHANGED_MEANWHILE);
 			continue;
 		}
-		if (is_translated(ctx, &key)) {
+		if (is_translated(ctx, &key, connected)) {
 			count(COUNTER_ALREADY_TRANSLATED);
 			return VERDICT_LEAVE;
 		}
@@ -182,8 +207,8 @@ static __always_inline enum verdict translate(struct bpf_sock_addr *ctx, struct 
 			count(result == LOOKUP_ADDRESS ? COUNTER_REFUSED_PORT : COUNTER_REFUSED);
 			return VERDICT_REFUSE;
 		}
-		if (choose(ctx, &key, &frontend, sticky, &choice)) {
-			remember_peer(ctx, &key, &choice.backend);
+		if (choose(ctx, &key, &frontend, !connected, &choice)) {
+			remember_peer(ctx, &key, &choice.backend, connected);
 			*to = choice.backend;
 			return VERDICT_REWRITE;
 		}
@@ -194,10 +219,10 @@ static __always_inline enum verdict translate(struct bpf_sock_addr *ctx, struct 
 }
 
 /* The bodies of connect and sendmsg, one a family. */
-static __always_inline int translate4(struct bpf_sock_addr *ctx, bool sticky)
+static __always_inline int translate4(struct bpf_sock_addr *ctx, bool connected)
 {
 	struct endpoint to = endpoint4(ctx);
-	enum verdict verdict = translate(ctx, &to, sticky);
+	enum verdict verdict = translate(ctx, &to, connected);
 
 	if (verdict == VERDICT_LEAVE)
 		return RESULT_GO_ON;
@@ -212,10 +237,10 @@ static __always_inline int translate4(struct bpf_sock_addr *ctx, bool sticky)
 	return RESULT_GO_ON;
 }
 
-static __always_inline int translate6(struct bpf_sock_addr *ctx, bool sticky)
+static __always_inline int translate6(struct bpf_sock_addr *ctx, bool connected)
 {
 	struct endpoint from = endpoint6(ctx), to = from;
-	enum verdict verdict = translate(ctx, &to, sticky);
+	enum verdict verdict = translate(ctx, &to, connected);
 
 	if (verdict == VERDICT_LEAVE)
 		return RESULT_GO_ON;
@@ -231,12 +256,22 @@ static __always_inline int translate6(struct bpf_sock_addr *ctx, bool sticky)
 	return RESULT_GO_ON;
 }
 
-/* Whether `from`, who answers a socket or is connected with it, is a backend; rewritten to the frontend. */
-static __always_inline bool reverse(struct bpf_sock_addr *ctx, struct endpoint *from)
+/*
+ * Whether `from`, who answers a socket or is connected with it, is a backend; rewritten to the frontend. Only who answers
+ * may be one that the socket is not connected with.
+ */
+static __always_inline bool reverse(struct bpf_sock_addr *ctx, struct endpoint *from, bool answers)
 {
-	struct peer_key peer = { .socket = bpf_get_socket_cookie(ctx), .backend = *from };
-	const struct endpoint *frontend = bpf_map_lookup_elem(peers_of(ctx->protocol), &peer);
+	const struct peer *peer = bpf_sk_storage_get(&tulle_peers, ctx->sk, 0, 0);
+	const struct endpoint *frontend = NULL;
 
+	if (peer && compare(&peer->backend, from) == 0) {
+		frontend = &peer->frontend;
+	} else if (answers) {
+		struct peer_key key = { .socket = bpf_get_socket_cookie(ctx), .backend = *from };
+
+		frontend = bpf_map_lookup_elem(&tulle_udp_peers, &key);
+	}
 	if (!frontend) {
 		count(COUNTER_NOT_REVERSED);
 		return false;
@@ -247,20 +282,20 @@ static __always_inline bool reverse(struct bpf_sock_addr *ctx, struct endpoint *
 }
 
 /* The bodies of recvmsg and getpeername. Their result must be 1. */
-static __always_inline int reverse4(struct bpf_sock_addr *ctx)
+static __always_inline int reverse4(struct bpf_sock_addr *ctx, bool answers)
 {
 	struct endpoint from = endpoint4(ctx);
 
-	if (reverse(ctx, &from))
+	if (reverse(ctx, &from, answers))
 		set_endpoint4(ctx, &from);
 	return RESULT_GO_ON;
 }
 
-static __always_inline int reverse6(struct bpf_sock_addr *ctx)
+static __always_inline int reverse6(struct bpf_sock_addr *ctx, bool answers)
 {
 	struct endpoint from = endpoint6(ctx);
 
-	if (reverse(ctx, &from))
+	if (reverse(ctx, &from, answers))
 		set_endpoint6(ctx, &from);
 	return RESULT_GO_ON;
 }

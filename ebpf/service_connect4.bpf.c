@@ -10,5 +10,5 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("cgroup/connect4")
 int tulle_connect4(struct bpf_sock_addr *ctx)
 {
-	return translate4(ctx, false);
+	return translate4(ctx, true);
 }

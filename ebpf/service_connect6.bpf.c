@@ -10,5 +10,5 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("cgroup/connect6")
 int tulle_connect6(struct bpf_sock_addr *ctx)
 {
-	return translate6(ctx, false);
+	return translate6(ctx, true);
 }

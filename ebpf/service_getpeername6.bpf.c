@@ -10,5 +10,5 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("cgroup/getpeername6")
 int tulle_getpeername6(struct bpf_sock_addr *ctx)
 {
-	return reverse6(ctx);
+	return reverse6(ctx, false);
 }

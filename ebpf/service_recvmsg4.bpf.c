@@ -10,5 +10,5 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("cgroup/recvmsg4")
 int tulle_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return reverse4(ctx);
+	return reverse4(ctx, true);
 }

@@ -10,5 +10,5 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("cgroup/recvmsg6")
 int tulle_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	return reverse6(ctx);
+	return reverse6(ctx, true);
 }

@@ -10,5 +10,5 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("cgroup/sendmsg4")
 int tulle_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return translate4(ctx, true);
+	return translate4(ctx, false);
 }

@@ -10,5 +10,5 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("cgroup/sendmsg6")
 int tulle_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return translate6(ctx, true);
+	return translate6(ctx, false);
 }

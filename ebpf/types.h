@@ -69,7 +69,13 @@ struct choice {
 	__u64 last_ns; /* bpf_ktime_get_ns() of the last connection */
 };
 
-/* Where a socket's packets come from and go to; the value is the frontend that its program knows instead. */
+/* Of a socket that is connected: whom its program knows, and whom it really speaks with. */
+struct peer {
+	struct endpoint frontend;
+	struct endpoint backend;
+};
+
+/* Of a socket that sends without being connected, perhaps to many: the value is the frontend. */
 struct peer_key {
 	__u64 socket; /* cookie */
 	struct endpoint backend;
@@ -112,6 +118,7 @@ _Static_assert(sizeof(struct backend_key) == 20, "backend_key");
 _Static_assert(sizeof(struct backend) == 24, "backend");
 _Static_assert(sizeof(struct client_key) == 32, "client_key");
 _Static_assert(sizeof(struct choice) == 32, "choice");
+_Static_assert(sizeof(struct peer) == 40, "peer");
 _Static_assert(sizeof(struct peer_key) == 32, "peer_key");
 _Static_assert(sizeof(struct settings) == 16, "settings");
 

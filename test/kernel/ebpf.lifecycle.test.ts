@@ -350,7 +350,7 @@ test.serial('a program that the kernel rejects is told with its reason, and what
   const set = setOf('ipv4', 0);
   await program(lane, serving(set));
   const source = readFileSync(join(EBPF, 'service_connect4.bpf.c'), 'utf8');
-  const broken = await compile(node, 'broken', source.replace('return translate4(ctx, false)', 'return 7'));
+  const broken = await compile(node, 'broken', source.replace(/return translate4.*;/, 'return 7;'));
   const next = node.openLane({ object: broken });
   const error = await t.throwsAsync(program(next, serving(set)), { instanceOf: KernelError });
   t.regex(error.message, /tulle_connect4|R0/);

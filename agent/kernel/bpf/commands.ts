@@ -1,6 +1,8 @@
 /** The commands of bpf(2) that Tulle uses itself, on descriptors. Offsets are those of union bpf_attr (linux/bpf.h). */
+import { closeSync } from 'node:fs';
 import { isNotFound } from '../errors.ts';
 import { bpf, type Pointer } from '../libc.ts';
+import { loadMapBtf } from './btf.ts';
 
 const COMMAND = {
   MAP_CREATE: 0,
@@ -16,6 +18,9 @@ const COMMAND = {
   MAP_UPDATE_BATCH: 26,
   MAP_DELETE_BATCH: 27,
 } as const;
+
+/** BPF_MAP_TYPE_SK_STORAGE: values in sockets, which are made only with type information. */
+export const SK_STORAGE = 24;
 
 /** BPF_OBJ_NAME_LEN - 1: longer names of programs are cut off. */
 export const OBJECT_NAME_MAX = 15;
@@ -57,7 +62,15 @@ export function createMap(name: string, { type, keyBytes, valueBytes, maxEntries
   for (const [i, value] of [type, keyBytes, valueBytes, maxEntries, flags].entries())
     attribute.writeUInt32LE(value, 4 * i);
   attribute.write(name, 28, 'latin1');
-  return bpf(COMMAND.MAP_CREATE, attribute, [], { operation: 'create', object: `map ${name}` });
+  const what = { operation: 'create', object: `map ${name}` };
+  if (type !== SK_STORAGE) return bpf(COMMAND.MAP_CREATE, attribute, [], what);
+  const btf = loadMapBtf(valueBytes);
+  try {
+    for (const [i, value] of [btf.fd, btf.keyType, btf.valueType].entries()) attribute.writeUInt32LE(value, 48 + 4 * i);
+    return bpf(COMMAND.MAP_CREATE, attribute, [], what);
+  } finally {
+    closeSync(btf.fd);
+  }
 }
 
 /** Gives an object a name in a bpffs: it then lives as long as that. */

@@ -42,6 +42,7 @@ export const STRUCTS = {
   backend: { bytes: 24, fields: { at: field(0, 20), seal: field(20, 4) } },
   client_key: { bytes: 32, fields: { cookie: field(0, 8), frontend: field(8, 20), unused: field(28, 4) } },
   choice: { bytes: 32, fields: { backend: field(0, 20), slot: field(20, 4), last_ns: field(24, 8) } },
+  peer: { bytes: 40, fields: { frontend: field(0, 20), backend: field(20, 20) } },
   peer_key: { bytes: 32, fields: { socket: field(0, 8), backend: field(8, 20), unused: field(28, 4) } },
   settings: { bytes: 16, fields: { host_netns: field(0, 8), flags: field(8, 4), unused: field(12, 4) } },
 } as const;

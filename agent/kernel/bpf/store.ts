@@ -15,6 +15,7 @@ import {
   pin,
   readElement,
   readMapInfo,
+  SK_STORAGE,
   writeElement,
 } from './commands.ts';
 import { COUNTERS, type CounterName, renderSettings, STRUCTS } from './layout.ts';
@@ -24,13 +25,13 @@ import { KernelMap } from './map.ts';
 const TYPE = { HASH: 1, ARRAY: 2, PERCPU_ARRAY: 6, LRU_HASH: 9 } as const;
 const BPF_F_NO_PREALLOC = 1;
 
-type MapName = 'frontends' | 'backends' | 'settings' | 'affinity' | 'sticky' | 'udp_peers' | 'tcp_peers' | 'counters';
+type MapName = 'frontends' | 'backends' | 'settings' | 'affinity' | 'sticky' | 'udp_peers' | 'peers' | 'counters';
 
 /** How many entries the maps may hold whose size is a matter of the cluster's. */
 export interface MapSizes {
   readonly frontends: number;
   readonly backends: number;
-  /** Clients with affinity, sockets that send datagrams, and connections whose peer is known: of each so many. */
+  /** Clients with affinity, and pairs of a socket that sends without being connected and a Service: of each so many. */
   readonly clients: number;
 }
 
@@ -43,7 +44,8 @@ interface MapPlan extends Omit<MapShape, 'maxEntries'> {
   readonly entries: (sizes: MapSizes) => number;
 }
 
-const { frontend_key, frontend, backend_key, backend, client_key, choice, peer_key, endpoint, settings } = STRUCTS;
+const { frontend_key, frontend, backend_key, backend, client_key, choice, peer, peer_key, endpoint, settings } =
+  STRUCTS;
 
 /** The same as ebpf/maps.h. */
 export const MAPS: Readonly<Record<MapName, MapPlan>> = {
@@ -53,7 +55,7 @@ export const MAPS: Readonly<Record<MapName, MapPlan>> = {
   affinity: plan(TYPE.LRU_HASH, client_key, choice, (sizes) => sizes.clients),
   sticky: plan(TYPE.LRU_HASH, client_key, choice, (sizes) => sizes.clients),
   udp_peers: plan(TYPE.LRU_HASH, peer_key, endpoint, (sizes) => sizes.clients),
-  tcp_peers: plan(TYPE.LRU_HASH, peer_key, endpoint, (sizes) => sizes.clients),
+  peers: plan(SK_STORAGE, { bytes: 4 }, peer, () => 0, BPF_F_NO_PREALLOC),
   counters: plan(TYPE.PERCPU_ARRAY, { bytes: 4 }, { bytes: 8 }, () => COUNTERS.length),
 };
 
