@@ -141,7 +141,7 @@ export interface MemberPort {
 
 export type Table = 'raw' | 'mangle' | 'nat' | 'filter';
 
-/** iptables arguments after `-A CHAIN`, one token each, without comment. Tokens hold only [A-Za-z0-9._:/,!+-]. */
+/** iptables arguments after `-A CHAIN`, one token each, without comment. Tokens hold only [A-Za-z0-9._:/,!+[]-]. */
 export interface Rule {
   readonly args: readonly string[];
   /** Why the rule exists, for people. Other characters than [A-Za-z0-9./:_-] are replaced when rendered. */

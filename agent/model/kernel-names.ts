@@ -60,13 +60,34 @@ export const vtepMac = (nodeName: string): MacAddress => macOf(`vtep/${nodeName}
 export const podLinkMac = (containerId: string, ifName: string, end: 'host' | 'pod'): MacAddress =>
   macOf(`pod-link/${containerId}/${ifName}/${end}`);
 
-/** The sets of Tulle, one a family: nodes (tunnel ends), ready pods of this node, destinations never masqueraded. */
-export type SetPurpose = 'nodes' | 'ready' | 'direct';
+/**
+ * The sets of Tulle, one a family: nodes (tunnel ends), ready pods of this node, destinations never masqueraded; of Services
+ * what is translated, what is refused or dropped, what has source ranges, and all cluster addresses.
+ */
+export type SetPurpose =
+  | 'nodes'
+  | 'ready'
+  | 'direct'
+  | 'svc-translated'
+  | 'svc-refused'
+  | 'svc-dropped'
+  | 'svc-guarded'
+  | 'svc-cluster';
 export const setName = (purpose: SetPurpose, { digit }: FamilyFacts): string =>
   limited(`${SET_PREFIX}${purpose}-${digit}`, SET_NAME_MAX);
 
 /** The own chain that the built-in chain of the same table jumps to, as its first rule. */
 export const baseChain = (builtin: string): string => limited(`${CHAIN_PREFIX}${builtin}`, CHAIN_NAME_MAX);
+
+/** What a packet to one port of a Service meets: one chain for each way to choose among its backends. */
+export const serviceChain = (identity: string): string =>
+  limited(`${CHAIN_PREFIX}SVC-${hash(identity, 16)}`, CHAIN_NAME_MAX);
+
+/**
+ * The bit of a packet's mark that says: the connection that it begins is to be masqueraded if it was translated. Only this
+ * bit is ever read or written (kube-proxy has 0x4000 and 0x8000, Calico and Tailscale bits from 0x10000 on, Cilium 0xf00).
+ */
+export const MASQUERADE_MARK = 0x2000;
 
 /** Of maps and programs, in the kernel and below the directory of pins. A program's is cut off after 15 characters. */
 export const BPF_PREFIX = 'tulle_';

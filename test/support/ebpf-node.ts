@@ -78,7 +78,7 @@ export async function createEbpfNode(t: ExecutionContext): Promise<EbpfNode> {
     t.teardown(() => lane.close());
     return lane;
   };
-  return { netns, cgroup, directory, bpffs, openLane, caller: (where = netns) => startCaller(t, cgroup, where) };
+  return { netns, cgroup, directory, bpffs, openLane, caller: (where = netns) => startCaller(t, where, cgroup) };
 }
 
 /** Of this test alone, below the root that this process sees. Programs attached to it go with it. */
@@ -96,10 +96,15 @@ function createCgroup(t: ExecutionContext): string {
   return path;
 }
 
-async function startCaller(t: ExecutionContext, cgroup: string, netns: Netns): Promise<Caller> {
-  const join = 'echo 0 >"$0/cgroup.procs" && exec "$@"';
+/** In the cgroup of this process, unless another one is given. */
+export async function startCaller(t: ExecutionContext, netns: Netns, cgroup?: string): Promise<Caller> {
+  const join = '[ -z "$0" ] || echo 0 >"$0/cgroup.procs" && exec "$@"';
   const inside = ['ip', 'netns', 'exec', netns.name, process.execPath, CALLER];
-  const subprocess = execa('sh', ['-c', join, cgroup, ...inside], { reject: false, buffer: false, stderr: 'inherit' });
+  const subprocess = execa('sh', ['-c', join, cgroup ?? '', ...inside], {
+    reject: false,
+    buffer: false,
+    stderr: 'inherit',
+  });
   t.teardown(async () => {
     subprocess.kill('SIGKILL');
     await subprocess;

@@ -1,6 +1,7 @@
 /**
  * Calls sockets on command, one JSON line in, one out, in whatever namespace and cgroup it runs: `socket-caller.ts serve
- * ADDRESS...` answers at port 8080 of each address, over TCP and UDP, with that address; without arguments it calls.
+ * ADDRESS...` answers at port 8080 of each address, over TCP and UDP, with that address (`tell` adds the client's); without
+ * arguments it calls.
  */
 import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
@@ -18,6 +19,8 @@ export interface Call {
   /** A datagram socket of an earlier call with this name is used again. */
   readonly socket?: string;
   readonly perSecond?: number;
+  /** How long to wait for an answer that may not come; of `tcp`. */
+  readonly deadlineMs?: number;
 }
 
 export interface Answer {
@@ -38,8 +41,8 @@ const SERVER_PORT = 8080;
 const show = (address: string | undefined, port: number | undefined): string => `${address} ${port}`;
 const errorOf = (error: unknown): Answer => ({ error: (error as NodeJS.ErrnoException).code ?? String(error) });
 
-async function callTcp({ ip, port }: Call): Promise<Answer> {
-  const socket = connect({ host: ip, port, signal: AbortSignal.timeout(DEADLINE_MS) } as never);
+async function callTcp({ ip, port, deadlineMs = DEADLINE_MS }: Call): Promise<Answer> {
+  const socket = connect({ host: ip, port, signal: AbortSignal.timeout(deadlineMs) } as never);
   try {
     await once(socket, 'connect');
     const peer = show(socket.remoteAddress, socket.remotePort);
@@ -145,12 +148,17 @@ async function callAll(): Promise<void> {
   process.exit();
 }
 
-async function serve(addresses: readonly string[]): Promise<void> {
+/** What is said to a client: the server's address, or with `tell` the client's address behind it. */
+type Words = (server: string, client: string | undefined) => string;
+
+async function serve(addresses: readonly string[], words: Words): Promise<void> {
   for (const address of addresses) {
-    const server = createServer((socket) => socket.on('error', () => socket.destroy()).end(address));
+    const server = createServer((socket) =>
+      socket.on('error', () => socket.destroy()).end(words(address, socket.remoteAddress)),
+    );
     server.listen({ host: address, port: SERVER_PORT, backlog: 4096 });
     const datagrams = createSocket(address.includes(':') ? 'udp6' : 'udp4');
-    datagrams.on('message', (_, { address: to, port }) => datagrams.send(address, port, to));
+    datagrams.on('message', (_, { address: to, port }) => datagrams.send(words(address, to), port, to));
     datagrams.bind(SERVER_PORT, address);
     await Promise.all([once(server, 'listening'), once(datagrams, 'listening')]);
   }
@@ -159,6 +167,7 @@ async function serve(addresses: readonly string[]): Promise<void> {
 
 if (import.meta.main) {
   const [mode, ...addresses] = process.argv.slice(2);
-  if (mode === 'serve') await serve(addresses);
+  if (mode === 'serve') await serve(addresses, (server) => server);
+  else if (mode === 'tell') await serve(addresses, (server, client) => `${server} ${client}`);
   else await callAll();
 }

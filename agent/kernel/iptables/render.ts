@@ -17,7 +17,8 @@ const COMMENT_MAX = 127;
 const HASH_DIGITS = 16;
 const ORDER = /^[A-Za-z0-9./:_-]{1,48}$/;
 const CHAIN = new RegExp(`^${CHAIN_PREFIX}[A-Za-z0-9._-]{1,22}$`);
-const TOKEN = /^[A-Za-z0-9._:/,!+-]+$/;
+/** Brackets stand around an IPv6 address before a port, never at the beginning of a line. */
+const TOKEN = /^[A-Za-z0-9._:/,!+[\]-]+$/;
 /** A list or a host name after these makes iptables write several rules. */
 const ONE_ADDRESS = new Set(['-s', '--source', '--src', '-d', '--destination', '--dst']);
 
@@ -92,9 +93,16 @@ function checkArgs(part: ChainPart, { args }: Rule): void {
     if (!TOKEN.test(token)) throw refused(part, `an argument ${TOKEN}`, token);
     if (!ONE_ADDRESS.has(token)) continue;
     const address = args[i + 1] ?? '';
-    if (!parseIp(address) && !parseCidr(address)) throw refused(part, `one address after ${token}`, address);
+    if (!parseIp(address) && !parseCidr(address) && !isMasked(address))
+      throw refused(part, `one address after ${token}`, address);
   }
 }
+
+/** `0.0.0.5/0.0.0.15`: some bits of an address, wherever they stand. */
+const isMasked = (text: string): boolean => {
+  const [address = '', mask = '', ...rest] = text.split('/');
+  return rest.length === 0 && parseIp(address) !== undefined && parseIp(mask) !== undefined;
+};
 
 const refused = (part: ChainPart, expected: string, received: string): KernelError =>
   new KernelError({
