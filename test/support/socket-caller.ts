@@ -19,7 +19,7 @@ export interface Call {
   /** A datagram socket of an earlier call with this name is used again. */
   readonly socket?: string;
   readonly perSecond?: number;
-  /** How long to wait for an answer that may not come; of `tcp`. */
+  /** How long to wait for an answer that may not come. */
   readonly deadlineMs?: number;
 }
 
@@ -75,11 +75,11 @@ async function openDatagrams({ ip, port, how, socket: name }: Call): Promise<Soc
 }
 
 async function callUdp(call: Call): Promise<Answer> {
-  const { ip, port, how, socket: name } = call;
+  const { ip, port, how, socket: name, deadlineMs = DEADLINE_MS } = call;
   let socket: Socket | undefined;
   try {
     socket = await openDatagrams(call);
-    const answered = once(socket, 'message', { signal: AbortSignal.timeout(DEADLINE_MS) });
+    const answered = once(socket, 'message', { signal: AbortSignal.timeout(deadlineMs) });
     answered.catch(() => {});
     const sent = Promise.withResolvers<void>();
     const onSent = (error: Error | null): void => (error ? sent.reject(error) : sent.resolve());
@@ -145,7 +145,7 @@ async function callAll(): Promise<void> {
     const printed = answer.then((value) => console.log(JSON.stringify(value)));
     if (call.how !== 'load') await printed;
   }
-  process.exit();
+  for (const socket of sockets.values()) socket.close();
 }
 
 /** What is said to a client: the server's address, or with `tell` the client's address behind it. */

@@ -21,7 +21,7 @@ import {
 import type { Programs } from './programs.ts';
 
 /** enum bpf_attach_type (linux/bpf.h). */
-const ATTACH_TYPES: Readonly<Record<SocketHook, number>> = {
+export const ATTACH_TYPES: Readonly<Record<SocketHook, number>> = {
   connect4: 10,
   connect6: 11,
   sendmsg4: 14,

@@ -8,6 +8,7 @@ const COMMAND = {
   MAP_CREATE: 0,
   MAP_LOOKUP_ELEM: 1,
   MAP_UPDATE_ELEM: 2,
+  PROG_LOAD: 5,
   OBJ_PIN: 6,
   OBJ_GET: 7,
   PROG_GET_FD_BY_ID: 13,
@@ -71,6 +72,22 @@ export function createMap(name: string, { type, keyBytes, valueBytes, maxEntries
   } finally {
     closeSync(btf.fd);
   }
+}
+
+/** BPF_PROG_TYPE_CGROUP_SOCK_ADDR. */
+const CGROUP_SOCK_ADDR = 18;
+
+/** Has the kernel verify a program for a hook of sockets, from instructions of 8 bytes; returns its descriptor. */
+export function loadSocketProgram(attachType: number, instructions: Buffer): number {
+  const attribute = Buffer.alloc(72);
+  attribute.writeUInt32LE(CGROUP_SOCK_ADDR, 0);
+  attribute.writeUInt32LE(instructions.length / 8, 4);
+  attribute.writeUInt32LE(attachType, 68);
+  const pointers = [
+    { at: 8, to: instructions },
+    { at: 16, to: Buffer.from('Dual BSD/GPL\0') },
+  ];
+  return bpf(COMMAND.PROG_LOAD, attribute, pointers, { operation: 'load', object: 'a program for sockets' });
 }
 
 /** Gives an object a name in a bpffs: it then lives as long as that. */

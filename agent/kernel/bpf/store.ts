@@ -146,7 +146,8 @@ export function openStore({ directory, sizes = DEFAULT_SIZES, possibleCpus }: St
   };
 }
 
-function requireBpffs(path: string): void {
+/** Throws KernelError that says what to mount. */
+export function requireBpffs(path: string): void {
   const problem = (detail: string, cause?: unknown): KernelError =>
     new KernelError({ code: 'ENODEV', operation: 'pin', object: `maps below ${path}`, detail, cause });
   let type: number;
