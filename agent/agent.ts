@@ -28,6 +28,7 @@ import { StaticAddresses } from './pods/static-addresses.ts';
 import { strayProblem } from './pods/strays.ts';
 import { obstaclesOf } from './readiness.ts';
 import { KernelState } from './reconcile/kernel-state.ts';
+import { FAILING_AFTER } from './reconcile/list-schedule.ts';
 import { type BatchReport, Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
 import type { Change } from './reconcile/types.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
@@ -216,7 +217,7 @@ class Agent {
   /** Ready means: the node has a network now, the runtime was told, and nothing of the node's own fails in the kernel. */
   readiness(): Readiness {
     const underlay = this.#planning.plan?.underlay;
-    const failures = this.#reconciler.failures(this.#planning.ownKeys);
+    const failures = this.#lastingFailures();
     const [reason] = this.#obstacles(failures);
     // Other nodes route nothing to a Node that is away, and what fails in the kernel may be missed by running pods.
     const limited = underlay?.suspended || failures.length > 0 ? { limited: true as const } : {};
@@ -227,7 +228,12 @@ class Agent {
     return { ready: true, podCidrs, mtu: podMtu(underlay), ...(bridge && { bridge }) };
   }
 
-  #obstacles(failures = this.#reconciler.failures(this.#planning.ownKeys)): readonly string[] {
+  /** A runtime that asks amid a passing disturbance would take the whole node out of service; ADD waits for it anyway. */
+  #lastingFailures(): readonly Error[] {
+    return this.#reconciler.failures(this.#planning.ownKeys, FAILING_AFTER);
+  }
+
+  #obstacles(failures = this.#lastingFailures()): readonly string[] {
     return obstaclesOf({
       cluster: () => this.#watch.status(),
       underlay: this.#planning.plan?.underlay,

@@ -19,6 +19,7 @@ const RETRY_MS = 2_000;
 export class Installer {
   readonly #options: InstallerOptions;
   #reason: string | undefined = 'its own network is not in the kernel yet';
+  #installed = false;
   #running: Promise<void> | undefined;
 
   constructor(options: InstallerOptions) {
@@ -37,9 +38,16 @@ export class Installer {
     });
   }
 
-  /** Puts back what somebody removed or altered since. Throws the errors of the file system. */
+  /** Puts back what somebody removed or altered since. Throws the errors of the file system, which are the reason until it succeeds. */
   keep(): void {
-    if (this.#reason === undefined) this.#write();
+    if (!this.#installed) return;
+    try {
+      this.#write();
+      this.#reason = undefined;
+    } catch (err) {
+      this.#reason = err instanceof Error ? err.message : String(err);
+      throw err;
+    }
   }
 
   /** The reconciler has its own backoff; this only asks again, and says once what is wrong. */
@@ -49,6 +57,7 @@ export class Installer {
         await this.#options.settle(signal);
         this.#write();
         this.#reason = undefined;
+        this.#installed = true;
         return;
       } catch (err) {
         signal.throwIfAborted();

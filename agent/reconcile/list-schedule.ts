@@ -9,7 +9,7 @@ export interface ListTiming {
   readonly random: () => number;
 }
 
-const FAILING_AFTER = 3;
+export const FAILING_AFTER = 3;
 
 /** When a kind is listed next, and whether what its last list said can still be trusted. Requests coalesce. */
 export class ListSchedule {

@@ -150,13 +150,16 @@ export class Reconciler {
     return this.#catchUps.begin(this.#options.now() - ageMs);
   }
 
-  /** Why these keys are not in the kernel: failed writes, and kinds that cannot be listed. Cost: one look-up a key. */
-  failures(keys: Iterable<Key>): readonly Error[] {
+  /**
+   * Why these keys are not in the kernel: writes that failed at least so often in a row, and kinds that cannot be listed.
+   * Cost: one look-up a key.
+   */
+  failures(keys: Iterable<Key>, attempts = 1): readonly Error[] {
     const errors = new Set<Error>();
     const kinds = new Set<Kind>();
     for (const key of keys) {
       const failure = this.#ledgers.get(kindOf(key))?.dirty.failures.get(key);
-      if (failure) errors.add(failure.error);
+      if (failure && failure.attempts >= attempts) errors.add(failure.error);
       kinds.add(kindOf(key));
     }
     for (const kind of kinds) {
