@@ -184,7 +184,7 @@ test('an agent that never reads', async (t) => {
   t.teardown(() => server.close());
   server.listen(join(runDir, 'cni.sock'));
   await once(server, 'listening');
-  const { error } = await call(runDir, 'ADD', { executable: IMPATIENT, stdin: ' '.repeat(1 << 20) });
+  const { error } = await call(runDir, 'ADD', { executable: IMPATIENT, stdin: ' '.repeat(1 << 19) });
   t.regex(error.msg ?? '', /^cannot ADD: expected an answer/);
 });
 
