@@ -2,17 +2,19 @@
 import { join } from 'node:path';
 import type { Logger } from 'pino';
 import type { Host } from '../model/host.ts';
+import type { Family } from '../model/ip.ts';
 import type { Kind, PodLink } from '../model/items.ts';
 import type { AnyDriver } from '../reconcile/types.ts';
 import { requireDumpFilters } from './capabilities.ts';
 import { run } from './command.ts';
+import { forgetStaleFlows, type ServedPlace } from './conntrack.ts';
 import { type Feature, probeKernel } from './features.ts';
 import { HostWatch } from './host.ts';
 import { createMemberDriver } from './ipset/member.ts';
 import { createSetDriver } from './ipset/set.ts';
 import { type Backend, type BackendName, backendCommands, chooseBackend, describeBackend } from './iptables/backend.ts';
 import { createChainDriver } from './iptables/chain.ts';
-import { NETLINK_PROTOCOL } from './netlink/message.ts';
+import { NETLINK_PROTOCOL, type NetlinkClient } from './netlink/message.ts';
 import { openNetlink } from './netlink/open.ts';
 import { NetlinkSocket } from './netlink/socket.ts';
 import { identifyNetns } from './netns/netns.ts';
@@ -74,7 +76,11 @@ export async function openKernel(
     sysctl,
     set: createSetDriver({ run, client: nfnetlink, onEmptied: (name) => member.setEmptied(name) }),
     member,
-    'chain-part': createChainDriver({ run, backend }),
+    'chain-part': createChainDriver({
+      run,
+      backend,
+      onServed: (family, places) => void forgetFlows(nfnetlink, log, family, places),
+    }),
   } satisfies { readonly [K in Exclude<Kind, keyof typeof UNDRIVEN>]: { readonly kind: K } };
   const host = new HostWatch({
     ...netlink,
@@ -107,6 +113,16 @@ export async function openKernel(
       await netlink.close();
     },
   };
+}
+
+async function forgetFlows(client: NetlinkClient, log: Logger, family: Family, places: readonly ServedPlace[]) {
+  try {
+    const { forgotten, failures } = await forgetStaleFlows(client, family, places);
+    if (forgotten > 0) log.debug({ family, flows: forgotten }, 'UDP flows to former backends forgotten');
+    for (const err of failures) log.warn({ err }, 'a UDP flow goes on to a former backend');
+  } catch (err) {
+    log.warn({ err, family }, 'UDP flows may go on to former backends; is nf_conntrack_netlink there?');
+  }
 }
 
 const iptablesBackend = (setting: KernelSettings['iptables.backend'], signal: AbortSignal) =>

@@ -192,6 +192,45 @@ each(
   },
 );
 
+each(
+  'UDP: a socket that goes on sending is not answered by what is no backend any more',
+  async (t, { node, outside, caller, serve }) => {
+    const client = await caller(outside);
+    const dns = (name: string, clusterIps: string, ...pods: readonly number[]) =>
+      plan(service(name, { clusterIps, ports: 'dns:53/UDP' }), endpointsOf(name, pods, { on: 'dns:8080/UDP' }));
+    const other = dns('other', '10.96.0.99 fd96::99', 0);
+    const send = (ip: string, deadlineMs = 5000) =>
+      client.call({ how: 'udp', ip, port: 53, socket: `to ${ip}`, deadlineMs });
+    const flowsTo = async (ip: string) =>
+      (await node.run('conntrack', '-L', '-f', ip.includes(':') ? 'ipv6' : 'ipv4', '-p', 'udp', '-d', ip, '-o', 'id'))
+        .stdout;
+    for (const { family } of families) t.truthy((await send(VIP[family], 300)).error, 'before there is a Service');
+    await serve([other, dns('web', `${VIP.ipv4} ${VIP.ipv6}`, 0)]);
+    for (const { family } of families) {
+      t.regex((await send(VIP[family])).from ?? '', new RegExp(`^${PODS[family][0]} `), 'a flow from before');
+      await send(family === 'ipv4' ? '10.96.0.99' : 'fd96::99');
+    }
+    const kept = await Promise.all(['10.96.0.99', 'fd96::99'].map(async (ip) => /id=\d+/.exec(await flowsTo(ip))?.[0]));
+    t.true(kept.every((id) => id !== undefined));
+    await serve([other, dns('web', `${VIP.ipv4} ${VIP.ipv6}`, 1)]);
+    for (const { family } of families)
+      t.regex((await send(VIP[family])).from ?? '', new RegExp(`^${PODS[family][1]} `), 'another backend');
+    await serve([other, plan(service('web', { ...dual, ports: 'dns:53/UDP' }), [])]);
+    for (const { family } of families) {
+      t.is(await flowsTo(VIP[family]), '', 'no endpoints');
+      t.is((await send(VIP[family], 300)).from, undefined);
+    }
+    await serve([other, dns('web', `${VIP.ipv4} ${VIP.ipv6}`, 1)]);
+    for (const { family } of families) t.truthy((await send(VIP[family])).from);
+    await serve([other]);
+    for (const { family } of families) t.is(await flowsTo(VIP[family]), '', 'no Service');
+    const still = await Promise.all(
+      ['10.96.0.99', 'fd96::99'].map(async (ip) => /id=\d+/.exec(await flowsTo(ip))?.[0]),
+    );
+    t.deepEqual(still, kept, 'nothing else is disturbed');
+  },
+);
+
 each('one change writes one chain, and the end leaves nothing', async (t, { node, caller, serve }) => {
   const others = Array.from({ length: 40 }, (_, i) =>
     plan(

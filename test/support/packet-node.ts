@@ -5,6 +5,7 @@
 import { once } from 'node:events';
 import { join } from 'node:path';
 import type { ExecutionContext } from 'ava';
+import { type ForgetResult, forgetStaleFlows } from '../../agent/kernel/conntrack.ts';
 import { createMemberDriver } from '../../agent/kernel/ipset/member.ts';
 import { createSetDriver } from '../../agent/kernel/ipset/set.ts';
 import { type BackendName, describeBackend } from '../../agent/kernel/iptables/backend.ts';
@@ -67,10 +68,15 @@ export async function createPacketNode(t: ExecutionContext, backendName: Backend
   for (const i of PODS.ipv4.keys()) pods.push(await createPod(t, node, i));
   const { run, client } = netfilterOf(t, node);
   const backend = await describeBackend(run, backendName, 'test');
+  const forgetting: Promise<ForgetResult>[] = [];
   const drivers = [
     createSetDriver({ run, client }),
     createMemberDriver({ client }),
-    createChainDriver({ run, backend }),
+    createChainDriver({
+      run,
+      backend,
+      onServed: (family, places) => void forgetting.push(forgetStaleFlows(client, family, places)),
+    }),
   ] as const;
   const serve: PacketNode['serve'] = async (services) => {
     const items = allItems(services, backend.randomFully);
@@ -80,6 +86,7 @@ export async function createPacketNode(t: ExecutionContext, backendName: Backend
     await done(converge(members, [...former, ...valuesOf('member', items)]));
     const changed = await done(converge(chains, valuesOf('chain-part', items)));
     await done(converge(members, valuesOf('member', items)));
+    for (const { failures } of await Promise.all(forgetting.splice(0))) for (const error of failures) throw error;
     return changed;
   };
   const callers = new Map<Netns, Promise<Caller>>();

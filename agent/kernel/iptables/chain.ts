@@ -13,19 +13,23 @@ import { type Family, families } from '../../model/ip.ts';
 import { type ChainPart, type Key, keyOf, type Table } from '../../model/items.ts';
 import type { Driver } from '../../reconcile/types.ts';
 import type { Run } from '../command.ts';
+import type { ServedPlace } from '../conntrack.ts';
 import type { Backend } from './backend.ts';
 import { type Failures, OwnTable, type PartChange, partOf, readFamily } from './own-table.ts';
 import { strayPart } from './read-back.ts';
 import { type FoundPart, linesOf } from './render.ts';
 import { oddlyPrinted, type Printed, sameHashes, sameRules } from './rule-text.ts';
+import { ServiceFlows } from './service-flows.ts';
 
-export function createChainDriver({
-  run,
-  backend,
-}: {
-  run: Run;
-  backend: Pick<Backend, 'commands'>;
-}): Driver<'chain-part'> {
+export interface ChainDriverOptions {
+  readonly run: Run;
+  readonly backend: Pick<Backend, 'commands'>;
+  /** Told of places of Services whose UDP flows may have other backends since the last write. Not waited for. */
+  readonly onServed?: (family: Family, places: readonly ServedPlace[]) => void;
+}
+
+export function createChainDriver({ run, backend, onServed }: ChainDriverOptions): Driver<'chain-part'> {
+  const flows = new ServiceFlows();
   const tables = new Map<string, OwnTable>();
   /** Of rules that are there. */
   const printed = new Map<string, string>();
@@ -55,6 +59,7 @@ export function createChainDriver({
         for (const part of parts) found.set(keyOf('chain-part', part), part);
       }
     }
+    if (onServed) flows.hold(found.values());
     const lines = new Set([...found.values()].flatMap((part) => (part as Partial<FoundPart>).lines ?? []));
     for (const [hash, line] of printed) if (!lines.has(line)) printed.delete(hash);
     return found;
@@ -67,6 +72,11 @@ export function createChainDriver({
       for (const [key, error] of await tableOf(family, table).apply(changes, signal)) failures.set(key, error);
       const reworded = changes.filter((change) => !failures.has(change.key) && isReworded(change));
       if (reworded.length > 0) await learn(family, table, reworded, signal);
+    }
+    if (onServed) {
+      const written = batch.filter(({ key }) => !failures.has(key));
+      const now = written.map((each) => [each.key, each.action === 'remove' ? undefined : each.item.value] as const);
+      for (const [family, places] of flows.wrote(now)) onServed(family, places);
     }
     return failures;
   }
