@@ -180,11 +180,25 @@ test('health checks are those of Services that have one, with what is on this no
   t.deepEqual(checks(clusterOf([service('web')], [])), []);
 });
 
-test('in the mode iptables nothing is for sockets, and the status says what is missing', (t) => {
+test('in the mode iptables a Service is rules, and brings the chains that lead to it, once', (t) => {
   const settingsOf = { ...on, 'services.mode': 'iptables' } as const;
-  const { fragments } = new ServicesPlanner().plan(input(clusterOf([service('web')], []), { settings: settingsOf }));
-  t.deepEqual([...fragments.values()].flatMap(keysOf), []);
-  t.regex(problemsOf(fragments).join(), /services\.mode iptables is not there yet/);
+  const planner = new ServicesPlanner();
+  const plan = (endpoints: string) =>
+    planner.plan(input(clusterOf([service('web')], [slice('web', endpoints)]), { settings: settingsOf })).fragments;
+  const fragments = plan('10.84.1.5');
+  t.deepEqual([...fragments.keys()].sort(), [
+    'service default/web',
+    'services',
+    'services ipv4',
+    'services ipv4 07',
+    'services ipv4 7',
+    'services ipv6',
+  ]);
+  const { requires } = fragments.get('service default/web') as Fragment;
+  t.deepEqual([...requires].sort(), ['services ipv4', 'services ipv4 07']);
+  const kinds = new Set([...fragments.values()].flatMap(keysOf).map((key) => key.split(' ')[0]));
+  t.deepEqual([...kinds].sort(), ['chain-part', 'member', 'set']);
+  t.deepEqual([...plan('10.84.1.6').changedSince(fragments)], ['service default/web']);
 });
 
 /** Few Services, addresses and ports, so that they contradict each other. */

@@ -6,11 +6,14 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Cluster } from '../../model/cluster.ts';
 import { type Fragment, rankOf } from '../../model/fragment.ts';
 import type { Host } from '../../model/host.ts';
+import { families } from '../../model/ip.ts';
 import { Draft, type PersistentMap, persistentMap } from '../../model/persistent-map.ts';
 import type { Backend, HealthCheck, Service } from '../../model/services.ts';
 import type { Losses } from '../claims.ts';
 import { finish, type Steps } from '../steps.ts';
 import { addressOfUrl, differences, nodePortIps, planGuard } from './guard.ts';
+import { baseFragment } from './iptables/base.ts';
+import { type IptablesItems, iptablesItems } from './iptables/iptables-items.ts';
 import { planService, type ServiceContext, type ServicePlan } from './service.ts';
 import { ServiceIndex } from './service-index.ts';
 import type { ServiceSettings } from './settings.ts';
@@ -20,7 +23,7 @@ export interface ServicesInput {
   readonly nodeName: string;
   readonly cluster: Cluster;
   readonly losses: Losses;
-  readonly host: Pick<Host, 'links'>;
+  readonly host: Pick<Host, 'links' | 'randomFully'>;
   readonly settings: ServiceSettings;
 }
 
@@ -35,6 +38,8 @@ export const NO_SERVICES: ServicesPlan = { fragments: persistentMap(), healthChe
 
 /** The API server as pods know it; its endpoints are the real addresses. */
 const API_SERVICE = 'default/kubernetes';
+/** From where on a change takes iptables a good part of a second. */
+const IPTABLES_SERVICES = 2_000;
 /** Sentences about slices of no Service. */
 const STRAYS_MAX = 20;
 
@@ -79,11 +84,17 @@ export class ServicesPlanner {
       const service = input.cluster.services.get(key);
       const plan = service && this.#planOne(key, service, index, context);
       const id = `service ${key}`;
-      fragments.set(id, plan && fragmentOf(id, service, plan, input.settings));
+      const rendered = plan && rendering(id, plan, input.settings);
+      fragments.set(id, plan && rendered && fragmentOf(id, service, plan, rendered));
+      for (const branch of rendered?.branches ?? []) fragments.set(branch.id, branch);
       healthChecks.set(key, plan?.health);
       yield;
     }
-    fragments.set('services', generalFragment(index, input.settings, former.fragments.get('services')));
+    fragments.set('services', generalFragment(index, input, former.fragments.get('services')));
+    for (const { family } of input.settings['services.mode'] === 'iptables' ? families : []) {
+      const base = baseFragment(family, input.host);
+      fragments.set(base.id, kept(former.fragments.get(base.id), base));
+    }
     const plan: ServicesPlan = { fragments: fragments.done(), healthChecks: healthChecks.done() };
     this.#last = { input, index, context, plan };
     return plan;
@@ -147,21 +158,27 @@ function* dependents(
   return found;
 }
 
-function fragmentOf(id: string, service: Service, plan: ServicePlan, settings: ServiceSettings): Fragment {
-  return {
-    id,
-    cause: id,
-    rank: rankOf(service.creationMs, service.uid),
-    items: settings['services.mode'] === 'iptables' ? [] : socketItems(plan.frontends, plan.sets),
-    requires: [],
-    problems: plan.problems,
-  };
+/** For packets or for sockets, as the mode says. */
+function rendering(id: string, { frontends, sets }: ServicePlan, settings: ServiceSettings): IptablesItems {
+  return settings['services.mode'] === 'iptables'
+    ? iptablesItems(id, frontends, sets, { clusterAddresses: true })
+    : { items: socketItems(frontends, sets), requires: [], branches: [] };
+}
+
+function fragmentOf(id: string, service: Service, plan: ServicePlan, rendered: IptablesItems): Fragment {
+  const { items, requires } = rendered;
+  return { id, cause: id, rank: rankOf(service.creationMs, service.uid), items, requires, problems: plan.problems };
 }
 
 /** What concerns no Service. The former one when nothing changed. */
-function generalFragment(index: ServiceIndex, { 'services.mode': mode }: ServiceSettings, former?: Fragment): Fragment {
+function generalFragment(index: ServiceIndex, { settings, cluster }: ServicesInput, former?: Fragment): Fragment {
+  const isMany = settings['services.mode'] === 'iptables' && cluster.services.size > IPTABLES_SERVICES;
   const problems = [
-    ...(mode === 'iptables' ? ['services.mode iptables is not there yet: Services are planned and not served'] : []),
+    ...(isMany
+      ? [
+          `iptables gets slow with more than ${IPTABLES_SERVICES} Services; let services.mode be ebpf where the kernel can`,
+        ]
+      : []),
     ...strayProblems(index),
   ];
   const fragment = { id: 'services', cause: 'services', rank: '', items: [], requires: [], problems };
