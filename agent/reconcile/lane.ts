@@ -127,14 +127,18 @@ export class LaneLoop {
   }
 
   async #cycle(signal: AbortSignal): Promise<void> {
-    const { batchSize } = this.#context;
     this.#cycles++;
     await this.#interlude(signal);
-    for (const ledger of this.#ledgers) await this.#drain(ledger, () => ledger.takeWrites(batchSize), signal);
+    for (const ledger of this.#ledgers)
+      await this.#drain(ledger, () => ledger.takeWrites(this.#limitOf(ledger)), signal);
     for (const ledger of this.#ledgers.toReversed()) {
-      await this.#drain(ledger, () => ledger.takeRemovals(batchSize), signal);
+      await this.#drain(ledger, () => ledger.takeRemovals(this.#limitOf(ledger)), signal);
     }
     this.#context.settles.check();
+  }
+
+  #limitOf({ driver }: Ledger): number {
+    return driver.batchSize ?? this.#context.batchSize;
   }
 
   async #drain(ledger: Ledger, take: () => readonly Change[], signal: AbortSignal): Promise<void> {
@@ -166,12 +170,11 @@ export class LaneLoop {
 
   async #applyUrgent(demand: ReadonlySet<Key>, signal: AbortSignal): Promise<boolean> {
     if (demand.size === 0) return false;
-    const { batchSize } = this.#context;
     for (const ledger of this.#ledgers) {
-      if (await this.#applyAny(ledger, ledger.takeWrites(batchSize, demand), signal)) return true;
+      if (await this.#applyAny(ledger, ledger.takeWrites(this.#limitOf(ledger), demand), signal)) return true;
     }
     for (const ledger of this.#ledgers.toReversed()) {
-      if (await this.#applyAny(ledger, ledger.takeRemovals(batchSize, demand), signal)) return true;
+      if (await this.#applyAny(ledger, ledger.takeRemovals(this.#limitOf(ledger), demand), signal)) return true;
     }
     return false;
   }

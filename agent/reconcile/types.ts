@@ -33,6 +33,8 @@ export interface Driver<K extends Kind> {
   readonly lane: Lane;
   /** 'one': a key belongs to one fragment, others are contested. 'same': fragments may share a key with an equal value. */
   readonly merge: 'one' | 'same';
+  /** Changes in one apply(), where each call has a price of its own that makes more of them better than the usual number. */
+  readonly batchSize?: number;
   /** Whether the found object is what is wanted; fields that the kernel cannot show are not compared. */
   equal(wanted: Objects[K], found: Objects[K]): boolean;
   /** Everything that is marked as Tulle's own, wanted or not (see the ownership table). */

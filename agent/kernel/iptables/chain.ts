@@ -21,6 +21,9 @@ import { type FoundPart, linesOf } from './render.ts';
 import { oddlyPrinted, type Printed, sameHashes, sameRules } from './rule-text.ts';
 import { ServiceFlows } from './service-flows.ts';
 
+/** iptables-legacy reads and writes the whole table for each batch, whatever is in it. */
+const BATCH_SIZE = 2048;
+
 export interface ChainDriverOptions {
   readonly run: Run;
   readonly backend: Pick<Backend, 'commands'>;
@@ -96,6 +99,7 @@ export function createChainDriver({ run, backend, onServed }: ChainDriverOptions
     kind: 'chain-part',
     lane: 'netfilter',
     merge: 'one',
+    batchSize: BATCH_SIZE,
     equal: (wanted, found) => isEqual(wanted, found, printed),
     list: (signal) => inTurn(() => list(signal)),
     apply: (batch, signal) => inTurn(() => apply(batch, signal)),
