@@ -38,6 +38,7 @@ test('features: a kernel without ip sets says EINVAL', async (t) => {
     'locked bridge ports: unknown',
     'ip sets of addresses: missing',
     'ip sets of networks: missing',
+    'ip sets of ports: missing',
     'IPv6: missing',
   ]);
 });

@@ -77,6 +77,11 @@ const PROBES: readonly Probe[] = [
     probe: ({ netfilter }) => findSetType(netfilter, 'hash:net'),
   },
   {
+    name: 'ip sets of ports',
+    consequence: 'services.mode iptables does not work; modprobe ip_set_hash_ipport',
+    probe: ({ netfilter }) => findSetType(netfilter, 'hash:ip,port'),
+  },
+  {
     name: 'IPv6',
     consequence: 'pods have IPv4 only; boot without ipv6.disable=1',
     probe: ({ read }) => read('/proc/sys/net/ipv6/conf/all/forwarding') && '/proc/sys/net/ipv6',
