@@ -82,6 +82,20 @@ struct peer_key {
 	__u32 unused;
 };
 
+/* A connected datagram socket, as the agent reads it: what names it to the kernel, and what was stored in it. */
+struct socket_row {
+	struct peer peer;
+	__u64 cookie; /* 0: none was ever asked for */
+	__u32 netns;  /* inode */
+	__u32 link;   /* index of the one that it is bound to; 0: none */
+	__be32 own[4];
+	__be32 other[4];
+	__be16 own_port;
+	__be16 other_port;
+	__u16 family; /* AF_* */
+	__u16 unused;
+};
+
 enum settings_flag { SETTINGS_HOST_ONLY = 1 };
 
 struct settings {
@@ -121,5 +135,6 @@ _Static_assert(sizeof(struct choice) == 32, "choice");
 _Static_assert(sizeof(struct peer) == 40, "peer");
 _Static_assert(sizeof(struct peer_key) == 32, "peer_key");
 _Static_assert(sizeof(struct settings) == 16, "settings");
+_Static_assert(sizeof(struct socket_row) == 96, "socket_row");
 
 #endif

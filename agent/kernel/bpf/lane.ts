@@ -8,6 +8,7 @@ import type { CounterName } from './layout.ts';
 import type { BpfMap } from './map.ts';
 import { possibleCpus } from './place.ts';
 import { openPrograms } from './programs.ts';
+import { type ConnectedSocket, readSocketRows } from './stale-sockets.ts';
 import { type MapSizes, openStore } from './store.ts';
 
 export interface BpfLane {
@@ -25,6 +26,8 @@ export interface BpfLane {
   counters(): Readonly<Record<CounterName, bigint>>;
   /** Translates for all sockets, or only for those of one network namespace, by its cookie. */
   writeSettings(settings: { readonly hostNetns?: bigint }): void;
+  /** The datagram sockets, of whatever network namespace, that the programs connected. Rejects with KernelError. */
+  connectedSockets(signal: AbortSignal): Promise<readonly ConnectedSocket[]>;
   /** Leaves everything in the kernel as it is. */
   close(): void;
 }
@@ -57,6 +60,7 @@ export function openBpfLane({ directory, cgroup, sizes, run = runCommand, object
     }),
     counters: () => store.readCounters(),
     writeSettings: (settings) => store.writeSettings(settings),
+    connectedSockets: async (signal) => readSocketRows(await programs.readPeers(signal)),
     close: () => store.close(),
   };
 }

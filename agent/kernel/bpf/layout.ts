@@ -44,6 +44,21 @@ export const STRUCTS = {
   choice: { bytes: 32, fields: { backend: field(0, 20), slot: field(20, 4), last_ns: field(24, 8) } },
   peer: { bytes: 40, fields: { frontend: field(0, 20), backend: field(20, 20) } },
   peer_key: { bytes: 32, fields: { socket: field(0, 8), backend: field(8, 20), unused: field(28, 4) } },
+  socket_row: {
+    bytes: 96,
+    fields: {
+      peer: field(0, 40),
+      cookie: field(40, 8),
+      netns: field(48, 4),
+      link: field(52, 4),
+      own: field(56, 16),
+      other: field(72, 16),
+      own_port: field(88, 2),
+      other_port: field(90, 2),
+      family: field(92, 2),
+      unused: field(94, 2),
+    },
+  },
   settings: { bytes: 16, fields: { host_netns: field(0, 8), flags: field(8, 4), unused: field(12, 4) } },
 } as const;
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { execa } from 'execa';
 import { COUNTERS, FRONTEND_FLAGS, SCOPES, SETTINGS_FLAGS, STRUCTS, TARGETS } from './layout.ts';
-import { OBJECT_FILE } from './programs.ts';
+import { OBJECT_FILE, PEERS_FILE } from './programs.ts';
 import { MAPS } from './store.ts';
 
 const EBPF = join(OBJECT_FILE, '..');
@@ -21,8 +21,8 @@ interface BtfType {
   readonly vars?: readonly { readonly type_id: number }[];
 }
 
-async function readBtf() {
-  const { stdout } = await execa('bpftool', ['-j', 'btf', 'dump', 'file', OBJECT_FILE]);
+async function readBtf(file = OBJECT_FILE) {
+  const { stdout } = await execa('bpftool', ['-j', 'btf', 'dump', 'file', file]);
   const types = (JSON.parse(stdout) as { types: readonly BtfType[] }).types;
   const byId = new Map(types.map((type) => [type.id, type]));
   const get = (id: number | undefined): BtfType => {
@@ -38,16 +38,18 @@ async function readBtf() {
   return { types, get, bytesOf };
 }
 
-test('the committed object is what clang makes of the sources', async (t) => {
+test('the committed objects are what clang makes of the sources', async (t) => {
   t.timeout(120_000);
   const { exitCode, all } = await execa('make', ['-C', EBPF, 'check'], { reject: false, all: true, timeout: 110_000 });
-  t.is(exitCode, 0, `${all}\nrun npm run ebpf and commit ebpf/tulle.bpf.o`);
+  t.is(exitCode, 0, `${all}\nrun npm run ebpf and commit ebpf/*.o`);
 });
 
 test('every struct lies in memory as the object says', async (t) => {
-  const { types, bytesOf } = await readBtf();
+  const objects = [await readBtf(), await readBtf(PEERS_FILE)];
   for (const [name, { bytes, fields }] of Object.entries(STRUCTS)) {
-    const type = types.find((each) => each.kind === 'STRUCT' && each.name === name);
+    const isMeant = (each: BtfType): boolean => each.kind === 'STRUCT' && each.name === name;
+    const { types, bytesOf } = objects.find((object) => object.types.some(isMeant)) as (typeof objects)[0];
+    const type = types.find(isMeant);
     t.is(type?.size, bytes, name);
     const found = type?.members?.map((member) => [
       member.name,

@@ -3,7 +3,7 @@
  * not at all, with the maps of the store. A build is named after the object and the maps, so that what is pinned under it
  * is the very same thing, whoever loaded it.
  */
-import { closeSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { SOCKET_HOOKS, type SocketHook } from '../../model/items.ts';
@@ -13,8 +13,10 @@ import { isNotFound } from '../errors.ts';
 import { openPin, type ProgramInfo, readProgramInfo } from './commands.ts';
 import type { BpfStore } from './store.ts';
 
-/** The object that is committed beside its sources. */
+/** The objects that are committed beside their sources. */
 export const OBJECT_FILE = fileURLToPath(new URL('../../../ebpf/tulle.bpf.o', import.meta.url));
+
+export const PEERS_FILE = fileURLToPath(new URL('../../../ebpf/peers.bpf.o', import.meta.url));
 
 /** The verifier takes milliseconds; a bound against hanging. */
 const LOAD_TIMEOUT_MS = 60_000;
@@ -30,6 +32,8 @@ export interface Programs {
   hasPinnedMaps(): boolean;
   /** Loads and pins what is not. Rejects with KernelError that holds what the verifier said. */
   load(signal: AbortSignal): Promise<void>;
+  /** What the connected datagram sockets hold, struct socket_row each. Rejects with KernelError: before Linux 5.9. */
+  readPeers(signal: AbortSignal): Promise<Buffer>;
   /** Takes away the pins of other builds and of their maps. */
   removeOthers(): void;
   /** Takes away all pins. */
@@ -44,7 +48,8 @@ export interface ProgramsOptions {
 
 export function openPrograms({ store, run, object = OBJECT_FILE }: ProgramsOptions): Programs {
   const maps = store.pins.map(({ name, id }) => `${name} ${id}`).join('\n');
-  const build = hash(`${readFileSync(object, 'latin1')}\n${maps}`, 12);
+  const objects = [object, PEERS_FILE].map((file) => readFileSync(file, 'latin1'));
+  const build = hash([...objects, maps].join('\n'), 12);
   const parent = join(store.directory, 'programs');
   const directory = join(parent, build);
   const pathOf = (hook: SocketHook): string => join(directory, `${BPF_PREFIX}${hook}`);
@@ -66,6 +71,15 @@ export function openPrograms({ store, run, object = OBJECT_FILE }: ProgramsOptio
       renameSync(loading, directory);
     },
     hasPinnedMaps: () => store.isPinned(),
+    async readPeers(signal) {
+      const path = join(directory, `${BPF_PREFIX}peers_iter`);
+      // Made when it is first needed: nothing else depends on it.
+      if (!existsSync(path)) {
+        const args = ['-n', 'iter', 'pin', PEERS_FILE, path, 'map', 'pinned', store.peersPath];
+        await run({ file: 'bpftool', args, timeoutMs: LOAD_TIMEOUT_MS, signal });
+      }
+      return readFileSync(path);
+    },
     removeOthers() {
       store.removeOtherPins();
       for (const name of namesIn(parent))

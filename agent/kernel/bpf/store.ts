@@ -72,6 +72,8 @@ export interface BpfStore {
   readonly directory: string;
   readonly frontends: KernelMap;
   readonly backends: KernelMap;
+  /** Path of the map whose values are in sockets. */
+  readonly peersPath: string;
   /** Kernel name and path of each map, for a loader. */
   readonly pins: readonly { readonly name: string; readonly path: string; readonly id: number }[];
   /** Whether the next process would find these maps. */
@@ -124,6 +126,7 @@ export function openStore({ directory, sizes = DEFAULT_SIZES, possibleCpus }: St
     directory,
     frontends,
     backends,
+    peersPath: of('peers').path,
     pins: [...maps.values()].map(({ info, path }) => ({ name: info.name, path, id: info.id })),
     isPinned: () => maps.values().every(isPinned),
     ensurePinned() {

@@ -1,0 +1,87 @@
+/**
+ * Datagram sockets that are connected to a backend which their Service has no longer: nobody tells them, so a DNS client or
+ * a sender of metrics would talk to nobody for ever. Destroyed, they fail with ECONNABORTED and are opened anew. Which
+ * sockets the programs connected, and to what, is read from the sockets themselves, so that no other is taken for one.
+ */
+import type { Backend } from '../../model/services.ts';
+import { isNotFound } from '../errors.ts';
+import type { NetlinkClient, NetlinkRequest } from '../netlink/message.ts';
+import { readEndpoint, STRUCTS } from './layout.ts';
+
+/** linux/sock_diag.h */
+const SOCK_DESTROY = 21;
+const IPPROTO_UDP = 17;
+/** struct inet_diag_req_v2 (linux/inet_diag.h). */
+const REQUEST_BYTES = 56;
+const ANY_STATE = 0xffffffff;
+
+/** What a connected socket takes for its peer, and who that really is. */
+export interface Conversation {
+  readonly frontend: Backend;
+  readonly backend: Backend;
+}
+
+/** A connected datagram socket of the node or of a pod. */
+export interface ConnectedSocket extends Conversation {
+  /** Inode of its network namespace. */
+  readonly netns: number;
+  /** What names it to the kernel: struct inet_diag_req_v2. */
+  readonly request: Buffer;
+}
+
+/** What the iterator `tulle_peers_iter` wrote, struct socket_row each. */
+export function readSocketRows(rows: Buffer): readonly ConnectedSocket[] {
+  const { bytes } = STRUCTS.socket_row;
+  return Array.from({ length: Math.floor(rows.length / bytes) }, (_, i) =>
+    readRow(rows.subarray(i * bytes, (i + 1) * bytes)),
+  );
+}
+
+function readRow(row: Buffer): ConnectedSocket {
+  const { fields } = STRUCTS.socket_row;
+  const peer = (name: keyof typeof STRUCTS.peer.fields): Backend =>
+    readEndpoint(row, fields.peer.offset + STRUCTS.peer.fields[name].offset);
+  return {
+    frontend: peer('frontend'),
+    backend: peer('backend'),
+    netns: row.readUInt32LE(fields.netns.offset),
+    request: renderRequest(row),
+  };
+}
+
+function renderRequest(row: Buffer): Buffer {
+  const { fields } = STRUCTS.socket_row;
+  const request = Buffer.alloc(REQUEST_BYTES);
+  request[0] = row.readUInt16LE(fields.family.offset);
+  request[1] = IPPROTO_UDP;
+  request.writeUInt32LE(ANY_STATE, 4);
+  const copy = ({ offset, bytes }: { offset: number; bytes: number }, at: number) =>
+    row.copy(request, at, offset, offset + bytes);
+  copy(fields.own_port, 8);
+  copy(fields.other_port, 10);
+  copy(fields.own, 12);
+  copy(fields.other, 28);
+  copy(fields.link, 44);
+  copy(fields.cookie, 48);
+  // INET_DIAG_NOCOOKIE: it has none, its addresses say which it is.
+  if (row.readBigUInt64LE(fields.cookie.offset) === 0n) request.fill(0xff, 48, 56);
+  return request;
+}
+
+/**
+ * Destroys sockets of one network namespace, where `client`, of protocol SOCK_DIAG, is; returns how many there still were.
+ * Rejects with KernelError: EOPNOTSUPP where the kernel cannot (CONFIG_INET_DIAG_DESTROY).
+ */
+export async function destroySockets(client: NetlinkClient, sockets: readonly ConnectedSocket[]): Promise<number> {
+  const outcomes = await client.batch(sockets.map(({ request }) => destroyRequest(request)));
+  const failure = outcomes.find((error) => error !== undefined && !isNotFound(error));
+  if (failure) throw failure;
+  return outcomes.filter((error) => error === undefined).length;
+}
+
+const destroyRequest = (payload: Buffer): NetlinkRequest => ({
+  type: SOCK_DESTROY,
+  payload,
+  operation: 'destroy',
+  object: 'a datagram socket',
+});
