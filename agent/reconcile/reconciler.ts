@@ -3,7 +3,7 @@ import { APPLY_ORDER, type Key, type Kind, kindOf, type Objects } from '../model
 import type { BackoffLimits } from './backoff.ts';
 import { Blocked } from './blocked.ts';
 import { CatchUps, type Followed } from './catch-ups.ts';
-import { withDeadline } from './deadline.ts';
+import { DeadlineError, withDeadline } from './deadline.ts';
 import type { KernelState } from './kernel-state.ts';
 import { keyedDiff } from './keyed-diff.ts';
 import { type BatchReport, LaneLoop, type ListReport } from './lane.ts';
@@ -151,7 +151,8 @@ export class Reconciler {
   }
 
   /**
-   * Why these keys are not in the kernel: writes that failed at least so often in a row, and kinds that cannot be listed.
+   * Why these keys are not in the kernel: writes that failed at least so often in a row or got no answer in time, and kinds
+   * that cannot be listed.
    * Cost: one look-up a key.
    */
   failures(keys: Iterable<Key>, attempts = 1): readonly Error[] {
@@ -159,7 +160,7 @@ export class Reconciler {
     const kinds = new Set<Kind>();
     for (const key of keys) {
       const failure = this.#ledgers.get(kindOf(key))?.dirty.failures.get(key);
-      if (failure && failure.attempts >= attempts) errors.add(failure.error);
+      if (failure && (failure.attempts >= attempts || isTimeout(failure.error))) errors.add(failure.error);
       kinds.add(kindOf(key));
     }
     for (const kind of kinds) {
@@ -342,3 +343,7 @@ export class Reconciler {
 }
 
 const orderOf = (kind: Kind): number => APPLY_ORDER.indexOf(kind);
+
+/** Of our own deadline, or of a driver's. */
+const isTimeout = (error: Error): boolean =>
+  error instanceof DeadlineError || (error as { readonly code?: unknown }).code === 'ETIMEDOUT';

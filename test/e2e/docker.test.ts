@@ -20,7 +20,12 @@ const TIMEOUT_MS = 60_000;
 /** Of an agent without pods. */
 const IDLE_LIMIT_KIB = 90 * 1024;
 /** linux/capability.h */
-const CAPABILITY_BITS: Readonly<Record<string, number>> = { NET_ADMIN: 12, NET_RAW: 13, SYS_ADMIN: 21 };
+const CAPABILITY_BITS: Readonly<Record<string, number>> = {
+  DAC_OVERRIDE: 1,
+  NET_ADMIN: 12,
+  NET_RAW: 13,
+  SYS_ADMIN: 21,
+};
 
 interface Pod {
   readonly host: ClusterNode;
