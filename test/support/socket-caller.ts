@@ -63,6 +63,8 @@ async function openDatagrams({ ip, port, how, socket: name }: Call): Promise<Soc
   if (known) return known;
   const socket = createSocket(ip.includes(':') ? 'udp6' : 'udp4');
   if (name !== undefined) sockets.set(name, socket);
+  // What happens to it between two calls is told by the next one.
+  socket.on('error', () => {});
   if (how === 'udp') return socket;
   try {
     socket.connect(port, ip);
