@@ -89,4 +89,10 @@ function qemuCommand(kernel: GuestKernel, { initrd, log, args }: Guest): readonl
   ];
 }
 
-process.exitCode = await main(process.argv.slice(2));
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  console.error((error as Error).message);
+  console.log('0 passed, 1 failed');
+  process.exitCode = 1;
+}
