@@ -89,8 +89,9 @@ for (const [fault, code] of [
       const failure = async () =>
         (await agentStatus(node()))?.kernel.failing.find(({ key }) => key.startsWith('chain-part ipv4 mangle'));
       await until(async () => (await failure())?.error.includes(code) === true, { describe: code, ...WAIT });
-      const { readiness } = (await agentStatus(node())) as NonNullable<Awaited<ReturnType<typeof agentStatus>>>;
-      t.like(readiness, { ready: false, limited: true });
+      const readiness = async () => (await agentStatus(node()))?.readiness;
+      await until(async () => (await readiness())?.ready === false, { describe: 'more than a disturbance', ...WAIT });
+      t.like(await readiness(), { limited: true });
       const before = await toolCalls();
       await sh(`ip route del ${address}`);
       await until(async () => (await sh(`ip route show ${address}`)) !== '', { describe: 'the route', ...WAIT });
