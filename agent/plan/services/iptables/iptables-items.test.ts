@@ -115,10 +115,11 @@ const ipv6 = fc
   .map(([a, b]) => ip(`fd00:1111:2222:3333:4444:5555:${a.toString(16)}:${b.toString(16)}`));
 const anyFrontends = fc
   .record({
-    places: fc.array(fc.record({ ip: fc.oneof(ipv4, ipv6), port, protocol: fc.constantFrom('TCP', 'UDP', 'SCTP') }), {
-      minLength: 1,
-      maxLength: 6,
-    }),
+    // A Service that asks for one place twice is told so, and has it once.
+    places: fc.uniqueArray(
+      fc.record({ ip: fc.oneof(ipv4, ipv6), port, protocol: fc.constantFrom('TCP', 'UDP', 'SCTP') }),
+      { minLength: 1, maxLength: 6, selector: (place) => `${place.ip} ${place.port} ${place.protocol}` },
+    ),
     targets: fc.array(fc.constantFrom('set', 'other', 'refuse', 'drop'), { minLength: 2, maxLength: 12 }),
     affinitySeconds: fc.option(fc.integer({ min: 1, max: 86_400 }), { nil: undefined }),
     isLocal: fc.boolean(),
