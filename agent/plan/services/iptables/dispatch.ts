@@ -69,7 +69,7 @@ function addressLeaf(family: Family, byte: number): Branch {
   });
   const name = byte.toString(16).padStart(2, '0');
   const match = ['-d', masked(family, byte & 0xf0, 0xf0), '-g'];
-  return branch({ family, name, from: stem.chain, order: name, match }, stem);
+  return branch({ family, name, from: stem.chain, order: `20-${name}`, match }, stem);
 }
 
 /** Bits of the last byte of an address, as iptables-save words them. */
