@@ -87,6 +87,7 @@ export class Endpoint {
       },
       (request, response) => void this.#answer(request, response),
     );
+    // A connection on which nobody speaks takes the place of one that asks.
     server.setTimeout(SILENCE_MS, (socket) => socket.destroy());
     server.on('connection', (socket) => this.#admit(socket));
     return server;

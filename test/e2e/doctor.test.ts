@@ -200,6 +200,7 @@ test.serial(
       `echo '{"cniVersion":"1.0.0","name":"own","plugins":[{"type":"tulle"},{"type":"tuning"}]}' >/etc/cni/net.d/05-own.conflist`,
       'iptables-nft -t nat -N KUBE-SERVICES; iptables-nft -P FORWARD DROP; iptables-nft -P INPUT DROP',
       'iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT; iptables-nft -A INPUT -p icmp -j ACCEPT',
+      // Ends by itself should this test not come to its end.
       `setsid ${process.execPath} -e 'require("net").createServer().listen(10256, () => setTimeout(() => process.exit(), 60000))' >/dev/null 2>&1 </dev/null & echo $! >/run/listener`,
     );
     await until(async () => (await on('node-1', 'ss -Hltn')).includes(':10256'), {
@@ -373,6 +374,7 @@ test.serial('without its agent: sysctls are written back, rivals for device and 
   );
   t.is(await on('node-1', 'sysctl -n net.ipv4.ip_forward net.ipv6.conf.eth0.accept_ra'), '1\n2');
   await on('node-1', 'ip link del rival; ip link add tulle.84 type bridge');
+  // Ends by itself should this test not come to its end.
   const program = `const s = require("dgram").createSocket("udp4"); s.bind(8472, () => console.log("bound")); setTimeout(() => process.exit(), 60000)`;
   await on(
     'node-1',
