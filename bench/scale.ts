@@ -110,17 +110,25 @@ async function measureChanges(node: NodeRef, control: TulleLab['control'], chang
     if (destination !== undefined) waiting.get(destination)?.();
   });
   try {
+    const move = (index: number, generation: number, onSeen: () => void) => {
+      waiting.set(`100.${64 + generation}.0.${index}`, onSeen);
+      return movePhantom(control, index, generation);
+    };
+    // The monitor says nothing of its own: a Node moves until one of the moves is heard of.
+    let isHeard = false;
+    let generation = 1;
+    const isListening = async () => {
+      if (!isHeard) await move(0, ++generation, () => (isHeard = true));
+      return isHeard;
+    };
+    await until(isListening, { describe: 'the monitor to listen', deadlineMs: CHANGE_DEADLINE_MS, intervalMs: 100 });
     const durations: number[] = [];
-    // The first tells that the monitor listens.
-    for (let index = -1; index < changes; index++) {
-      const generation = index < 0 ? 2 : 1;
-      const seen = new Promise<void>((resolve) =>
-        waiting.set(`100.${64 + generation}.0.${Math.max(index, 0)}`, resolve),
-      );
+    for (let index = 0; index < changes; index++) {
+      const { promise: seen, resolve } = Promise.withResolvers<void>();
       const startMs = performance.now();
-      await movePhantom(control, Math.max(index, 0), generation);
-      await Promise.race([seen, failAfter(index < 0 ? 500 : CHANGE_DEADLINE_MS, index)]);
-      if (index >= 0) durations.push(performance.now() - startMs);
+      await move(index, 1, resolve);
+      await Promise.race([seen, failAfter(CHANGE_DEADLINE_MS)]);
+      durations.push(performance.now() - startMs);
     }
     return durations;
   } finally {
@@ -128,9 +136,9 @@ async function measureChanges(node: NodeRef, control: TulleLab['control'], chang
   }
 }
 
-async function failAfter(ms: number, index: number): Promise<void> {
+async function failAfter(ms: number): Promise<never> {
   await new Promise((resolve) => setTimeout(resolve, ms).unref());
-  if (index >= 0) throw new Error(`cannot measure a change: expected a forwarding entry within ${ms} ms, got none`);
+  throw new Error(`cannot measure a change: expected a forwarding entry within ${ms} ms, got none`);
 }
 
 /** A list is at least one dump; changes need none. */

@@ -84,7 +84,7 @@ static int64_t now_ms(void)
 	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Between two calls, or until a caller is killed: what is tried is when things happen. */
+/* As a runtime pauses before it tries again. */
 static void pause_ms(int64_t ms)
 {
 	struct timespec time = { ms / 1000, ms % 1000 * 1000000 };
