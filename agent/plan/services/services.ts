@@ -13,11 +13,10 @@ import type { Losses } from '../claims.ts';
 import { finish, type Steps } from '../steps.ts';
 import { addressOfUrl, differences, nodePortIps, planGuard } from './guard.ts';
 import { baseFragment } from './iptables/base.ts';
-import { type IptablesItems, iptablesItems } from './iptables/iptables-items.ts';
+import { type Rendered, rendering } from './rendering.ts';
 import { planService, type ServiceContext, type ServicePlan } from './service.ts';
 import { ServiceIndex } from './service-index.ts';
 import type { ServiceSettings } from './settings.ts';
-import { socketItems } from './socket-items.ts';
 
 export interface ServicesInput {
   readonly nodeName: string;
@@ -158,14 +157,7 @@ function* dependents(
   return found;
 }
 
-/** For packets or for sockets, as the mode says. */
-function rendering(id: string, { frontends, sets }: ServicePlan, settings: ServiceSettings): IptablesItems {
-  return settings['services.mode'] === 'iptables'
-    ? iptablesItems(id, frontends, sets, { clusterAddresses: true })
-    : { items: socketItems(frontends, sets), requires: [], branches: [] };
-}
-
-function fragmentOf(id: string, service: Service, plan: ServicePlan, rendered: IptablesItems): Fragment {
+function fragmentOf(id: string, service: Service, plan: ServicePlan, rendered: Rendered): Fragment {
   const { items, requires } = rendered;
   return { id, cause: id, rank: rankOf(service.creationMs, service.uid), items, requires, problems: plan.problems };
 }
