@@ -11,7 +11,7 @@ import { Installer } from './installer.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
 import type { Feature } from './kernel/features.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
-import type { Host } from './model/host.ts';
+import { addressesOf, type Host } from './model/host.ts';
 import { parseIpPort } from './model/ip-port.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
@@ -276,6 +276,7 @@ class Agent {
 
   #follow(signal: AbortSignal): void {
     this.#kernel.onHostChange((host) => {
+      this.#client.closeConnectionsFrom(addressesOf(this.#host).difference(addressesOf(host)));
       this.#host = host;
       this.#planning.request({ isEvent: false });
     });

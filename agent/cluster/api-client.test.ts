@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 import { createAuthority } from '../../test/support/certificates.ts';
 import { eventLine, listOf, sendJson, startScriptedApi, statusBody } from '../../test/support/scripted-api.ts';
+import type { IpAddress } from '../model/ip.ts';
 import { ApiClient } from './api-client.ts';
 import { ApiError, failure, isForbidden, isGone, isUnauthorized, isUnavailable } from './api-error.ts';
 import { tlsSettings } from './credentials.ts';
@@ -112,6 +113,19 @@ test('new TLS settings take effect at the next request, a new token too, and ope
   );
   t.is(api.requests[1]?.connection, api.requests[2]?.connection as number);
   await watch.return(undefined);
+});
+
+test('connections from an address that the host lost are ended, others go on', async (t) => {
+  const api = await startScriptedApi(t, (_, response) => response.write(eventLine('ADDED', {})));
+  const client = api.client();
+  const watch = client.watch('/api/v1/nodes', { watch: 'true' }, { idleMs: 10_000, signal: never() });
+  await watch.next();
+  await watch.next();
+  client.closeConnectionsFrom(new Set(['127.0.0.2' as IpAddress]));
+  const event = watch.next();
+  t.is(await Promise.race([event.catch(() => 'ended'), sleep(50, 'goes on')]), 'goes on');
+  client.closeConnectionsFrom(new Set(['127.0.0.1' as IpAddress]));
+  t.true(isUnavailable(await failureOf(event)));
 });
 
 test('a certificate of another name is refused with both names, and any of the accepted names will do', async (t) => {

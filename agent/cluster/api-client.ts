@@ -2,6 +2,7 @@
 import type { IncomingMessage } from 'node:http';
 import { Agent, request as httpsRequest } from 'node:https';
 import { checkServerIdentity, type PeerCertificate } from 'node:tls';
+import type { IpAddress } from '../model/ip.ts';
 import { statusOf } from './answers.ts';
 import {
   ApiError,
@@ -102,6 +103,17 @@ export class ApiClient {
   /** Closes all connections; requests under way fail. */
   close(): void {
     this.#agent?.destroy();
+  }
+
+  /**
+   * Ends the connections from addresses that this host no longer has: nothing would ever come over them, and TCP would notice
+   * only after its last keepalive. What was under way fails as if the server had ended it.
+   */
+  closeConnectionsFrom(gone: ReadonlySet<IpAddress>): void {
+    const { sockets, freeSockets } = this.#agent ?? {};
+    for (const socket of [sockets, freeSockets].flatMap((each) => Object.values(each ?? {}).flat()))
+      if (gone.has(socket?.localAddress as IpAddress))
+        socket?.destroy(new Error(`the host no longer has ${socket.localAddress}`));
   }
 
   /** An answer of status 200, its body unread. */

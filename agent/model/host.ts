@@ -24,3 +24,7 @@ export interface Host {
   /** Kernel release, major and minor: NAT corrupts tunnel checksums before 5.7. */
   readonly kernel: { readonly release: string; readonly major: number; readonly minor: number };
 }
+
+/** All addresses of its links. */
+export const addressesOf = ({ links }: Pick<Host, 'links'>): ReadonlySet<IpAddress> =>
+  new Set(links.flatMap(({ addresses }) => addresses.map(({ ip }) => ip)));

@@ -5,7 +5,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { Cluster } from '../../model/cluster.ts';
 import { type Fragment, rankOf } from '../../model/fragment.ts';
-import type { Host } from '../../model/host.ts';
+import { addressesOf, type Host } from '../../model/host.ts';
 import { families } from '../../model/ip.ts';
 import { Draft, type PersistentMap, persistentMap } from '../../model/persistent-map.ts';
 import type { Backend, HealthCheck, Service } from '../../model/services.ts';
@@ -119,8 +119,7 @@ function contextOf(input: ServicesInput, index: ServiceIndex, last: Last | undef
       ? former.guard
       : kept(former?.guard, planGuard(cluster.nodes.values(), losses, apiServers, settings));
   const self = cluster.nodes.get(nodeName);
-  const hostIps = host.links.flatMap(({ addresses }) => addresses.map(({ ip }) => ip));
-  const ips = kept(former?.nodePortIps, nodePortIps(self, hostIps, guard, settings));
+  const ips = kept(former?.nodePortIps, nodePortIps(self, [...addressesOf(host)], guard, settings));
   return { zone: self?.zone, guard, nodePortIps: ips, apiServers };
 }
 

@@ -1,0 +1,145 @@
+/** What changes about a node while its pods run: backend, address, peers, the underlay itself. All of it is followed, nothing stale remains. */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { apiPath } from '../../lab/api-writer.ts';
+import { pingAll, pingEnds } from '../../lab/ping.ts';
+import { until } from '../../lab/until.ts';
+import { TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
+import { dumpNode } from '../support/node-dump.ts';
+import { fabricPlace, nodePlace, podPlace, shellIn } from '../support/places.ts';
+
+const directory = mkdtempSync(join(tmpdir(), 'tulle-test-live-'));
+test.after.always(() => rmSync(directory, { recursive: true, force: true }));
+const configFile = join(directory, 'config.yaml');
+const choose = (settings: string) => writeFileSync(configFile, `${settings}\n`);
+choose('backend: vxlan');
+
+/** Full lists are so rare that only a notice can be behind what happens. */
+const lab = useLab({ nodes: 2, agentArgs: ['--config', configFile, '--resync-seconds', '600'] }, async () => {
+  for (const name of NODES) await lab().runPod(`on-${name}`, name);
+});
+const NODES = ['node-1', 'node-2'] as const;
+const WAIT = { deadlineMs: TIMEOUT_MS, intervalMs: 20 };
+
+const node = (name: string) => nodePlace(lab().node(name));
+const pods = async () => (await lab().control.status()).pods;
+
+/** Everything of a node that speaks of this. */
+async function mentions(name: string, what: RegExp): Promise<readonly string[]> {
+  const pod = (await pods()).find((each) => each.node === name);
+  return (await dumpNode(node(name), pod?.netns as string)).filter((line) => what.test(line));
+}
+
+/** Pods reach each other in both families, and no node has anything left to do. */
+async function allIsWell(t: ExecutionContext, what: string): Promise<void> {
+  for (const name of NODES) await untilSettled(lab().node(name));
+  const status = await lab().control.status();
+  const options = { count: 1, families: status.families, nodes: false };
+  const lost = async () =>
+    (await pingAll(pingEnds(status), options, AbortSignal.timeout(TIMEOUT_MS))).filter(({ ok }) => !ok);
+  await until(async () => (await lost()).length === 0, { describe: `every ping to be answered: ${what}`, ...WAIT });
+  for (const name of NODES) t.is((await tulle(lab().node(name), 'diff')).stdout, '', `${what}: ${name}`);
+}
+
+async function untilGone(name: string, what: RegExp): Promise<void> {
+  let left: readonly string[] = [];
+  const isGone = async () => {
+    left = await mentions(name, what);
+    return left.length === 0;
+  };
+  await until(isGone, { describe: `${what} to go from ${name}`, ...WAIT }).catch((cause: unknown) => {
+    throw new Error(`${name} still has:\n${left.join('\n')}`, { cause });
+  });
+}
+
+/** With the settings of the moment. */
+async function restartAgents(whileAway: () => Promise<void> = async () => {}): Promise<void> {
+  for (const name of NODES) await lab().control.stopAgent(name);
+  await whileAway();
+  for (const name of NODES) await lab().control.startAgent(name);
+}
+
+test.serial('another backend keeps the pods with their addresses, and leaves nothing of the one before', async (t) => {
+  await allIsWell(t, 'vxlan');
+  const before = await pods();
+  choose('backend: host-gw');
+  await restartAgents();
+  for (const name of NODES) await untilGone(name, /tulle\.84|8472/);
+  await allIsWell(t, 'host-gw');
+  t.is(
+    (await mentions('node-1', /^(10\.84\.1\.0\/24|fd84:0:0:1::\/64) via (172\.30\.0\.12|fd30::12) dev eth0/)).length,
+    2,
+  );
+  for (const { name, netns, addresses } of before) {
+    const inside = await shellIn(
+      podPlace(lab(), before.find((pod) => pod.name === name) as never),
+      'ip -o address show eth0',
+    );
+    for (const address of addresses) t.true(inside.includes(` ${address}/`), `${netns} has ${address}`);
+  }
+  choose('backend: vxlan');
+  await restartAgents();
+  for (const name of NODES) await untilGone(name, /via (172\.30|fd30:)\S+ dev eth0 proto 84/);
+  await allIsWell(t, 'vxlan again');
+});
+
+test.serial('a Node of another address is followed, running or away', async (t) => {
+  for (const [from, to, isAway] of [
+    [12, 77, false],
+    [77, 12, true],
+  ] as const) {
+    const move = async () => {
+      await shellIn(
+        node('node-2'),
+        `ip address del 172.30.0.${from}/24 dev eth0; ip address del fd30::${from}/64 dev eth0
+         ip address add 172.30.0.${to}/24 dev eth0; ip address add fd30::${to}/64 dev eth0 nodad
+         ip route replace default via 172.30.0.1; ip -6 route replace default via fd30::1 dev eth0`,
+      );
+      const addresses = [`172.30.0.${to}`, `fd30::${to}`].map((address) => ({ type: 'InternalIP', address }));
+      const path = `${apiPath.node('node-2')}/status`;
+      await lab().control.callApi({ method: 'PATCH', path, object: { status: { addresses } } });
+    };
+    if (isAway) await restartAgents(move);
+    else await move();
+    for (const name of NODES) await untilGone(name, new RegExp(`172\\.30\\.0\\.${from}\\b|fd30::${from}\\b`));
+    await allIsWell(t, `node-2 at .${to}`);
+  }
+});
+
+test.serial('of a Node that was deleted while the agent was away nothing remains, until it is back', async (t) => {
+  await lab().control.stopAgent('node-1');
+  const { spec } = await lab().control.callApi({ method: 'GET', path: apiPath.node('node-2') });
+  const { podCIDRs } = spec as { readonly podCIDRs: readonly string[] };
+  const saved = await lab().control.callApi({ method: 'GET', path: apiPath.node('node-2') });
+  await lab().control.callApi({ method: 'DELETE', path: apiPath.node('node-2') });
+  await lab().control.startAgent('node-1');
+  await untilGone('node-1', /10\.84\.1\.|fd84:0:0:1:|172\.30\.0\.12|fd30::12\b/);
+  const { metadata, status } = saved as unknown as { metadata: { name: string; labels: object }; status: object };
+  const object = {
+    apiVersion: 'v1',
+    kind: 'Node',
+    metadata: { name: metadata.name, labels: metadata.labels },
+    spec: { podCIDR: podCIDRs[0], podCIDRs },
+  };
+  await lab().control.callApi({ method: 'POST', path: apiPath.nodes, object });
+  await lab().control.callApi({ method: 'PATCH', path: `${apiPath.node('node-2')}/status`, object: { status } });
+  await allIsWell(t, 'node-2 is back');
+});
+
+test.serial('the underlay may be deleted and made again', async (t) => {
+  const { pid } = lab().node('node-1');
+  await shellIn(node('node-1'), 'ip link del eth0');
+  const fabric = fabricPlace(await lab().control.status());
+  await shellIn(
+    fabric,
+    `ip link add node-1 mtu 1500 master br0 type veth peer name eth0 mtu 1500 netns ${pid}; ip link set node-1 up`,
+  );
+  await shellIn(
+    node('node-1'),
+    `ip address add 172.30.0.11/24 dev eth0; ip address add fd30::11/64 dev eth0 nodad; ip link set eth0 up
+     ip route add default via 172.30.0.1; ip -6 route add default via fd30::1`,
+  );
+  await allIsWell(t, 'eth0 made again');
+});
