@@ -10,8 +10,8 @@ import type { CounterName } from '../../agent/kernel/bpf/layout.ts';
 import type { BpfMap } from '../../agent/kernel/bpf/map.ts';
 import { netnsCookie, withFd } from '../../agent/kernel/libc.ts';
 import { type Family, families, type IpAddress } from '../../agent/model/ip.ts';
+import type { Caller } from '../support/caller.ts';
 import {
-  type Caller,
   createEbpfNode,
   type EbpfNode,
   frontendOf,

@@ -7,7 +7,6 @@ import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import type { ExecutionContext } from 'ava';
 import { execa } from 'execa';
 import { type BpfLane, type BpfLaneOptions, openBpfLane } from '../../agent/kernel/bpf/lane.ts';
@@ -16,9 +15,9 @@ import { type Family, familyOf, type IpAddress } from '../../agent/model/ip.ts';
 import { SOCKET_HOOKS } from '../../agent/model/items.ts';
 import { type Backend, type BackendSet, backendSet, type Frontend } from '../../agent/model/services.ts';
 import { cgroupRoot } from '../../scripts/isolation.ts';
+import { type Caller, openCaller } from './caller.ts';
 import { converge, type Outcome } from './converge.ts';
 import { createNetns, type Netns, TEST_PREFIX, waitFor } from './netns.ts';
-import type { Answer, Call } from './socket-caller.ts';
 
 const CALLER = join(import.meta.dirname, 'socket-caller.ts');
 /** Small: what is not preallocated costs nothing, what is would cost every test tens of megabytes. */
@@ -33,12 +32,6 @@ export const VIPS: Readonly<Record<Family, IpAddress>> = {
   ipv4: '10.96.0.1' as IpAddress,
   ipv6: 'fd96::1' as IpAddress,
 };
-
-export interface Caller {
-  call(call: Call): Promise<Answer>;
-  /** Makes connections until it is told to stop, then says how they went. */
-  load(call: Omit<Call, 'how'>): { stop(): Promise<Answer> };
-}
 
 type LaneOptions = Partial<Pick<BpfLaneOptions, 'sizes' | 'object' | 'directory' | 'run'>>;
 
@@ -96,42 +89,12 @@ function createCgroup(t: ExecutionContext): string {
   return path;
 }
 
-/** In the cgroup of this process, unless another one is given. */
+/** In the cgroup of this process, unless another one is given. Ends with the test. */
 export async function startCaller(t: ExecutionContext, netns: Netns, cgroup?: string): Promise<Caller> {
   const join = '[ -z "$0" ] || echo 0 >"$0/cgroup.procs" && exec "$@"';
-  const inside = ['ip', 'netns', 'exec', netns.name, process.execPath, CALLER];
-  const subprocess = execa('sh', ['-c', join, cgroup ?? '', ...inside], {
-    reject: false,
-    buffer: false,
-    stderr: 'inherit',
-  });
-  t.teardown(async () => {
-    subprocess.kill('SIGKILL');
-    await subprocess;
-  });
-  const lines = createInterface({ input: subprocess.stdout })[Symbol.asyncIterator]();
-  const next = async (): Promise<string> => {
-    const { value, done } = await lines.next();
-    if (done) throw new Error('the caller of sockets has ended');
-    return value;
-  };
-  const write = (line: string): void => void subprocess.stdin.write(`${line}\n`);
-  await next();
-  return {
-    async call(call) {
-      write(JSON.stringify(call));
-      return JSON.parse(await next()) as Answer;
-    },
-    load(call) {
-      write(JSON.stringify({ ...call, how: 'load' }));
-      return {
-        async stop() {
-          write('');
-          return JSON.parse(await next()) as Answer;
-        },
-      };
-    },
-  };
+  const caller = await openCaller(['sh', '-c', join, cgroup ?? '', 'ip', 'netns', 'exec', netns.name]);
+  t.teardown(() => caller.end());
+  return caller;
 }
 
 /** Everything that a test wants of one lane. */

@@ -16,8 +16,9 @@ import type { AnyItem, Kind, Objects } from '../../agent/model/items.ts';
 import { baseFragment } from '../../agent/plan/services/iptables/base.ts';
 import { type IptablesItems, iptablesItems } from '../../agent/plan/services/iptables/iptables-items.ts';
 import type { ServicePlan } from '../../agent/plan/services/service.ts';
+import type { Caller } from './caller.ts';
 import { converge } from './converge.ts';
-import { type Caller, startCaller } from './ebpf-node.ts';
+import { startCaller } from './ebpf-node.ts';
 import { netfilterOf } from './netfilter-host.ts';
 import { connect, createNetns, type Netns } from './netns.ts';
 

@@ -1,7 +1,7 @@
 /**
- * Calls sockets on command, one JSON line in, one out, in whatever namespace and cgroup it runs: `socket-caller.ts serve
- * ADDRESS...` answers at port 8080 of each address, over TCP and UDP, with that address (`tell` adds the client's); without
- * arguments it calls.
+ * Calls sockets on command, one JSON line in, one out, in whatever namespace and cgroup it runs; calls of a list are made side
+ * by side and answered by a list. `socket-caller.ts serve ADDRESS...` answers at port 8080 of each address, over TCP and UDP,
+ * with that address (`tell` adds the client's); without arguments it calls.
  */
 import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
@@ -36,6 +36,8 @@ export interface Answer {
 }
 
 const DEADLINE_MS = 5_000;
+/** Calls of one list that are made at a time. */
+const SIDE_BY_SIDE = 64;
 const SERVER_PORT = 8080;
 
 const show = (address: string | undefined, port: number | undefined): string => `${address} ${port}`;
@@ -46,9 +48,11 @@ async function callTcp({ ip, port, deadlineMs = DEADLINE_MS }: Call): Promise<An
   try {
     await once(socket, 'connect');
     const peer = show(socket.remoteAddress, socket.remotePort);
+    // Servers of the lab's pods wait for the end of what says nothing.
+    socket.end();
     let from = '';
     for await (const chunk of socket) from += String(chunk);
-    return { from, peer };
+    return { from: from.trimEnd(), peer };
   } catch (error) {
     return errorOf(error);
   } finally {
@@ -94,7 +98,7 @@ async function callUdp(call: Call): Promise<Answer> {
     const source = show(address, fromPort);
     const asked = peer && show(peer.address, peer.port);
     return {
-      from: String(message),
+      from: String(message).trimEnd(),
       peer: asked === undefined || asked === source ? source : `${source}, getpeername ${asked}`,
     };
   } catch (error) {
@@ -134,6 +138,20 @@ async function load(call: Call): Promise<Answer> {
   return { answers, errors };
 }
 
+const isList = (asked: Call | readonly Call[]): asked is readonly Call[] => Array.isArray(asked);
+
+const callOnce = (call: Call): Promise<Answer> => (call.how === 'tcp' ? callTcp(call) : callUdp(call));
+
+async function callSideBySide(calls: readonly Call[]): Promise<readonly Answer[]> {
+  const answers: Answer[] = [];
+  const left = calls.entries();
+  const worker = async (): Promise<void> => {
+    for (const [i, call] of left) answers[i] = await callOnce(call);
+  };
+  await Promise.all(Array.from({ length: SIDE_BY_SIDE }, worker));
+  return answers;
+}
+
 async function callAll(): Promise<void> {
   console.log('ready');
   for await (const line of createInterface({ input: process.stdin })) {
@@ -142,10 +160,10 @@ async function callAll(): Promise<void> {
       stopLoad = undefined;
       continue;
     }
-    const call = JSON.parse(line) as Call;
-    const answer = call.how === 'load' ? load(call) : call.how === 'tcp' ? callTcp(call) : callUdp(call);
+    const asked = JSON.parse(line) as Call | readonly Call[];
+    const answer = isList(asked) ? callSideBySide(asked) : asked.how === 'load' ? load(asked) : callOnce(asked);
     const printed = answer.then((value) => console.log(JSON.stringify(value)));
-    if (call.how !== 'load') await printed;
+    if (isList(asked) || asked.how !== 'load') await printed;
   }
   for (const socket of sockets.values()) socket.close();
 }
