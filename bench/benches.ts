@@ -3,5 +3,6 @@ import type { Bench } from './bench.ts';
 import { cni } from './cni.ts';
 import { path } from './path.ts';
 import { scale } from './scale.ts';
+import { services } from './services.ts';
 
-export const BENCHES: Readonly<Record<string, Bench>> = { cni, path, scale };
+export const BENCHES: Readonly<Record<string, Bench>> = { cni, path, scale, services };

@@ -3,27 +3,20 @@
  * already, one Node's change on its way from the API to the kernel, and memory. The other Nodes are phantoms of the lab.
  */
 import { spawn } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { execa } from 'execa';
-import type { AgentStatus } from '../agent/agent.ts';
-import { AgentUnreachable, askAgent } from '../agent/commands/ask-agent.ts';
-import type { Kind } from '../agent/model/items.ts';
-import { inNode, type NodeRef, pathOnHost } from '../lab/node.ts';
+import type { NodeRef } from '../lab/node.ts';
 import { createPhantoms, movePhantom } from '../lab/phantoms.ts';
 import { until } from '../lab/until.ts';
 import { TULLE } from '../lab/up.ts';
+import { cpuMsOf, describeWork, programIn, RUN_DIR, rssMibOf, statusOf, untilConverged } from './agent-figures.ts';
 import type { Bench, Context, Report } from './bench.ts';
 import { startTulle, type TulleLab } from './places.ts';
 import { Samples } from './samples.ts';
 import { type Column, computeTable } from './table.ts';
 
 const NODE = 'node-1';
-const RUN_DIR = '/run/tulle';
-const CONVERGE_DEADLINE_MS = 120_000;
 const CHANGE_DEADLINE_MS = 20_000;
-/** Of the clock in /proc/PID/stat (sysconf(_SC_CLK_TCK), the same on all of Linux' architectures of today). */
-const MS_PER_TICK = 10;
 
 interface Plan {
   readonly counts: readonly number[];
@@ -83,13 +76,13 @@ async function measure(
     await execa(...programIn(node, [TULLE, 'uninstall', '--run-dir', RUN_DIR]));
     let startMs = performance.now();
     await control.startAgent(NODE);
-    await untilConverged(node, count);
+    await untilConverged(node, ({ kernel }) => (kernel.kinds.fdb?.known ?? 0) >= count);
     samples.add('cold', subject, round, [performance.now() - startMs]);
     samples.add('cold cpu', subject, round, [await cpuMsOf(await pid())]);
     startMs = performance.now();
     await control.stopAgent(NODE);
     await control.startAgent(NODE);
-    await untilConverged(node, count);
+    await untilConverged(node, ({ kernel }) => (kernel.kinds.fdb?.known ?? 0) >= count);
     samples.add('warm', subject, round, [performance.now() - startMs]);
     samples.add('rss', subject, round, [await rssMibOf(await pid())]);
   }
@@ -139,50 +132,4 @@ async function measureChanges(node: NodeRef, control: TulleLab['control'], chang
 async function failAfter(ms: number): Promise<never> {
   await new Promise((resolve) => setTimeout(resolve, ms).unref());
   throw new Error(`cannot measure a change: expected a forwarding entry within ${ms} ms, got none`);
-}
-
-/** A list is at least one dump; changes need none. */
-function describeWork(before: AgentStatus, after: AgentStatus): string {
-  const grown = (figure: 'lists' | 'changes') =>
-    Object.entries(after.kernel.kinds).flatMap(([kind, status]) => {
-      const grew = status[figure] - (before.kernel.kinds[kind as Kind]?.[figure] ?? 0);
-      return grew > 0 ? [`${grew} of ${kind}`] : [];
-    });
-  return `writes: ${grown('changes').join(', ') || 'none'}; full lists: ${grown('lists').join(', ') || 'none'}`;
-}
-
-const programIn = (node: NodeRef, argv: readonly string[]): [string, string[]] => {
-  const [file, ...args] = inNode(node, argv);
-  return [file, args];
-};
-
-const statusOf = async (node: NodeRef): Promise<AgentStatus> =>
-  (await askAgent(pathOnHost(node, RUN_DIR), 'status')) as AgentStatus;
-
-async function untilConverged(node: NodeRef, count: number): Promise<void> {
-  const isConverged = async () => {
-    try {
-      const { kernel, readiness } = await statusOf(node);
-      const kinds = Object.values(kernel.kinds);
-      const isThere = (kernel.kinds.fdb?.known ?? 0) >= count && readiness.ready;
-      return (
-        isThere && kinds.every(({ dirty, stale, wanted, known }) => dirty === 0 && stale === null && wanted === known)
-      );
-    } catch (error) {
-      if (error instanceof AgentUnreachable) return false;
-      throw error;
-    }
-  };
-  await until(isConverged, { describe: 'everything in the kernel', deadlineMs: CONVERGE_DEADLINE_MS, intervalMs: 20 });
-}
-
-/** User and system time since its start (proc(5), /proc/PID/stat, fields 14 and 15). */
-async function cpuMsOf(pid: number): Promise<number> {
-  const fields = (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]?.split(' ') ?? [];
-  return (Number(fields[11]) + Number(fields[12])) * MS_PER_TICK;
-}
-
-async function rssMibOf(pid: number): Promise<number> {
-  const kib = /^VmRSS:\s+(\d+)/m.exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1];
-  return Number(kib) / 1024;
 }

@@ -1,0 +1,61 @@
+/** What is read of a running agent in a lab node: its status, its processor time, its memory. */
+import { readFile } from 'node:fs/promises';
+import type { AgentStatus } from '../agent/agent.ts';
+import { AgentUnreachable, askAgent } from '../agent/commands/ask-agent.ts';
+import type { Kind } from '../agent/model/items.ts';
+import { inNode, type NodeRef, pathOnHost } from '../lab/node.ts';
+import { until } from '../lab/until.ts';
+
+/** Of the agent, in the node. */
+export const RUN_DIR = '/run/tulle';
+const CONVERGE_DEADLINE_MS = 120_000;
+/** Of the clock in /proc/PID/stat (sysconf(_SC_CLK_TCK), the same on all of Linux' architectures of today). */
+const MS_PER_TICK = 10;
+
+export const programIn = (node: NodeRef, argv: readonly string[]): [string, string[]] => {
+  const [file, ...args] = inNode(node, argv);
+  return [file, args];
+};
+
+export const statusOf = async (node: NodeRef): Promise<AgentStatus> =>
+  (await askAgent(pathOnHost(node, RUN_DIR), 'status')) as AgentStatus;
+
+/** Ready, `isThere`, and nothing left to write. Rejects after two minutes. */
+export async function untilConverged(node: NodeRef, isThere: (status: AgentStatus) => boolean): Promise<void> {
+  const isConverged = async () => {
+    try {
+      const status = await statusOf(node);
+      const kinds = Object.values(status.kernel.kinds);
+      return (
+        status.readiness.ready &&
+        isThere(status) &&
+        kinds.every(({ dirty, stale, wanted, known }) => dirty === 0 && stale === null && wanted === known)
+      );
+    } catch (error) {
+      if (error instanceof AgentUnreachable) return false;
+      throw error;
+    }
+  };
+  await until(isConverged, { describe: 'everything in the kernel', deadlineMs: CONVERGE_DEADLINE_MS, intervalMs: 20 });
+}
+
+/** User and system time since its start, of the children that have ended, too (proc(5), /proc/PID/stat, fields 14 to 17). */
+export async function cpuMsOf(pid: number | 'self'): Promise<number> {
+  const fields = (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]?.split(' ') ?? [];
+  return fields.slice(11, 15).reduce((sum, field) => sum + Number(field), 0) * MS_PER_TICK;
+}
+
+export async function rssMibOf(pid: number): Promise<number> {
+  const kib = /^VmRSS:\s+(\d+)/m.exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1];
+  return Number(kib) / 1024;
+}
+
+/** A list is at least one dump; changes need none. */
+export function describeWork(before: AgentStatus, after: AgentStatus): string {
+  const grown = (figure: 'lists' | 'changes') =>
+    Object.entries(after.kernel.kinds).flatMap(([kind, status]) => {
+      const grew = status[figure] - (before.kernel.kinds[kind as Kind]?.[figure] ?? 0);
+      return grew > 0 ? [`${grew} of ${kind}`] : [];
+    });
+  return `writes: ${grown('changes').join(', ') || 'none'}; full lists: ${grown('lists').join(', ') || 'none'}`;
+}
