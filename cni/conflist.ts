@@ -10,8 +10,8 @@ export type ChainedPlugin = keyof typeof CHAINED;
 export interface ConflistOptions {
   /** Takes the place of the MTU that the agent derives from the node's network. */
   readonly mtuBytes?: number;
-  /** What the runtime shall pass in runtimeConfig (CNI CONVENTIONS): only what the agent acts on. */
-  readonly capabilities?: readonly string[];
+  /** Tulle serves host ports, unless portmap is in the chain: no port is served twice. */
+  readonly hostPorts?: boolean;
   /** What the runtime calls after Tulle. */
   readonly chain?: readonly ChainedPlugin[];
 }
@@ -20,11 +20,12 @@ export interface ConflistOptions {
  * The file's text. `cniVersion` stays 1.0.0: with 1.1.0 containerd 1.6 accepts the ADD and then fails every DEL, because
  * it cannot convert between the two. Newer runtimes choose the highest of `cniVersions` that they know.
  */
-export function renderConflist({
-  mtuBytes,
-  capabilities = ['io.kubernetes.cri.pod-annotations'],
-  chain = [],
-}: ConflistOptions = {}): string {
+export function renderConflist({ mtuBytes, hostPorts = false, chain = [] }: ConflistOptions = {}): string {
+  // What the runtime shall pass in runtimeConfig (CNI CONVENTIONS): only what the agent acts on.
+  const capabilities = [
+    'io.kubernetes.cri.pod-annotations',
+    ...(hostPorts && !chain.includes('portmap') ? [CHAINED.portmap] : []),
+  ];
   const plugin = {
     type: 'tulle',
     ...(mtuBytes !== undefined && { mtu: mtuBytes }),

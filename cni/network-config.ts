@@ -1,5 +1,7 @@
 /** The network configuration on standard input (CNI SPEC, section 3, "Deriving request configuration"), narrowed. */
 import { FAMILIES, type IpAddress, parseIp } from '../agent/model/ip.ts';
+import type { PortMapping } from '../agent/model/port-mapping.ts';
+import { PROTOCOLS } from '../agent/model/services.ts';
 import { CNI_CODES, CniError, invalid, shown } from './cni-error.ts';
 import { INTERFACE_NAME_EXPECTED, isInterfaceName, NAME_EXPECTED, NAME_PATTERN } from './names.ts';
 import { integerAt, isAbsent, type JsonObject, listAt, matchAt, objectAt, parsedAt } from './narrow.ts';
@@ -23,14 +25,6 @@ export interface RuntimeConfig {
   /** Addresses asked for; a prefix length is dropped. */
   readonly ips: readonly IpAddress[];
   readonly podAnnotations: ReadonlyMap<string, string>;
-}
-
-export interface PortMapping {
-  readonly hostPort: number;
-  readonly containerPort: number;
-  readonly protocol: 'tcp' | 'udp' | 'sctp';
-  /** Absent: every address of the host. */
-  readonly hostIp?: IpAddress;
 }
 
 /** Rates in bits per second, bursts in bits; ingress is towards the pod. Absent or 0: no limit. */
@@ -128,7 +122,7 @@ function parsePortMapping(field: string, value: unknown): PortMapping | undefine
 }
 
 function parseProtocol(text: string): PortMapping['protocol'] | undefined {
-  return (['tcp', 'udp', 'sctp'] as const).find((protocol) => protocol === text.toLowerCase());
+  return PROTOCOLS.find((protocol) => protocol === text.toUpperCase());
 }
 
 function parseBandwidth(field: string, value: unknown): Bandwidth {

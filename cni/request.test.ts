@@ -156,9 +156,9 @@ test('runtimeConfig in the spelling of the conventions and in that of Go', (t) =
     const request = parse({ config: { runtimeConfig: { portMappings: [fields] } } });
     return request.verb === 'ADD' && request.config.runtimeConfig.portMappings[0];
   };
-  const plain = { hostPort: 8080, containerPort: 80, protocol: 'tcp' };
+  const plain = { hostPort: 8080, containerPort: 80, protocol: 'TCP' };
   t.deepEqual(mapping({ hostPort: 8080, containerPort: 80 }), plain);
-  t.deepEqual(mapping({ HostPort: 8080, ContainerPort: 80, Protocol: 'TCP', HostIP: '' }), plain);
+  t.deepEqual(mapping({ HostPort: 8080, ContainerPort: 80, Protocol: 'tcp', HostIP: '' }), plain);
   t.deepEqual(mapping({ ...plain, hostIP: '::1' }), { ...plain, hostIp: '::1' });
   t.is(mapping({ hostPort: 0, containerPort: 80 }), undefined);
   const request = parse({

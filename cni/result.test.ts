@@ -109,11 +109,20 @@ test('the conflist keeps cniVersion at 1.0.0 and offers more', (t) => {
     name: 'tulle',
     plugins: [{ type: 'tulle', capabilities: { 'io.kubernetes.cri.pod-annotations': true } }],
   });
-  t.like(JSON.parse(renderConflist({ mtuBytes: 1400, capabilities: ['portMappings'] })), {
-    plugins: [{ type: 'tulle', mtu: 1400, capabilities: { portMappings: true } }],
-  });
+  t.is(JSON.parse(renderConflist({ mtuBytes: 1400 })).plugins[0].mtu, 1400);
   t.deepEqual(JSON.parse(renderConflist({ chain: ['portmap', 'bandwidth'] })).plugins.slice(1), [
     { type: 'portmap', capabilities: { portMappings: true } },
     { type: 'bandwidth', capabilities: { bandwidth: true } },
   ]);
+});
+
+test('host ports are for one plugin: for Tulle where it serves them, and for portmap where that is in the chain', (t) => {
+  const askers = (options: Parameters<typeof renderConflist>[0]) =>
+    (JSON.parse(renderConflist(options)).plugins as { type: string; capabilities: Record<string, boolean> }[])
+      .filter(({ capabilities }) => capabilities['portMappings'])
+      .map(({ type }) => type);
+  t.deepEqual(askers({}), []);
+  t.deepEqual(askers({ hostPorts: true, chain: ['bandwidth'] }), ['tulle']);
+  t.deepEqual(askers({ hostPorts: true, chain: ['portmap'] }), ['portmap']);
+  t.deepEqual(askers({ hostPorts: false, chain: ['portmap'] }), ['portmap']);
 });

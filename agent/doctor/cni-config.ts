@@ -1,8 +1,8 @@
 /** What the runtime finds: the first network configuration has to be Tulle's, and name executables that are there. */
 import { accessSync, constants, existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { CONFLIST_NAME, renderConflist } from '../../cni/conflist.ts';
-import { installConflist, installExecutable } from '../pods/install.ts';
+import { CONFLIST_NAME } from '../../cni/conflist.ts';
+import { conflistOf, installConflist, installExecutable } from '../pods/install.ts';
 import { type Facts, runningAgent } from './facts.ts';
 import { type Check, type Finding, type Fix, verdict } from './finding.ts';
 
@@ -83,7 +83,7 @@ function* content(facts: Facts, conflists: readonly string[]): Generator<Finding
     return;
   }
   const found = readFileSync(path, 'utf8');
-  if (found === renderConflist({ chain: config['cni.chain'] })) return;
+  if (found === conflistOf(config)) return;
   yield {
     severity: 'warning',
     summary: `${path} is not what this version of Tulle writes`,
@@ -141,7 +141,7 @@ function reinstall({ executable, config }: Facts): Fix {
     steps: [`install ${join(cniBinDir, 'tulle')}`, `write ${join(cniConfDir, CONFLIST_NAME)}`],
     apply: async () => {
       installExecutable(executable, cniBinDir);
-      installConflist(renderConflist({ chain: config['cni.chain'] }), cniConfDir);
+      installConflist(conflistOf(config), cniConfDir);
     },
   };
 }

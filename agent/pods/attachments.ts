@@ -12,17 +12,19 @@ import {
   type GcRequest,
   type PodResult,
 } from '../../cni/protocol.ts';
-import { type Attachment, attachmentName, podFragmentId } from '../model/attachment.ts';
+import { type Attachment, attachmentName, hostPortsId, podFragmentId } from '../model/attachment.ts';
 import type { Pod } from '../model/cluster.ts';
-import type { Fragment } from '../model/fragment.ts';
-import { type Cidr, familyOf, type IpAddress, parseCidr } from '../model/ip.ts';
+import type { Fragment, FragmentId } from '../model/fragment.ts';
+import { type Cidr, familyOf, type IpAddress } from '../model/ip.ts';
 import type { Key, PodBridge, PodLink, PodMtu } from '../model/items.ts';
 import { podLinkName } from '../model/kernel-names.ts';
-import { gatewayOf, podPrefixLength } from '../model/pod-link.ts';
+import type { PortMapping } from '../model/port-mapping.ts';
 import type { KernelState } from '../reconcile/kernel-state.ts';
 import type { Reconciler } from '../reconcile/reconciler.ts';
 import { toCniError } from './cni-errors.ts';
+import type { HostPorts } from './host-ports.ts';
 import { type AddressCount, type AddressUse, capacityOf, countAddresses, nextAddress } from './ipam.ts';
+import { compareResult, resultOf } from './pod-result.ts';
 import { type PodRecord, type PodRecords, recordKey } from './records.ts';
 import { checkRequest, type StaticAddresses, type StaticRequest } from './static-addresses.ts';
 
@@ -49,6 +51,8 @@ export interface AttachmentsOptions {
   /** What differs inside and outside between a pod link and the kernel, in words. */
   readonly describePodLink: (link: PodLink) => Promise<readonly string[]>;
   readonly staticAddresses: Pick<StaticAddresses, 'requestOf' | 'claims'>;
+  /** Absent: whatever ports pods ask for, they are another plugin's business. */
+  readonly hostPorts?: HostPorts;
   readonly reuseDelayMs: number;
   readonly log: Logger;
   readonly now?: () => number;
@@ -133,7 +137,8 @@ export class Attachments {
         await this.#remove(record);
         throw toCniError(cause, `connect ${attachmentName(record)}`);
       }
-      const result = this.#resultOf(record);
+      this.#warn(record);
+      const result = resultOf(record, this.#linkOf(record) as PodLink);
       this.#made.set(result, record);
       return result;
     });
@@ -208,7 +213,7 @@ export class Attachments {
 
   /** Checks the request and takes addresses for it; the saved record holds them. */
   async #reserve(request: AddRequest, signal: AbortSignal): Promise<PodRecord> {
-    const { records, staticAddresses } = this.#options;
+    const { records, staticAddresses, hostPorts } = this.#options;
     this.#requireReady();
     const existing = records.get(recordKey(request));
     if (existing && this.#isAlive(existing)) {
@@ -220,9 +225,11 @@ export class Attachments {
     if (existing) await this.#remove(existing);
     const netns = this.#checkNetns(request);
     const wanted = await staticAddresses.requestOf(request.args, signal);
-    // Nothing is waited for from here on: two ADDs must not choose the same address.
+    if (this.#portsOf(request).length > 0) await hostPorts?.ready(signal);
+    // Nothing is waited for from here on: two ADDs must not choose the same address or port.
     const ready = this.#requireReady();
     const record = this.#recordOf(request, netns, this.#allocate(ready.podCidrs, wanted), ready);
+    hostPorts?.requireFree(record, (other) => this.#isAlive(other));
     try {
       records.save(record);
     } catch (cause) {
@@ -251,13 +258,22 @@ export class Attachments {
     );
   }
 
+  /** Of several interfaces of one container the first has its ports. */
+  #portsOf({ containerId, config: { runtimeConfig } }: AddRequest): readonly PortMapping[] {
+    const { records, hostPorts } = this.#options;
+    const isServed = records.ofContainer(containerId).some(({ portMappings }) => portMappings !== undefined);
+    return hostPorts && !isServed ? runtimeConfig.portMappings : [];
+  }
+
   #recordOf(
-    { containerId, ifName, args, runtime, config }: AddRequest,
+    request: AddRequest,
     netns: PodLink['netns'],
     ips: readonly IpAddress[],
     { mtu, bridge }: Pick<Extract<Readiness, { ready: true }>, 'mtu' | 'bridge'>,
   ): PodRecord {
+    const { containerId, ifName, args, runtime, config } = request;
     const { podNamespace, podName, podUid } = args;
+    const portMappings = this.#portsOf(request);
     return Object.freeze({
       containerId,
       ifName,
@@ -266,6 +282,7 @@ export class Attachments {
       ...(podNamespace !== undefined && { podNamespace }),
       ...(podName !== undefined && { podName }),
       ...(podUid !== undefined && { podUid }),
+      ...(portMappings.length > 0 && { portMappings }),
       ...(runtime !== undefined && { runtime }),
       ips,
       ...(bridge && { bridge }),
@@ -308,13 +325,14 @@ export class Attachments {
   }
 
   #plan(record: PodRecord): readonly Key[] {
-    return this.#options.state.replace(podFragmentId(record), this.#options.planPod(record));
+    const { state, planPod, hostPorts } = this.#options;
+    return [...state.replace(podFragmentId(record), planPod(record)), ...(hostPorts?.enter(record) ?? [])];
   }
 
   async #remove(record: PodRecord): Promise<void> {
-    const { state, reconciler, planPod } = this.#options;
+    const { state, reconciler, planPod, hostPorts } = this.#options;
     // Not only what was wanted until now: an earlier removal may have failed half-way.
-    const keys = planPod(record).items.map(({ key }) => key);
+    const keys = [...planPod(record).items.map(({ key }) => key), ...(hostPorts?.leave(record) ?? [])];
     state.replace(podFragmentId(record), undefined);
     try {
       await reconciler.settle(keys, AbortSignal.timeout(REMOVE_TIMEOUT_MS));
@@ -333,7 +351,7 @@ export class Attachments {
   }
 
   /** A veth dies with its namespace; without a link, only the recorded namespace itself counts, never its path. */
-  #isAlive(record: PodRecord): boolean {
+  #isAlive(record: Pick<PodRecord, 'containerId' | 'ifName' | 'netns'>): boolean {
     if (this.#options.reconciler.known(`pod-link ${podLinkName(record.containerId, record.ifName)}`)) return true;
     try {
       const { device, inode } = this.#options.identifyNetns(record.netns.path);
@@ -345,40 +363,39 @@ export class Attachments {
   }
 
   async #compareKernel(record: PodRecord, signal: AbortSignal): Promise<readonly string[]> {
-    const { state, reconciler, describePodLink } = this.#options;
-    const fragment = state.fragment(podFragmentId(record));
-    const own = new Set<Key>(fragment?.items.flatMap(({ key, needs }) => [key, ...needs]));
+    const { reconciler, describePodLink } = this.#options;
+    const own = this.#keysWithin([podFragmentId(record), hostPortsId(record)]);
     const changes = (await reconciler.diff(signal)).filter(({ key }) => own.has(key));
-    const link = fragment?.items.find(({ kind }) => kind === 'pod-link')?.value as PodLink | undefined;
+    const link = this.#linkOf(record);
     return [
       ...changes.map(({ action, key }) => `${key} ${action === 'create' ? 'is missing' : 'is altered'}`),
       ...(link ? await describePodLink(link) : []),
     ];
   }
 
-  #resultOf(record: PodRecord): PodResult {
-    const { ifName, netns, ips } = record;
+  /** With what they need and the shared fragments that they require. */
+  #keysWithin(ids: readonly FragmentId[]): ReadonlySet<Key> {
+    const fragments = new Map<FragmentId, Fragment>();
+    const pending = [...ids];
+    for (const id of pending) {
+      const fragment = this.#options.state.fragment(id);
+      if (!fragment || fragments.has(id)) continue;
+      fragments.set(id, fragment);
+      pending.push(...fragment.requires);
+    }
+    const items = [...fragments.values()].flatMap((fragment) => fragment.items);
+    return new Set(items.flatMap(({ key, needs }) => [key, ...needs]));
+  }
+
+  #linkOf(record: PodRecord): PodLink | undefined {
     const fragment = this.#options.state.fragment(podFragmentId(record));
-    const link = fragment?.items.find(({ kind }) => kind === 'pod-link')?.value as PodLink;
-    return {
-      hostLink: link.name,
-      hostMac: link.hostMac,
-      ifName,
-      podMac: link.podMac,
-      ...(link.bridge && { bridge: { name: link.bridge.name, mac: link.bridge.mac } }),
-      sandbox: netns.path,
-      mtuBytes: link.mtuBytes,
-      ips: ips.map((address) => ({
-        address,
-        prefixLength: podPrefixLength(link, address),
-        gateway: gatewayOf(link, familyOf(address)).ip,
-      })),
-      routes: ips.map((address) => ({
-        dst: DEFAULT_ROUTE[familyOf(address)],
-        gateway: gatewayOf(link, familyOf(address)).ip,
-        ...(link.routeMtuBytes < link.mtuBytes && { mtuBytes: link.routeMtuBytes }),
-      })),
-    };
+    return fragment?.items.find(({ kind }) => kind === 'pod-link')?.value as PodLink | undefined;
+  }
+
+  /** What of a pod is not as it asks for, though it runs. */
+  #warn(record: PodRecord): void {
+    for (const problem of this.#options.state.fragment(hostPortsId(record))?.problems ?? [])
+      this.#options.log.warn({ pod: attachmentName(record), problem }, 'a pod gets less than it asks for');
   }
 
   /** Runs `action` when everything asked before for this container is through. */
@@ -404,13 +421,3 @@ const noAddress = (cidr: Cidr): CniError =>
     CNI_CODES.tryAgainLater,
     `no free address in podCIDR ${cidr}: all ${capacityOf(cidr)} are in use; delete pods or give the node a larger podCIDR`,
   );
-
-const DEFAULT_ROUTE = { ipv4: parseCidr('0.0.0.0/0') as Cidr, ipv6: parseCidr('::/0') as Cidr } as const;
-
-/** What the runtime was told against what the record says. */
-function compareResult(record: PodRecord, { prevResult }: CheckRequest): readonly string[] {
-  const told = new Set(prevResult.ips.map(({ address }) => address));
-  return record.ips
-    .filter((ip) => !told.has(ip))
-    .map((ip) => `prevResult has no ${ip}, which this attachment was given`);
-}

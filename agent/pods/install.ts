@@ -14,7 +14,17 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { CONFLIST_NAME } from '../../cni/conflist.ts';
+import { CONFLIST_NAME, type ConflistOptions, renderConflist } from '../../cni/conflist.ts';
+
+/** The settings that the network configuration follows from. */
+export interface ConflistSettings {
+  readonly 'cni.chain': NonNullable<ConflistOptions['chain']>;
+  readonly 'services.mode': string;
+}
+
+/** Its text. Who serves Services serves host ports. */
+export const conflistOf = ({ 'cni.chain': chain, 'services.mode': mode }: ConflistSettings): string =>
+  renderConflist({ chain, hostPorts: mode !== 'off' });
 
 /**
  * Installs the executable as `tulle`, and as `loopback` where the host has none, or has one that an earlier version of

@@ -23,12 +23,16 @@ import { type IpAddress, parseIp } from '../model/ip.ts';
 import type { PodBridge, PodMtu } from '../model/items.ts';
 import { BRIDGE_NAME, hash } from '../model/kernel-names.ts';
 import { parseMac } from '../model/mac.ts';
+import type { PortMapping } from '../model/port-mapping.ts';
+import { PROTOCOLS } from '../model/services.ts';
 
 /** With the MTU as last planned. */
 export interface PodRecord extends Attachment, PodMtu {
   /** Name of the CNI network configuration that the attachment belongs to. */
   readonly network: string;
   readonly podUid?: string;
+  /** Absent: none, or another plugin serves them. */
+  readonly portMappings?: readonly PortMapping[];
   /** Name of the runtime's program. */
   readonly runtime?: string;
   /** Milliseconds since the epoch. */
@@ -183,7 +187,9 @@ export function parseRecord(text: string): PodRecord | undefined {
     [record.createdMs, record.mtuBytes, record.routeMtuBytes ?? 0].every((field) => typeof field === 'number') &&
     Array.isArray(record.ips) &&
     record.ips.every(isAddress) &&
-    (record.bridge === undefined || isBridge(record.bridge));
+    (record.bridge === undefined || isBridge(record.bridge)) &&
+    (record.portMappings === undefined ||
+      (Array.isArray(record.portMappings) && record.portMappings.every(isPortMapping)));
   if (!valid) return undefined;
   // Pods of an earlier version had routes without an MTU of their own.
   const { routeMtuBytes = record.mtuBytes } = record;
@@ -201,3 +207,12 @@ function isBridge({ name, mac, gateways }: Partial<PodBridge>): boolean {
     gateways.every(({ ip, prefixLength }) => isAddress(ip) && Number.isInteger(prefixLength))
   );
 }
+
+const isPort = (value: unknown): boolean =>
+  Number.isInteger(value) && (value as number) > 0 && (value as number) < 65_536;
+
+const isPortMapping = ({ hostPort, containerPort, protocol, hostIp }: Partial<PortMapping>): boolean =>
+  isPort(hostPort) &&
+  isPort(containerPort) &&
+  PROTOCOLS.some((each) => each === protocol) &&
+  (hostIp === undefined || isAddress(hostIp));
