@@ -148,7 +148,7 @@ export class Containerd implements PodRuntime {
 }
 
 /** As kubelet fills it in for a pod. */
-export function sandboxConfigOf({ namespace, name, uid, annotations = {} }: PodRequest): SandboxConfig {
+export function sandboxConfigOf({ namespace, name, uid, annotations = {}, hostPorts = [] }: PodRequest): SandboxConfig {
   return {
     metadata: { namespace, name, uid },
     hostname: name.slice(0, HOSTNAME_CHARACTERS),
@@ -158,6 +158,7 @@ export function sandboxConfigOf({ namespace, name, uid, annotations = {} }: PodR
       'io.kubernetes.pod.uid': uid,
     },
     annotations,
+    portMappings: hostPorts,
   };
 }
 

@@ -2,12 +2,13 @@
 import { type Command, Option } from 'commander';
 import { table } from '../agent/commands/table.ts';
 import { families as allFamilies, type Family } from '../agent/model/ip.ts';
+import type { PortMapping } from '../agent/model/port-mapping.ts';
 import { become } from './become.ts';
 import type { LabStatus } from './control.ts';
 import { control, findNode, findPod, readStatus } from './current-lab.ts';
 import { LabError } from './lab-error.ts';
 import { inPod } from './node.ts';
-import { label, servedPort, wholeNumber } from './option-values.ts';
+import { hostPort, label, servedPort, wholeNumber } from './option-values.ts';
 import { matrixOf, pingAll, pingEnds } from './ping.ts';
 import type { ServedPort } from './pods.ts';
 import { describeStatus, printLines } from './print.ts';
@@ -20,6 +21,7 @@ interface RunOptions {
   readonly namespace: string;
   readonly label?: Readonly<Record<string, string>>;
   readonly serve?: readonly ServedPort[];
+  readonly hostPort?: readonly PortMapping[];
 }
 
 /** `pod ...`, `exec`, `ping`. */
@@ -39,11 +41,25 @@ export function addPodCommands(lab: Command): void {
         'in place of a command: answer with its name over TCP and UDP; may be repeated',
       ).argParser(servedPort),
     )
-    .action(async (name: string, command: string[], { node, namespace, label: labels, serve }: RunOptions) => {
+    .option(
+      '--host-port <[ip:]port:port[/protocol]>',
+      'a port of the node that leads to one of the pod: 8080:80/tcp; may be repeated',
+      hostPort,
+    )
+    .action(async (name: string, command: string[], options: RunOptions) => {
+      const { node, namespace, label: labels, serve, hostPort: hostPorts } = options;
       if (serve && command.length > 0) {
         throw new LabError({ operation: `run pod ${name}`, expected: '--serve or a command', received: 'both' });
       }
-      const { addresses, addMs } = await control().runPod({ name, namespace, node, command, labels, serve });
+      const { addresses, addMs } = await control().runPod({
+        name,
+        namespace,
+        node,
+        command,
+        labels,
+        serve,
+        hostPorts,
+      });
       printLines([`${namespace}/${name} on ${node}: ${addresses.join(', ')} (${addMs.toFixed(0)} ms)`]);
     });
   pod

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
 import type { IpAddress } from '../agent/model/ip.ts';
+import type { PortMapping } from '../agent/model/port-mapping.ts';
 import { type ApiWriter, apiPath } from './api-writer.ts';
 import { LabError } from './lab-error.ts';
 import { inPod, type NodeRef } from './node.ts';
@@ -28,6 +29,8 @@ export interface LabPodRequest {
   readonly labels?: Readonly<Record<string, string>> | undefined;
   /** In place of a command: the pod answers with its name on these ports, see pod-server.ts. It is ready when it does. */
   readonly serve?: readonly ServedPort[] | undefined;
+  /** Ports of the node that lead to the pod. */
+  readonly hostPorts?: readonly PortMapping[] | undefined;
 }
 
 export interface PodStatus {
@@ -83,11 +86,12 @@ export class Pods {
   /** Creates the object, attaches the pod, starts its command. Throws PluginError, CriError, LabError; nothing is left then. */
   async run(request: LabPodRequest, signal: AbortSignal): Promise<PodStatus> {
     const host = this.#host(request.node);
-    const { namespace, name } = request;
+    const { namespace, name, hostPorts = [] } = request;
     const object = await this.#api.create(apiPath.pods(namespace), podObject(request), signal);
     try {
       const startMs = performance.now();
-      const sandbox = await host.runtime.addPod(host, { namespace, name, uid: object.metadata.uid }, signal);
+      const { uid } = object.metadata;
+      const sandbox = await host.runtime.addPod(host, { namespace, name, uid, hostPorts }, signal);
       const status = { ...statusOf(host, sandbox, performance.now() - startMs), ready: !request.serve };
       const entry = { host, sandbox, status };
       this.#entries.set(keyOf(request), entry);
@@ -221,11 +225,15 @@ function statusOf(host: PodHost, sandbox: Sandbox, addMs: number): Omit<PodStatu
   return { namespace, name, node: host.name, containerId, netns, addresses, phase: 'Running', logFile, addMs };
 }
 
-function podObject({ namespace, name, node, command, labels, serve = [] }: LabPodRequest): unknown {
-  const ports = serve.flatMap(({ port: containerPort, name: portName }) => [
+function podObject({ namespace, name, node, command, labels, serve = [], hostPorts = [] }: LabPodRequest): unknown {
+  const served = serve.flatMap(({ port: containerPort, name: portName }) => [
     { containerPort, protocol: 'TCP', ...(portName && { name: portName }) },
     { containerPort, protocol: 'UDP' },
   ]);
+  const ports = [
+    ...served,
+    ...hostPorts.map(({ hostIp, ...mapping }) => ({ ...mapping, ...(hostIp && { hostIP: hostIp }) })),
+  ];
   const container = {
     name: CONTAINER,
     image: 'lab',

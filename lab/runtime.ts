@@ -6,6 +6,7 @@ import { randomBytes, randomUUID } from 'node:crypto';
 import { basename } from 'node:path';
 import { execa } from 'execa';
 import { type IpAddress, parseIp } from '../agent/model/ip.ts';
+import type { PortMapping } from '../agent/model/port-mapping.ts';
 import { createCgroup, removeCgroup } from './cgroup.ts';
 import {
   type Attachment,
@@ -25,11 +26,13 @@ export interface PodRequest {
   readonly uid: string;
   /** Annotations of the pod, for plugins that ask for them. */
   readonly annotations?: Readonly<Record<string, string>>;
+  /** Ports of the node that shall lead to it. */
+  readonly hostPorts?: readonly PortMapping[];
 }
 
 /** A pod, and how its runtime behaves. */
 export interface CniPodRequest extends PodRequest {
-  /** Further capability arguments: what containerd makes of hostPort and of the bandwidth annotations. */
+  /** Further capability arguments: what containerd makes of the bandwidth annotations. */
   readonly runtimeConfig?: Readonly<Record<string, unknown>>;
   /** Instead of the conflist's, to act as an older or newer runtime. */
   readonly cniVersion?: string;
@@ -125,7 +128,7 @@ export async function networkFor(node: NodeRef, cniVersion?: string): Promise<Ne
 
 /** As containerd calls plugins for a pod; `netns` is the path in the node. */
 export function attachmentOf(
-  { namespace, name, uid, annotations = {}, runtimeConfig = {} }: CniPodRequest,
+  { namespace, name, uid, annotations = {}, hostPorts = [], runtimeConfig = {} }: CniPodRequest,
   containerId: string,
   netns: string,
 ): Attachment {
@@ -140,9 +143,26 @@ export function attachmentOf(
       ['K8S_POD_INFRA_CONTAINER_ID', containerId],
       ['K8S_POD_UID', uid],
     ],
-    runtimeConfig: { 'io.kubernetes.cri.pod-annotations': annotations, ...runtimeConfig },
+    runtimeConfig: {
+      'io.kubernetes.cri.pod-annotations': annotations,
+      ...(hostPorts.length > 0 && { portMappings: hostPorts.map(capabilityArgument) }),
+      ...runtimeConfig,
+    },
   };
 }
+
+/** As containerd 1.6 spells it. */
+const capabilityArgument = ({
+  hostPort,
+  containerPort,
+  protocol,
+  hostIp = '',
+}: Omit<PortMapping, 'hostIp'> & { readonly hostIp?: string }) => ({
+  HostPort: hostPort,
+  ContainerPort: containerPort,
+  Protocol: protocol.toLowerCase(),
+  HostIP: hostIp,
+});
 
 const loopbackOf = (attachment: Attachment): Attachment => ({ ...attachment, ifName: 'lo' });
 
