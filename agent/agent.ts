@@ -1,7 +1,6 @@
 /** Puts the rooms together: watch → plan → state → reconciler → drivers, and the CNI server beside them. */
 import { mkdirSync } from 'node:fs';
 import type { Logger } from 'pino';
-import { renderConflist } from '../cni/conflist.ts';
 import { ApiClient } from './cluster/api-client.ts';
 import { type ClusterStatus, ClusterWatch } from './cluster/cluster.ts';
 import type { CredentialsSource } from './cluster/credentials.ts';
@@ -11,17 +10,24 @@ import { Installer } from './installer.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
 import type { Feature } from './kernel/features.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
+import type { Fragment } from './model/fragment.ts';
 import { addressesOf, type Host } from './model/host.ts';
+import { families } from './model/ip.ts';
 import { parseIpPort } from './model/ip-port.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
 import { type Plan, type PlanInput, Planner } from './plan/planner.ts';
 import { planPod, podMtu } from './plan/pods.ts';
+import { baseId } from './plan/services/iptables/base.ts';
+import type { ServicesPlan } from './plan/services/services.ts';
+import { socketPrograms } from './plan/services/socket-items.ts';
 import type { Underlay } from './plan/underlay.ts';
 import { Planning } from './planning.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
 import { DeleteQueue } from './pods/delete-queue.ts';
+import { HostPorts } from './pods/host-ports.ts';
+import { conflistOf } from './pods/install.ts';
 import type { AddressCount } from './pods/ipam.ts';
 import { type PodRecord, PodRecords } from './pods/records.ts';
 import { StaticAddresses } from './pods/static-addresses.ts';
@@ -31,10 +37,12 @@ import { KernelState } from './reconcile/kernel-state.ts';
 import { FAILING_AFTER } from './reconcile/list-schedule.ts';
 import { type BatchReport, Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
 import type { Change } from './reconcile/types.ts';
+import { serviceObstacles } from './service-obstacles.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
 import { serveControl } from './telemetry/control-server.ts';
 import { Endpoint } from './telemetry/endpoint.ts';
 import { healthPage, stuckLanes } from './telemetry/health.ts';
+import { HealthChecks } from './telemetry/health-checks.ts';
 import { Metrics } from './telemetry/metrics.ts';
 
 /** How often attachments whose pods vanished without a DEL are looked for. */
@@ -56,7 +64,8 @@ export async function runAgent(options: AgentOptions, signal: AbortSignal): Prom
   await holdNetworkNamespace(signal);
   mkdirSync(config.runDir, { recursive: true, mode: 0o700 });
   const kernel = await openKernel({ config, log: log.child({ component: 'kernel' }) }, signal);
-  await new Agent(options, kernel).run(signal);
+  const served = { ...config, 'services.mode': kernel.services.mode };
+  await new Agent({ ...options, config: served }, kernel).run(signal);
 }
 
 /** What `tulle status --json` prints. */
@@ -87,7 +96,7 @@ export interface AgentStatus {
   readonly attachments: readonly PodRecord[];
   /** Addresses that pods have and can have, of each podCIDR. */
   readonly addresses: readonly AddressCount[];
-  /** What is wrong with attachments, one sentence each. */
+  /** What is wrong with attachments and with what is served over HTTP, one sentence each. */
   readonly problems: readonly string[];
   readonly kernel: ReconcilerStatus;
 }
@@ -100,13 +109,18 @@ class Agent {
   readonly #client: ApiClient;
   readonly #watch: ClusterWatch;
   readonly #installer: Installer;
+  /** Absent where another plugin serves them. */
+  readonly #hostPorts: HostPorts | undefined;
   readonly #attachments: Attachments;
   readonly #queue: DeleteQueue;
   readonly #server: CniServer;
   readonly #metrics = new Metrics(() => this.status());
   /** Absent where nobody may ask. */
   readonly #endpoint: Endpoint | undefined;
+  readonly #healthChecks: HealthChecks;
   readonly #planning: Planning;
+  readonly #sockets: Fragment;
+  #sweeps = false;
   #host: Host;
   #savedUnderlay: Underlay | undefined;
 
@@ -114,6 +128,8 @@ class Agent {
     this.#options = { config, credentials, log, ...rest };
     this.#kernel = kernel;
     this.#host = kernel.host();
+    const { mode, lane } = kernel.services;
+    this.#sockets = socketPrograms(mode === 'ebpf' ? lane?.build : undefined);
     this.#state = new KernelState(kernel.merge);
     this.#reconciler = new Reconciler({
       state: this.#state,
@@ -138,15 +154,17 @@ class Agent {
       state: this.#state,
       reconciler: this.#reconciler,
       input: () => this.#planInput(),
+      onServices: (services, signal) => this.#servicesPlanned(services, signal),
       log,
     });
     this.#installer = new Installer({
       ...rest,
       ...config,
-      conflist: renderConflist({ chain: config['cni.chain'] }),
+      conflist: conflistOf(config),
       settle: (signal) => this.#reconciler.settle(this.#planning.ownKeys, signal),
       log,
     });
+    this.#hostPorts = config['services.mode'] === 'off' ? undefined : new HostPorts(this.#state);
     const cniLog = log.child({ component: 'cni' });
     const readiness = () => this.readiness();
     this.#attachments = new Attachments({
@@ -164,6 +182,7 @@ class Agent {
           onChange: (listener) => this.#watch.onChange(listener),
         },
       }),
+      ...(this.#hostPorts && { hostPorts: this.#hostPorts }),
       reuseDelayMs: config['ipam.reuseDelaySeconds'] * 1000,
       log: cniLog,
     });
@@ -176,6 +195,7 @@ class Agent {
       log: cniLog,
     });
     this.#endpoint = this.#createEndpoint();
+    this.#healthChecks = this.#createHealthChecks();
   }
 
   #createEndpoint(): Endpoint | undefined {
@@ -186,7 +206,24 @@ class Agent {
       '/healthz': () => healthPage(stuckLanes(this.#reconciler.work())),
       '/readyz': () => healthPage(this.#obstacles()),
     };
-    return address && new Endpoint({ address, pages, log });
+    const words = { purpose: 'metrics and health', alternative: 'set metrics.address to another one' };
+    return address && new Endpoint({ address, pages, ...words, log });
+  }
+
+  #createHealthChecks(): HealthChecks {
+    const { config, log } = this.#options;
+    return new HealthChecks({
+      nodePort: config['services.healthPort'],
+      obstacles: (service) => this.#serviceObstacles(service),
+      isLeaving: () => this.#watch.snapshot().nodes.get(config.nodeName)?.leaving === true,
+      log: log.child({ component: 'health' }),
+    });
+  }
+
+  /** Of one Service, or of all: what they share. */
+  #serviceObstacles(service: string | undefined): readonly string[] {
+    const ids = service === undefined ? families.map(({ family }) => baseId(family)) : [`service ${service}`];
+    return serviceObstacles({ state: this.#state, reconciler: this.#reconciler }, ids);
   }
 
   async run(signal: AbortSignal): Promise<void> {
@@ -208,6 +245,7 @@ class Agent {
     log.info('the agent runs');
     await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
     this.#endpoint?.close();
+    this.#healthChecks.close();
     await this.#server.close();
     await this.#watch.stopped();
     this.#client.close();
@@ -262,7 +300,11 @@ class Agent {
       ...this.#servicesStatus(),
       attachments: this.#attachments.list(),
       addresses: this.#attachments.addresses(underlay?.podNetworks.map(({ cidr }) => cidr) ?? []),
-      problems: underlay ? this.#strays(underlay) : [],
+      problems: [
+        ...(underlay ? this.#strays(underlay) : []),
+        ...[this.#endpoint?.problem ?? []].flat(),
+        ...this.#healthChecks.problems(),
+      ],
       kernel: this.#reconciler.status(),
     };
   }
@@ -337,15 +379,30 @@ class Agent {
   #planned({ underlay }: Plan, before: Plan | undefined, signal: AbortSignal): void {
     // Without a network nothing can be told to be left over: an earlier agent's may still carry pods.
     if (underlay.podNetworks.length === 0) return;
-    if (before === undefined || before.underlay.podNetworks.length === 0) this.#reconciler.enableSweep();
-    this.#installer.start(signal, () => {
-      this.#options.log.info(this.readiness(), 'ready for pods');
-      void this.#kernel.sweepOtherBackend(signal);
-    });
+    if (this.#options.config['services.mode'] === 'off') void this.#sweep(signal);
+    this.#installer.start(signal, () => this.#options.log.info(this.readiness(), 'ready for pods'));
     this.#attachments.follow(podMtu(underlay));
     if (underlay === before?.underlay) return;
     for (const problem of this.#strays(underlay)) this.#options.log.warn({ problem }, 'pods outlived their podCIDR');
     void this.#attempt(() => this.#saveUnderlay());
+  }
+
+  /** The state holds all Services: now it may be told what nobody wants, and who looks them up may change. */
+  #servicesPlanned(services: ServicesPlan, signal: AbortSignal): void {
+    void this.#healthChecks.follow(services);
+    this.#hostPorts?.follow(services.planHostPorts);
+    this.#state.replace(this.#sockets.id, this.#sockets);
+    if (this.#planning.plan?.underlay.podNetworks.length !== 0) void this.#sweep(signal);
+  }
+
+  /** Once: what another backend, mode or agent served with goes when what serves in its place was written. */
+  async #sweep(signal: AbortSignal): Promise<void> {
+    if (this.#sweeps) return;
+    this.#sweeps = true;
+    await this.#reconciler.rest();
+    if (signal.aborted) return;
+    this.#reconciler.enableSweep();
+    await this.#kernel.sweepOtherBackend(signal);
   }
 
   /** The last one that was followed, for the next start; until it could be written, housekeeping tries again. */

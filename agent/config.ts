@@ -145,6 +145,36 @@ export const SETTINGS = {
     [],
     "node ports are open on this node's addresses inside these, never on loopback; none: on the Node's InternalIPs",
   ),
+  'services.healthPort': setting(
+    integer(0, 65535),
+    10_256,
+    "where load balancers ask whether this node serves Services (/healthz, /livez; kube-proxy's port), at the addresses of node ports; 0: nowhere",
+  ),
+  'services.ebpf.scope': setting(
+    choice('all', 'host'),
+    'all',
+    'whose sockets are translated; host: only those of the host, and pods are served by iptables (sidecars, virtual machines)',
+  ),
+  'services.ebpf.maxFrontends': setting(
+    integer(64, 16_777_216),
+    262_144,
+    'addresses and ports of Services that the map of frontends holds',
+  ),
+  'services.ebpf.maxBackends': setting(
+    integer(64, 16_777_216),
+    1_048_576,
+    'backends that the map of backend sets holds; equal sets are there once',
+  ),
+  'services.ebpf.maxClients': setting(
+    integer(64, 16_777_216),
+    65_536,
+    'clients whose choice is remembered, for session affinity and for sockets that send without being connected',
+  ),
+  cgroupRoot: setting(
+    path,
+    '/sys/fs/cgroup',
+    "root of the node's cgroups, of version 2 or with `unified` below it (a container sees its own: mount the host's)",
+  ),
   'ipam.reuseDelaySeconds': setting(
     integer(0, 86400),
     60,

@@ -34,6 +34,7 @@ async function stand(t: ExecutionContext, start: Cluster | undefined, more: Part
     reconciler: rig.reconciler,
     input: () =>
       current.cluster && { nodeName: 'node-0', cluster: current.cluster, host: here, settings: used, backend: vxlan },
+    onServices: () => undefined,
     log: pino({ enabled: false }),
   });
   let plans = 0;

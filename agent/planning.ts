@@ -20,6 +20,8 @@ export interface PlanningOptions {
   readonly reconciler: Pick<Reconciler, 'follow'>;
   /** What to plan from now; undefined: nothing yet. */
   readonly input: () => PlanInput | undefined;
+  /** Told once the state holds a plan of Services. */
+  readonly onServices: (plan: ServicesPlan, signal: AbortSignal) => void;
   readonly log: Logger;
 }
 
@@ -103,8 +105,9 @@ export class Planning {
   /** After everything else: the node's network does not wait for thousands of Services. */
   async #replanServices(input: ServicesInput, followed: Followed | undefined, signal: AbortSignal): Promise<void> {
     if (input.settings['services.mode'] === 'off') return;
-    const { fragments } = await inTurns(this.#servicesPlanner.steps(input), signal);
-    await inTurns(this.#enterServices(fragments, followed), signal);
+    const plan = await inTurns(this.#servicesPlanner.steps(input), signal);
+    await inTurns(this.#enterServices(plan.fragments, followed), signal);
+    this.#options.onServices(plan, signal);
   }
 
   /** What differs from what was entered last, also when that was interrupted. */

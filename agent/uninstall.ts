@@ -107,7 +107,8 @@ async function withKernel<T>(
   requireCapabilities();
   const done = new AbortController();
   const signal = AbortSignal.any([done.signal, AbortSignal.timeout(TIMEOUT_MS)]);
-  const kernel = await openKernel({ config, log }, signal);
+  // What serves Services is not opened in order to be taken away.
+  const kernel = await openKernel({ config: { ...config, 'services.mode': 'off' }, log }, signal);
   try {
     return await work(kernel, signal);
   } finally {

@@ -38,6 +38,13 @@ test('narrowNode takes exactly what the model has, frozen', (t) => {
   t.true(Object.isFrozen(value) && Object.values(value as object).every((field) => Object.isFrozen(field)));
 });
 
+test('narrowNode: a Node is leaving when it is being deleted or its autoscaler says so', (t) => {
+  t.true(node({ metadata: { name: 'n1', deletionTimestamp: '2026-01-02T03:04:05Z' } })?.leaving);
+  t.true(node({ spec: { taints: [{ key: 'a' }, { key: 'ToBeDeletedByClusterAutoscaler' }] } })?.leaving);
+  for (const taints of [undefined, null, 'x', [], [null, { key: 'node.kubernetes.io/unschedulable' }]])
+    t.is(node({ spec: { taints } })?.leaving, undefined);
+});
+
 test('narrowNode takes podCIDR where podCIDRs is absent or empty, and nothing from neither', (t) => {
   t.deepEqual<unknown, unknown>(cidrs({ podCIDR: '10.1.0.0/24' }), ['10.1.0.0/24']);
   t.deepEqual<unknown, unknown>(cidrs({ podCIDR: '10.1.0.0/24', podCIDRs: [] }), ['10.1.0.0/24']);

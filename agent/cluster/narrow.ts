@@ -26,6 +26,9 @@ export const UNDERLAY_IP_ANNOTATION = 'tulle.dev/underlay-ip';
 /** kubernetes.io/docs/reference/labels-annotations-taints */
 const ZONE_LABEL = 'topology.kubernetes.io/zone';
 
+/** Of the cluster autoscaler, some minutes before it removes the machine. */
+const LEAVING_TAINT = 'ToBeDeletedByClusterAutoscaler';
+
 /** On the mirror of a static pod, by the kubelet alone; the hash is the uid that the runtime is told. */
 const MIRROR_ANNOTATION = 'kubernetes.io/config.mirror';
 const CONFIG_HASH_ANNOTATION = 'kubernetes.io/config.hash';
@@ -42,9 +45,16 @@ export function narrowNode(raw: unknown): Narrowed<Node> {
     internalIps: Object.freeze(internalIps(raw, problems)),
     underlayIps: Object.freeze(underlayIps(raw, problems)),
     ...(zone !== '' && { zone }),
+    ...(isLeaving(raw) && { leaving: true }),
     problems: Object.freeze(problems),
   };
   return { value: Object.freeze(value), problems };
+}
+
+function isLeaving(raw: unknown): boolean {
+  const deleted = field(field(raw, 'metadata'), 'deletionTimestamp');
+  const taints = list(field(field(raw, 'spec'), 'taints'));
+  return typeof deleted === 'string' || taints.some((taint) => field(taint, 'key') === LEAVING_TAINT);
 }
 
 export function narrowPod(raw: unknown): Narrowed<Pod> {

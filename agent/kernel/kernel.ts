@@ -5,6 +5,7 @@ import type { Host } from '../model/host.ts';
 import type { Family } from '../model/ip.ts';
 import type { Kind, PodLink } from '../model/items.ts';
 import type { AnyDriver } from '../reconcile/types.ts';
+import { openServiceMode, type ServiceMode, type ServiceModeSettings } from './bpf/service-mode.ts';
 import { requireDumpFilters } from './capabilities.ts';
 import { run } from './command.ts';
 import { forgetStaleFlows, type ServedPlace } from './conntrack.ts';
@@ -20,12 +21,12 @@ import { NetlinkSocket } from './netlink/socket.ts';
 import { identifyNetns } from './netns/netns.ts';
 import { createSysctlDriver } from './sysctl/sysctl.ts';
 
-/** Kinds that are planned and have no driver yet: how their keys are shared. */
-const UNDRIVEN = { 'backend-set': 'same', frontend: 'one', attachment: 'same' } as const satisfies Partial<
+/** Kinds that have drivers only where sockets are served, or were: how their keys are shared. */
+const SOCKET_KINDS = { 'backend-set': 'same', frontend: 'one', attachment: 'same' } as const satisfies Partial<
   Kernel['merge']
 >;
 
-export interface KernelSettings {
+export interface KernelSettings extends ServiceModeSettings {
   readonly runDir: string;
   readonly procSys: string;
   readonly 'iptables.backend': 'auto' | BackendName;
@@ -36,6 +37,8 @@ export interface Kernel {
   readonly merge: Readonly<Record<Kind, 'one' | 'same'>>;
   /** Which iptables is used, and why, for people. */
   readonly iptables: string;
+  /** How Services are served. */
+  readonly services: ServiceMode;
   /** What this kernel can do; empty until that has been tried. */
   features(): readonly Feature[];
   host(): Host;
@@ -64,6 +67,8 @@ export async function openKernel(
     onReaperError: (err) => log.warn({ err }, 'links of deleted pods cannot be destroyed yet'),
     onMonitorFault: (err) => log.error({ err }, 'a notification of the kernel could not be taken up'),
   });
+  const services = await openServiceMode(config, log, signal);
+  log.info({ mode: services.mode, reason: services.reason }, 'services');
   const nfnetlink = new NetlinkSocket(NETLINK_PROTOCOL.NETFILTER);
   const sysctl = createSysctlDriver({
     files: netlink.sysctls,
@@ -81,7 +86,7 @@ export async function openKernel(
       backend,
       onServed: (family, places) => void forgetFlows(nfnetlink, log, family, places),
     }),
-  } satisfies { readonly [K in Exclude<Kind, keyof typeof UNDRIVEN>]: { readonly kind: K } };
+  } satisfies { readonly [K in Exclude<Kind, keyof typeof SOCKET_KINDS>]: { readonly kind: K } };
   const host = new HostWatch({
     ...netlink,
     randomFully: backend.randomFully,
@@ -89,7 +94,7 @@ export async function openKernel(
     onFault: (err) => log.error({ err }, 'a change of the host could not be taken up'),
   });
   await host.start(signal);
-  const drivers = Object.values(byKind) as AnyDriver[];
+  const drivers = [...Object.values(byKind), ...Object.values(services.lane?.drivers ?? {})] as AnyDriver[];
   let features: readonly Feature[] = [];
   // Nothing waits for this: it only tells people.
   void probeKernel().then((found) => {
@@ -99,9 +104,13 @@ export async function openKernel(
   });
   return {
     drivers,
-    merge: { ...UNDRIVEN, ...Object.fromEntries(drivers.map(({ kind, merge }) => [kind, merge])) } as Kernel['merge'],
+    merge: {
+      ...SOCKET_KINDS,
+      ...Object.fromEntries(drivers.map(({ kind, merge }) => [kind, merge])),
+    } as Kernel['merge'],
     iptables: `${backend.backend} (${backend.reason})`,
-    features: () => features,
+    services,
+    features: () => [...features, ...services.features],
     host: () => host.current,
     onHostChange: (listener) => host.onChange(listener),
     identifyNetns: (path) => identifyNetns(path),
@@ -110,6 +119,7 @@ export async function openKernel(
     finishDeletions: () => netlink.reaper.flush(),
     async close() {
       nfnetlink.close();
+      services.lane?.close();
       await netlink.close();
     },
   };
@@ -144,7 +154,7 @@ export async function removeOwnChains(
   backend: BackendName,
   signal: AbortSignal,
 ): Promise<{ readonly parts: number; readonly failures: readonly Error[] }> {
-  const driver = createChainDriver({ run, backend: { commands: backendCommands(backend) } });
+  const driver = createChainDriver({ run, backend: { backend, commands: backendCommands(backend) } });
   const found = await driver.list(signal);
   const removals = [...found].map(([key, from]) => ({ action: 'remove', kind: 'chain-part', key, from }) as const);
   const failures = removals.length > 0 ? await driver.apply(removals, signal) : new Map<string, Error>();

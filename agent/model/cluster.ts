@@ -16,6 +16,8 @@ export interface Node {
   readonly underlayIps: readonly IpAddress[];
   /** Label topology.kubernetes.io/zone. */
   readonly zone?: string;
+  /** It is being deleted, or its autoscaler is about to: load balancers should turn away (KEP-3836). */
+  readonly leaving?: true;
   /** Fields that were present but unusable, one sentence each. */
   readonly problems: readonly string[];
 }

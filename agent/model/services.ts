@@ -164,11 +164,16 @@ export function frontendId({
   return protocol === 'any' ? `${scope} ${host}:*` : `${scope} ${host}:${port}/${protocol}`;
 }
 
-/** What the server of a Service's healthCheckNodePort answers: 200 while there are local endpoints, else 503. */
+/** What is served at a Service's healthCheckNodePort: 200 while there are local endpoints, else 503. */
 export interface HealthCheck {
   readonly port: number;
   readonly namespace: string;
   readonly name: string;
-  /** Ready ones on this node; those that drain do not count, so that load balancers turn away. */
-  readonly localEndpoints: number;
+  /** Where: at the addresses of node ports, in the families of the Service. */
+  readonly ips: readonly IpAddress[];
+  /**
+   * Ready ones on this node; those that drain do not count, so that load balancers turn away. By family, as a pod has an
+   * endpoint in each, and who asks over one sends over that one.
+   */
+  readonly localEndpoints: Readonly<Record<Family, number>>;
 }

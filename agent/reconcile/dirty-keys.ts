@@ -28,6 +28,9 @@ export class DirtyKeys {
   get pending(): Iterable<Key> {
     return this.#pending;
   }
+  get hasPending(): boolean {
+    return this.#pending.size > 0;
+  }
   get leaving(): Iterable<Key> {
     return this.#leaving;
   }

@@ -62,6 +62,7 @@ export class LaneLoop {
   readonly #context: LaneContext;
   readonly #bell = new Doorbell();
   readonly #errands: Errand[] = [];
+  #resting: (() => void)[] = [];
   #ended: AbortSignal | undefined;
   #cycles = 0;
   #work: LaneWork | undefined;
@@ -99,6 +100,7 @@ export class LaneLoop {
       await this.#bell.wait(this.#nextDueMs() - this.#context.now());
     }
     this.#ended = signal;
+    this.#endRest();
     for (const errand of this.#errands.splice(0)) errand.cancel(signal.reason);
   }
 
@@ -126,6 +128,19 @@ export class LaneLoop {
     }
   }
 
+  /** Resolves once everything that there is to write now was tried at least once, or the lane has ended. */
+  rest(): Promise<void> {
+    if (this.#ended) return Promise.resolve();
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#resting.push(resolve);
+    this.ring();
+    return promise;
+  }
+
+  #endRest(): void {
+    for (const resolve of this.#resting.splice(0)) resolve();
+  }
+
   async #cycle(signal: AbortSignal): Promise<void> {
     this.#cycles++;
     await this.#interlude(signal);
@@ -135,6 +150,8 @@ export class LaneLoop {
       await this.#drain(ledger, () => ledger.takeRemovals(this.#limitOf(ledger)), signal);
     }
     this.#context.settles.check();
+    for (const ledger of this.#ledgers) ledger.collect();
+    if (this.#ledgers.every(hasTried)) this.#endRest();
   }
 
   #limitOf({ driver }: Ledger): number {
@@ -270,6 +287,10 @@ export class LaneLoop {
     return Math.min(...this.#ledgers.flatMap(({ schedule, dirty }) => [schedule.dueMs, dirty.nextTryMs()]), Infinity);
   }
 }
+
+/** Of what cannot be listed, nothing can be written. */
+const hasTried = ({ dirty, schedule }: Ledger): boolean =>
+  schedule.stale === undefined ? !dirty.hasPending : schedule.failing !== undefined;
 
 const asError = (value: unknown): Error =>
   value instanceof Error ? value : new Error(String(value), { cause: value });

@@ -123,6 +123,11 @@ export class Reconciler {
     }
   }
 
+  /** Resolves once every lane has tried at least once to write what there is to write now, or has ended. */
+  async rest(): Promise<void> {
+    await Promise.all([...this.#lanes.values()].map((lane) => lane.rest()));
+  }
+
   /** The last full list plus acknowledged writes and notices. */
   known<K extends Kind>(key: Key<K>): Objects[K] | undefined {
     return this.#ledgers.get(kindOf(key as Key))?.known.get(key as Key) as Objects[K] | undefined;

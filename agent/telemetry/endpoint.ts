@@ -1,6 +1,6 @@
 /**
- * The HTTP endpoint of metrics and health, for Prometheus and kubelet. It answers whoever reaches its address, so whoever
- * that is may cost the agent little: few connections, the oldest of which goes when there are too many (one that says
+ * An HTTP endpoint for machines that look after this one: Prometheus, kubelet, load balancers. It answers whoever reaches
+ * its address, so whoever that is may cost the agent little: few connections, the oldest of which goes when there are too many (one that says
  * nothing cannot keep a probe out), short deadlines, one request each, and no request has a body that is read.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
@@ -12,14 +12,21 @@ export interface Page {
   readonly status: number;
   readonly contentType: string;
   readonly body: string;
+  readonly headers?: Readonly<Record<string, string>>;
 }
 
-/** By path: `/metrics`. */
+/** By path: `/metrics`, for GET and HEAD. The page `*` is for whatever else is asked, by any method. */
 export type Pages = Readonly<Record<string, () => Page | Promise<Page>>>;
 
 export interface EndpointOptions {
   readonly address: IpPort;
   readonly pages: Pages;
+  /** What is served, for people: `metrics and health`. */
+  readonly purpose: string;
+  /** What to do where that cannot be served there, in a clause: `set metrics.address to another one`. */
+  readonly alternative: string;
+  /** Who is connected, where several endpoints share one bound. */
+  readonly visitors?: Visitors;
   readonly log: Logger;
 }
 
@@ -32,16 +39,42 @@ const CHECK_MS = 5_000;
 /** Silence of a connection, before or during the answer. */
 const SILENCE_MS = 10_000;
 
+/** The open connections, in the order of their arrival; the oldest ends when there are too many. */
+export class Visitors {
+  readonly #max: number;
+  readonly #connections = new Set<Socket>();
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  admit(socket: Socket): void {
+    this.#connections.add(socket);
+    socket.once('close', () => this.#connections.delete(socket));
+    if (this.#connections.size <= this.#max) return;
+    const [oldest] = this.#connections;
+    if (!oldest) return;
+    oldest.destroy();
+    // Its end is told later only, and another one may arrive before that.
+    this.#connections.delete(oldest);
+  }
+}
+
 export class Endpoint {
   readonly #options: EndpointOptions;
-  /** In the order of their arrival. */
-  readonly #connections = new Set<Socket>();
+  readonly #visitors: Visitors;
   #server: Server | undefined;
   #reason: string | undefined;
   #closed = false;
 
   constructor(options: EndpointOptions) {
     this.#options = options;
+    this.#visitors = options.visitors ?? new Visitors(MAX_CONNECTIONS);
+  }
+
+  /** What keeps it from being served, with the remedy; undefined: nothing that is known. */
+  get problem(): string | undefined {
+    return this.#reason;
   }
 
   /** Listens unless it does already; says once in the log what keeps it from that. Never rejects: the agent goes on. */
@@ -49,14 +82,17 @@ export class Endpoint {
     if (this.#server || this.#closed) return;
     const server = this.#createServer();
     this.#server = server;
-    const { address, log } = this.#options;
+    const { address, purpose, log } = this.#options;
     try {
       await new Promise<void>((resolve, reject) => {
         server.once('error', reject);
+        // Closed before it listened: neither of the others comes.
+        server.once('close', resolve);
         server.listen(address.port, address.ip, resolve);
       });
       this.#reason = undefined;
-      log.info({ address: ipPortText(address) }, 'metrics and health are served');
+      if (this.#closed) return this.close();
+      log.info({ address: ipPortText(address), purpose }, 'served over HTTP');
     } catch (cause) {
       this.#server = undefined;
       this.#report(cause as NodeJS.ErrnoException);
@@ -70,10 +106,10 @@ export class Endpoint {
   }
 
   #report(cause: NodeJS.ErrnoException): void {
-    const address = ipPortText(this.#options.address);
-    const reason = `cannot serve metrics and health on ${address}: expected to listen there, got ${cause.code}; ${remedyFor(cause.code, this.#options.address)}`;
-    if (reason !== this.#reason)
-      this.#options.log.error({ err: new Error(reason, { cause }) }, 'no metrics and health');
+    const { address, purpose, alternative, log } = this.#options;
+    const remedy = remedyFor(cause.code, address, alternative);
+    const reason = `cannot serve ${purpose} on ${ipPortText(address)}: expected to listen there, got ${cause.code}; ${remedy}`;
+    if (reason !== this.#reason) log.error({ err: new Error(reason, { cause }) }, 'an endpoint is not served');
     this.#reason = reason;
   }
 
@@ -89,27 +125,20 @@ export class Endpoint {
     );
     // A connection on which nobody speaks takes the place of one that asks.
     server.setTimeout(SILENCE_MS, (socket) => socket.destroy());
-    server.on('connection', (socket) => this.#admit(socket));
+    server.on('connection', (socket) => this.#visitors.admit(socket));
     return server;
-  }
-
-  #admit(socket: Socket): void {
-    this.#connections.add(socket);
-    socket.once('close', () => this.#connections.delete(socket));
-    if (this.#connections.size <= MAX_CONNECTIONS) return;
-    const [oldest] = this.#connections;
-    oldest?.destroy();
   }
 
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const page = await this.#page(request);
     if (response.destroyed) return;
-    const { status, contentType, body } = page;
+    const { status, contentType, body, headers } = page;
     response.writeHead(status, {
+      ...headers,
       'content-type': contentType,
       'content-length': Buffer.byteLength(body),
       connection: 'close',
-      ...(status === 405 && { allow: 'GET' }),
+      ...(status === 405 && { allow: 'GET, HEAD' }),
     });
     response.end(request.method === 'HEAD' ? undefined : body);
   }
@@ -117,9 +146,10 @@ export class Endpoint {
   async #page({ method, url = '' }: IncomingMessage): Promise<Page> {
     const { pages, log } = this.#options;
     const path = url.split('?', 1)[0] as string;
-    const page = Object.hasOwn(pages, path) ? pages[path] : undefined;
+    const named = Object.hasOwn(pages, path) ? pages[path] : undefined;
+    const page = named ?? pages['*'];
     if (!page) return plainPage(404, [`expected one of ${Object.keys(pages).join(', ')}`]);
-    if (method !== 'GET') return plainPage(405, [`expected GET, got ${method}`]);
+    if (named && method !== 'GET' && method !== 'HEAD') return plainPage(405, [`expected GET or HEAD, got ${method}`]);
     try {
       return await page();
     } catch (err) {
@@ -136,10 +166,9 @@ export const plainPage = (status: number, lines: readonly string[]): Page => ({
   body: `${lines.join('\n')}\n`,
 });
 
-function remedyFor(code: string | undefined, { ip, port }: IpPort): string {
-  const elsewhere = 'or set metrics.address to another one';
-  const again = 'it is tried again from time to time';
-  if (code === 'EADDRINUSE') return `stop what has port ${port} (ss -ltnp sport = :${port}) ${elsewhere}; ${again}`;
-  if (code === 'EADDRNOTAVAIL') return `give this host the address ${ip} ${elsewhere}; ${again}`;
-  return `${again}; metrics.address changes the address, off ends this`;
+function remedyFor(code: string | undefined, { ip, port }: IpPort, alternative: string): string {
+  const end = `or ${alternative}; it is tried again from time to time`;
+  if (code === 'EADDRINUSE') return `stop what has port ${port} (ss -ltnp sport = :${port}) ${end}`;
+  if (code === 'EADDRNOTAVAIL') return `give this host the address ${ip} ${end}`;
+  return `make that possible ${end}`;
 }

@@ -70,4 +70,6 @@ export const settings: PlanSettings = {
   'services.mode': 'off',
   'services.externalAddresses': [],
   'services.nodePortAddresses': [],
+  'services.ebpf.scope': 'all',
+  'services.healthPort': 10_256,
 };

@@ -35,7 +35,7 @@ export const nodeOf = (client: Client): string => `node-${client.at(-1)}`;
 
 export interface ServiceLab {
   readonly lab: TestLab;
-  /** web-1 on node-1, web-2 on node-2, web-3 on node-3 serve; idle-1 on node-1 does not. */
+  /** web-1 on node-1, web-2 on node-2, web-3 on node-3 serve; idle-1 on node-1 asks the API server in its first moment. */
   readonly pods: ReadonlyMap<string, PodStatus>;
   readonly api: ServiceApi;
   caller(client: Client): Caller;
@@ -117,11 +117,16 @@ async function announce(api: ServiceApi, name: string, callers: readonly Caller[
   }
 }
 
+/** The address of the Service `kubernetes` in a lab; once, and whatever comes is in the pod's log. */
+const ASK_API = ['curl', '-sSk', '--max-time', '20', 'https://10.96.0.1/version'];
+
 async function runPods({ control }: TestLab): Promise<ReadonlyMap<string, PodStatus>> {
-  const run = (name: string, node: string, serve?: readonly ServedPort[]) =>
-    control.runPod({ namespace: 'default', name, node, serve });
-  const serving = [1, 2, 3].map((i) => run(`web-${i}`, `node-${i}`, SERVED));
-  const pods = await Promise.all([...serving, run('idle-1', 'node-1')]);
+  const namespace = 'default';
+  const serving = [1, 2, 3].map((i) =>
+    control.runPod({ namespace, name: `web-${i}`, node: `node-${i}`, serve: SERVED }),
+  );
+  const idle = control.runPod({ namespace, name: 'idle-1', node: 'node-1', command: ASK_API });
+  const pods = await Promise.all([...serving, idle]);
   return new Map(pods.map((pod) => [pod.name, pod]));
 }
 

@@ -75,9 +75,12 @@ export interface Scenario {
   readonly externalTrafficPolicy?: 'Cluster' | 'Local';
   /** As SliceText has them, in both families. */
   readonly endpoints: string;
+  /** Of status.loadBalancer.ingress, beside the address. */
+  readonly ingress?: object;
   /**
    * `12`: each of these pods, and no other one, answers; `refused`: ECONNREFUSED at once; `silent`: nothing comes; `away`:
-   * only other nodes have endpoints, which is refused to a socket and silent to a packet.
+   * only other nodes have endpoints, which is refused to a socket and silent to a packet; `unserved`: whatever becomes of
+   * packets to an address that is nobody's.
    */
   readonly table: string;
 }
@@ -186,7 +189,7 @@ function questionOf(
   // A socket that is not connected hears nothing of a refusal.
   const manner = (i: number): Call['how'] => (protocol === 'tcp' ? 'tcp' : isServed && i % 2 ? 'udp' : 'udp-connected');
   const count = isServed ? 2 * expected.length : 1;
-  const deadlineMs = expected === 'silent' ? SILENCE_MS : ANSWER_MS;
+  const deadlineMs = expected === 'silent' || expected === 'unserved' ? SILENCE_MS : ANSWER_MS;
   const calls = Array.from({ length: count }, (_, i): Call => ({ how: manner(i), ip, port, deadlineMs }));
   return { cell, exposed, family, protocol, expected, calls };
 }
@@ -209,7 +212,7 @@ function placeOf(
 
 function judge(lab: ServiceLab, mode: ServicesMode, question: Question, answers: readonly Answer[]): Judged {
   const { cell, exposed, family, protocol, expected, calls } = question;
-  const { name, externalTrafficPolicy = 'Cluster' } = exposed.scenario;
+  const { name } = exposed.scenario;
   const title = `${name}: ${cell.client} to ${cell.frontend} (${calls[0]?.ip} ${calls[0]?.port} ${protocol})`;
   const judgeOne = (answer: Answer, i: number): readonly string[] => {
     const got = outcome(mode, question, answer);
@@ -217,7 +220,7 @@ function judge(lab: ServiceLab, mode: ServicesMode, question: Question, answers:
     const [server = '', source = ''] = (answer.from ?? '').split(' ');
     const wrong: string[] = [];
     if (!expected.includes(server.replace('web-', '') || '?')) wrong.push(`${title}: expected ${expected}, got ${got}`);
-    else if (!sourcesOf(lab, mode, cell, externalTrafficPolicy).includes(source as IpAddress))
+    else if (!sourcesOf(lab, mode, cell, exposed.scenario).includes(source as IpAddress))
       wrong.push(`${title}: the backend ${server} took ${source} for its client`);
     const { ip, port } = calls[i] as Call;
     if (answer.from !== undefined && answer.peer !== `${ip} ${port}`)
@@ -233,20 +236,28 @@ function judge(lab: ServiceLab, mode: ServicesMode, question: Question, answers:
 }
 
 /** As the table calls it, or what was seen. */
-function outcome(mode: ServicesMode, { cell: { client }, expected }: Question, { from, error = '' }: Answer): string {
+function outcome(mode: ServicesMode, { cell, exposed, expected }: Question, { from, error = '' }: Answer): string {
   if (from !== undefined) return from;
   // A datagram that the host's own rules reject or drop is told to its sender in this way (ip_local_out).
-  if (error === 'EPERM' && client.startsWith('host') && mode === 'iptables') return expected;
+  const isByPackets = translatorOf(mode, exposed.scenario.spec, cell.frontend) === 'iptables';
+  if (error === 'EPERM' && cell.client.startsWith('host') && isByPackets) return expected;
+  if (expected === 'unserved') return expected;
   return { ECONNREFUSED: 'refused', ABORT_ERR: 'silent' }[error] ?? error;
 }
+
+/** Only a packet can be asked for its source, so sockets leave such an address alone. */
+const translatorOf = (mode: ServicesMode, spec: object, frontend: FrontendName): ServicesMode =>
+  frontend === 'balancer' && 'loadBalancerSourceRanges' in spec ? 'iptables' : mode;
 
 function sourcesOf(
   lab: ServiceLab,
   mode: ServicesMode,
   { frontend, client }: Cell,
-  policy: 'Cluster' | 'Local',
+  { spec, externalTrafficPolicy = 'Cluster' }: Scenario,
 ): readonly IpAddress[] {
-  const word = parseTable(SOURCES[mode][policy]).find((each) => each.frontend === frontend && each.client === client);
+  const word = parseTable(SOURCES[translatorOf(mode, spec, frontend)][externalTrafficPolicy]).find(
+    (each) => each.frontend === frontend && each.client === client,
+  );
   if (word?.text === 'own') return lab.addressesOf(client);
   return lab.nodeAddresses(word?.text === 'node-1' ? 'node-1' : nodeOf(client));
 }

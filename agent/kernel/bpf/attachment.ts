@@ -41,7 +41,12 @@ export interface AttachmentDriverOptions {
   readonly run: Run;
 }
 
-export function createAttachmentDriver(options: AttachmentDriverOptions): Driver<'attachment'> {
+export interface AttachmentDriver extends Driver<'attachment'> {
+  /** Whether any program of Tulle's is attached, of whatever build. Throws KernelError. */
+  isAttached(): boolean;
+}
+
+export function createAttachmentDriver(options: AttachmentDriverOptions): AttachmentDriver {
   const { cgroup, programs } = options;
   const list = (): Map<Key<'attachment'>, Attachment> => {
     const found = new Map<Key<'attachment'>, Attachment>();
@@ -58,6 +63,7 @@ export function createAttachmentDriver(options: AttachmentDriverOptions): Driver
     merge: 'same',
     equal: (wanted, found) => wanted.build === found.build,
     list: async () => list(),
+    isAttached: () => list().size > 0,
     async apply(batch, signal) {
       const failures = new Map<Key<'attachment'>, Error>();
       for (const change of batch) {

@@ -1,7 +1,6 @@
 /** Services at the socket, as the agent sees them: the drivers of the lane `bpf` over one set of maps. */
-import type { Driver } from '../../reconcile/types.ts';
 import { type Run, run as runCommand } from '../command.ts';
-import { createAttachmentDriver } from './attachment.ts';
+import { type AttachmentDriver, createAttachmentDriver } from './attachment.ts';
 import { type BackendSetDriver, createBackendSetDriver } from './backend-set.ts';
 import { createFrontendDriver, type FrontendDriver } from './frontend.ts';
 import type { CounterName } from './layout.ts';
@@ -15,12 +14,18 @@ export interface BpfLane {
   readonly drivers: {
     readonly 'backend-set': BackendSetDriver;
     readonly frontend: FrontendDriver;
-    readonly attachment: Driver<'attachment'>;
+    readonly attachment: AttachmentDriver;
   };
   /** What the drivers write. */
   readonly maps: Readonly<Record<'frontends' | 'backends', BpfMap>>;
   /** Attachment.build of this agent. */
   readonly build: string;
+  /** Loads the programs, which attaching would do otherwise. Rejects with KernelError that holds what the verifier said. */
+  load(signal: AbortSignal): Promise<void>;
+  /** Whether any program of Tulle's is attached, of whatever build. */
+  isAttached(): boolean;
+  /** Takes away the directory of pins: what is attached goes on. */
+  removePins(): void;
   /** How full the maps are that the agent writes. */
   usage(): Readonly<Record<'frontends' | 'backends', { readonly used: number; readonly max: number }>>;
   counters(): Readonly<Record<CounterName, bigint>>;
@@ -37,7 +42,7 @@ export interface BpfLaneOptions {
   readonly directory: string;
   /** Directory of the cgroup root. */
   readonly cgroup: string;
-  readonly sizes?: MapSizes;
+  readonly sizes: MapSizes;
   readonly run?: Run;
   /** Path of the object with the programs. */
   readonly object?: string;
@@ -45,7 +50,7 @@ export interface BpfLaneOptions {
 
 /** Opens or makes the maps; nothing is attached yet. Throws KernelError. */
 export function openBpfLane({ directory, cgroup, sizes, run = runCommand, object }: BpfLaneOptions): BpfLane {
-  const store = openStore({ directory, possibleCpus: possibleCpus(), ...(sizes && { sizes }) });
+  const store = openStore({ directory, possibleCpus: possibleCpus(), sizes });
   const programs = openPrograms({ store, run, ...(object !== undefined && { object }) });
   const sets = createBackendSetDriver({ map: store.backends });
   const frontend = createFrontendDriver({ map: store.frontends, sizeOf: (id) => sets.sizeOf(id) });
@@ -54,6 +59,9 @@ export function openBpfLane({ directory, cgroup, sizes, run = runCommand, object
     drivers: { 'backend-set': sets, frontend, attachment },
     maps: { frontends: store.frontends, backends: store.backends },
     build: programs.build,
+    load: (signal) => programs.load(signal),
+    isAttached: () => attachment.isAttached(),
+    removePins: () => programs.removeAll(),
     usage: () => ({
       frontends: { used: frontend.entries, max: store.frontends.maxEntries },
       backends: { used: sets.entries, max: store.backends.maxEntries },

@@ -27,16 +27,13 @@ const BPF_F_NO_PREALLOC = 1;
 
 type MapName = 'frontends' | 'backends' | 'settings' | 'affinity' | 'sticky' | 'udp_peers' | 'peers' | 'counters';
 
-/** How many entries the maps may hold whose size is a matter of the cluster's. */
+/** How many entries the maps may hold whose size is a matter of the cluster's. Those that the agent writes cost what is in them. */
 export interface MapSizes {
   readonly frontends: number;
   readonly backends: number;
   /** Clients with affinity, and pairs of a socket that sends without being connected and a Service: of each so many. */
   readonly clients: number;
 }
-
-/** 50,000 Services of both families, with ten backends each. Maps that the agent writes cost what is in them. */
-export const DEFAULT_SIZES: MapSizes = { frontends: 262_144, backends: 1_048_576, clients: 65_536 };
 
 interface MapPlan extends Omit<MapShape, 'maxEntries'> {
   /** Goes up with every change of key or value in ebpf/types.h, of their meaning too. */
@@ -100,13 +97,13 @@ interface OpenMap {
 export interface StoreOptions {
   /** Own directory below a bpffs, made when missing; its parent exists. */
   readonly directory: string;
-  readonly sizes?: MapSizes;
+  readonly sizes: MapSizes;
   /** CPUs that there may be: what a per-CPU value is long. */
   readonly possibleCpus: number;
 }
 
 /** Opens the maps of this layout, or makes and pins them. Throws KernelError: no bpffs, not permitted, no memory. */
-export function openStore({ directory, sizes = DEFAULT_SIZES, possibleCpus }: StoreOptions): BpfStore {
+export function openStore({ directory, sizes, possibleCpus }: StoreOptions): BpfStore {
   requireBpffs(dirname(directory));
   const mapsDirectory = join(directory, 'maps');
   mkdirSync(mapsDirectory, { recursive: true, mode: 0o700 });

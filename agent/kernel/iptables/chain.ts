@@ -14,19 +14,22 @@ import { type ChainPart, type Key, keyOf, type Table } from '../../model/items.t
 import type { Driver } from '../../reconcile/types.ts';
 import type { Run } from '../command.ts';
 import type { ServedPlace } from '../conntrack.ts';
-import type { Backend } from './backend.ts';
+import type { Backend, BackendName } from './backend.ts';
 import { type Failures, OwnTable, type PartChange, partOf, readFamily } from './own-table.ts';
 import { strayPart } from './read-back.ts';
 import { type FoundPart, linesOf } from './render.ts';
 import { oddlyPrinted, type Printed, sameHashes, sameRules } from './rule-text.ts';
 import { ServiceFlows } from './service-flows.ts';
 
-/** iptables-legacy reads and writes the whole table for each batch, whatever is in it. */
-const BATCH_SIZE = 2048;
+/**
+ * Legacy iptables reads and writes the whole table for each batch, whatever is in it: the fewer, the better. What nft (1.8.9)
+ * does in user space grows with the square of the batch.
+ */
+const BATCH_SIZES = { legacy: Number.MAX_SAFE_INTEGER, nft: 2048 } as const satisfies Record<BackendName, number>;
 
 export interface ChainDriverOptions {
   readonly run: Run;
-  readonly backend: Pick<Backend, 'commands'>;
+  readonly backend: Pick<Backend, 'backend' | 'commands'>;
   /** Told of places of Services whose UDP flows may have other backends since the last write. Not waited for. */
   readonly onServed?: (family: Family, places: readonly ServedPlace[]) => void;
 }
@@ -63,9 +66,15 @@ export function createChainDriver({ run, backend, onServed }: ChainDriverOptions
       }
     }
     if (onServed) flows.hold(found.values());
-    const lines = new Set([...found.values()].flatMap((part) => (part as Partial<FoundPart>).lines ?? []));
-    for (const [hash, line] of printed) if (!lines.has(line)) printed.delete(hash);
+    forgetPrinted(found.values());
     return found;
+  }
+
+  /** What is not there any more. */
+  function forgetPrinted(found: Iterable<ChainPart>): void {
+    if (printed.size === 0) return;
+    const lines = new Set([...found].flatMap((part) => (part as Partial<FoundPart>).lines ?? []));
+    for (const [hash, line] of printed) if (!lines.has(line)) printed.delete(hash);
   }
 
   async function apply(batch: readonly PartChange[], signal: AbortSignal): Promise<Failures> {
@@ -87,7 +96,7 @@ export function createChainDriver({ run, backend, onServed }: ChainDriverOptions
   /** A rule that looked altered was written again: should iptables word it as before, nobody has altered it. */
   async function learn(family: Family, table: Table, changes: readonly PartChange[], signal: AbortSignal) {
     // What cannot be read now looks altered in the next list and gets another turn.
-    const chains = await readFamily(run, backend, family, signal, table).catch(() => []);
+    const chains = await readFamily(run, backend, family, signal, { table }).catch(() => []);
     for (const part of changes.map(partOf)) {
       const found = chains.find(({ chain }) => chain === part.chain)?.parts.get(part.order);
       if (!found || !sameHashes(linesOf(part), linesOf(found))) continue;
@@ -99,7 +108,7 @@ export function createChainDriver({ run, backend, onServed }: ChainDriverOptions
     kind: 'chain-part',
     lane: 'netfilter',
     merge: 'one',
-    batchSize: BATCH_SIZE,
+    batchSize: BATCH_SIZES[backend.backend],
     equal: (wanted, found) => isEqual(wanted, found, printed),
     list: (signal) => inTurn(() => list(signal)),
     apply: (batch, signal) => inTurn(() => apply(batch, signal)),

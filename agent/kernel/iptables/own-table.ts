@@ -8,7 +8,8 @@ import type { Backend } from './backend.ts';
 import { type FoundChain, ReadBack } from './read-back.ts';
 import { builtinOf, objectName, renderTable } from './render.ts';
 
-const DEADLINE_MS = 10_000;
+/** Less than a lane allows. Legacy iptables takes seconds for a few hundred thousand rules, whatever is changed. */
+const DEADLINE_MS = 45_000;
 /** How long iptables waits for the lock of other iptables commands; less than the deadline. */
 const LOCK_WAIT_SECONDS = 5;
 
@@ -18,7 +19,7 @@ const NOT_THE_BATCH = new Set(['EAGAIN', 'ETIMEDOUT', 'ECANCELED', 'ENOPKG', 'EP
 export type PartChange = Change<'chain-part'>;
 export type Failures = Map<Key<'chain-part'>, Error>;
 /** Own chains of one family and table, each with its parts by order. */
-type Chains = ReadonlyMap<string, ReadonlyMap<string, ChainPart>>;
+type Chains = Map<string, ReadonlyMap<string, ChainPart>>;
 
 export const partOf = (change: PartChange): ChainPart => (change.action === 'remove' ? change.from : change.item.value);
 
@@ -83,8 +84,17 @@ export class OwnTable {
     } catch (error) {
       throw withLine(error, stdin);
     }
-    this.#chains = new Map([...this.#chains, ...next].filter(([, parts]) => parts.size > 0));
-    for (const [chain, parts] of next) parts.size > 0 ? this.#jumped.add(chain) : this.#jumped.delete(chain);
+    for (const [chain, parts] of next) this.#hold(chain, parts);
+  }
+
+  #hold(chain: string, parts: ReadonlyMap<string, ChainPart>): void {
+    if (parts.size > 0) {
+      this.#chains.set(chain, parts);
+      this.#jumped.add(chain);
+    } else {
+      this.#chains.delete(chain);
+      this.#jumped.delete(chain);
+    }
   }
 
   /** The touched chains as they shall be. */
@@ -112,7 +122,8 @@ export class OwnTable {
       ([chain, parts]) => builtinOf(chain) && (parts.size === 0 || !this.#jumped.has(chain)),
     );
     if (edited.length === 0) return { deletedJumps: [], insertedJumps: [] };
-    const read = await readFamily(this.#run, this.#backend, this.family, signal, this.#table);
+    const only = { table: this.#table, jumpsOnly: true };
+    const read = await readFamily(this.#run, this.#backend, this.family, signal, only);
     const found = new Map(read.map((chain) => [chain.chain, chain]));
     const wrong = edited.filter(([chain, parts]) => parts.size === 0 || !found.get(chain)?.isJumpRight);
     return {
@@ -122,15 +133,15 @@ export class OwnTable {
   }
 }
 
-/** Own chains of one family, of all tables or of one. A family that the host lacks has none. */
+/** Own chains of one family, of all tables or of one, see ReadBack for `jumpsOnly`. A family that the host lacks has none. */
 export async function readFamily(
   run: Run,
   backend: Pick<Backend, 'commands'>,
   family: Family,
   signal: AbortSignal,
-  table?: Table,
+  { table, jumpsOnly = false }: { readonly table?: Table; readonly jumpsOnly?: boolean } = {},
 ): Promise<readonly FoundChain[]> {
-  const readBack = new ReadBack(family);
+  const readBack = new ReadBack(family, { jumpsOnly });
   const args = table === undefined ? [] : ['-t', table];
   try {
     await run({

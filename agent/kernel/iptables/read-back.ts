@@ -2,7 +2,7 @@
 import type { Family } from '../../model/ip.ts';
 import type { ChainPart, Rule, Table } from '../../model/items.ts';
 import { CHAIN_PREFIX, COMMENT_PREFIX } from '../../model/kernel-names.ts';
-import { builtinOf, type FoundPart, hashOf, jumpArgs } from './render.ts';
+import { builtinOf, type FoundPart, jumpArgs, orderOf } from './render.ts';
 
 /** One own chain. */
 export interface FoundChain {
@@ -29,13 +29,16 @@ interface Building {
 /** Takes the lines of one iptables-save, then gives the own chains found. */
 export class ReadBack {
   readonly #family: Family;
+  readonly #jumpsOnly: boolean;
   readonly #chains = new Map<string, Building>();
   /** Chains of the current table that have a rule. */
   readonly #begun = new Set<string>();
   #table: Table = 'filter';
 
-  constructor(family: Family) {
+  /** `jumpsOnly`: which own chains there are and how the built-in ones lead there, without any part. */
+  constructor(family: Family, { jumpsOnly = false }: { readonly jumpsOnly?: boolean } = {}) {
     this.#family = family;
+    this.#jumpsOnly = jumpsOnly;
   }
 
   line(line: string): void {
@@ -51,6 +54,7 @@ export class ReadBack {
   }
 
   #rule(line: string): void {
+    if (this.#jumpsOnly && line.startsWith(CHAIN_PREFIX, 3)) return;
     const chain = firstWord(line.slice(3));
     const isFirst = !this.#begun.has(chain);
     if (isFirst) this.#begun.add(chain);
@@ -80,24 +84,27 @@ export class ReadBack {
 const firstWord = (text: string): string => text.split(' ', 1)[0] as string;
 
 function finish(family: Family, { table, chain, lines, jumps, jumpIsFirst }: Building): FoundChain {
-  const byPart = new Map<string, string[]>();
-  const orders: (string | undefined)[] = [];
-  for (const line of lines) {
-    const order = hashOf(line) && orderOf(line);
-    orders.push(order);
-    if (order !== undefined) byPart.set(order, [...(byPart.get(order) ?? []), line]);
-  }
+  const orders = lines.map(orderOf);
+  const byPart = Map.groupBy(lines, (_, i) => orders[i]);
   const jumpDrift = jumpDriftOf(chain, jumps, jumpIsFirst);
   const drift = orderDriftOf(orders) ?? jumpDrift;
   const parts = new Map<string, FoundPart>();
   for (const [order, own] of byPart) {
-    const identity = { family, table, chain, order };
-    parts.set(
-      order,
-      Object.freeze({ ...identity, rules: own.map(readRule), lines: own, ...(drift !== undefined && { drift }) }),
-    );
+    if (order !== undefined) parts.set(order, foundPart({ family, table, chain, order }, own, drift));
   }
   return { table, chain, parts, jumps, isJumpRight: jumpDrift === undefined, ...(drift !== undefined && { drift }) };
+}
+
+/** Its rules are read when somebody asks: there may be a hundred thousand, and nearly always their text is enough. */
+function foundPart(identity: Omit<ChainPart, 'rules'>, lines: readonly string[], drift: string | undefined): FoundPart {
+  return Object.freeze({
+    ...identity,
+    get rules() {
+      return lines.map(readRule);
+    },
+    lines,
+    ...(drift !== undefined && { drift }),
+  });
 }
 
 /** What is wrong between the parts. What is wrong within one shows in its hashes. */
@@ -115,19 +122,12 @@ function jumpDriftOf(chain: string, jumps: readonly string[], jumpIsFirst: boole
   return jumpIsFirst ? undefined : `the jump is not the first rule of ${builtin}`;
 }
 
-const orderOf = (line: string): string | undefined => commentOf(tokens(line))?.split(' ')[1];
-
-const commentOf = (args: readonly string[]): string | undefined => {
-  const at = args.indexOf('--comment');
-  return at < 0 ? undefined : args[at + 1];
-};
-
 /** For people: the rule without its comment match, and why it exists. */
 function readRule(line: string): Rule {
   const all = tokens(line).slice(2);
   const at = all.indexOf('--comment');
-  const args = all.filter((_, i) => i < at - 2 || i > at + 1);
-  const [, , ...why] = (all[at + 1] as string).slice(COMMENT_PREFIX.length).split(' ');
+  const args = at < 0 ? all : all.filter((_, i) => i < at - 2 || i > at + 1);
+  const [, , ...why] = (all[at + 1] ?? '').slice(COMMENT_PREFIX.length).split(' ');
   return { args, comment: why.join(' ') };
 }
 

@@ -68,16 +68,12 @@ function renderLines(part: ChainPart): readonly string[] {
   return (rules.length === 0 ? [empty] : rules).map((rule) => {
     if (rule !== empty) checkArgs(part, rule);
     previous = hash([previous, ...rule.args, rule.comment].join('\n'), HASH_DIGITS);
-    // After the rule's own matches, so that only packets which pass these pay for the comment.
-    return [
-      '-A',
-      chain,
-      ...rule.args,
-      '-m',
-      'comment',
-      '--comment',
-      `"${renderComment(previous, order, rule.comment)}"`,
-    ].join(' ');
+    const comment = ['-m', 'comment', '--comment', `"${renderComment(previous, order, rule.comment)}"`];
+    // After the rule's own matches, so that only packets which pass these pay for the comment; before the target, as
+    // iptables-save words it.
+    const target = rule.args.findIndex((arg) => arg === '-j' || arg === '-g');
+    const at = target < 0 ? rule.args.length : target;
+    return ['-A', chain, ...rule.args.slice(0, at), ...comment, ...rule.args.slice(at)].join(' ');
   });
 }
 
@@ -116,8 +112,10 @@ export const objectName = ({ family, table, chain, order }: ChainPart): string =
   `${family} ${table} ${chain} part ${order}`;
 
 /** The hash in a rule's comment, wherever it stands in the line. */
-export const hashOf = (line: string): string | undefined => COMMENT_HASH.exec(line)?.[1];
-const COMMENT_HASH = new RegExp(`--comment "?${COMMENT_PREFIX}([0-9a-f]{${HASH_DIGITS}}) `);
+export const hashOf = (line: string): string | undefined => COMMENT.exec(line)?.[1];
+/** The part that a rule belongs to, by its comment; undefined without a hash. */
+export const orderOf = (line: string): string | undefined => COMMENT.exec(line)?.[2];
+const COMMENT = new RegExp(`--comment "?${COMMENT_PREFIX}([0-9a-f]{${HASH_DIGITS}}) ([^ "\\\\]+)`);
 
 /** What one iptables-restore run shall make of a table. */
 export interface TableChange {

@@ -10,31 +10,23 @@ import { hashOf, linesOf } from './render.ts';
 export type Printed = ReadonlyMap<string, string>;
 
 export const sameHashes = (a: readonly string[], b: readonly string[]): boolean =>
-  a.length === b.length && a.every((line, i) => hashOf(line) === hashOf(b[i] as string));
+  a.length === b.length && a.every((line, i) => line === b[i] || hashOf(line) === hashOf(b[i] as string));
 
 /** Of parts whose hashes are the same: whether the rules are, too. */
 export function sameRules(wanted: ChainPart, found: ChainPart, printed: Printed): boolean {
-  const [a, b, foundLines] = [meaningsOf(wanted), meaningsOf(found), linesOf(found)];
-  return b.every((meaning, i) => {
-    const line = foundLines[i] as string;
-    return meaning === a[i] || printed.get(hashOf(line) ?? '') === line;
-  });
+  const [a, b] = [linesOf(wanted), linesOf(found)];
+  return b.every((line, i) => isSameRule(a[i] as string, line) || printed.get(hashOf(line) ?? '') === line);
 }
 
 /** Lines of `found`, by hash, that mean what is wanted only because iptables has just printed them so. */
 export function oddlyPrinted(wanted: ChainPart, found: ChainPart): Printed {
-  const [a, b] = [meaningsOf(wanted), meaningsOf(found)];
-  const odd = linesOf(found).filter((_, i) => a[i] !== b[i]);
-  return new Map(odd.map((line) => [hashOf(line) ?? '', line]));
+  const [a, b] = [linesOf(wanted), linesOf(found)];
+  return new Map(b.filter((line, i) => !isSameRule(a[i] as string, line)).map((line) => [hashOf(line) ?? '', line]));
 }
 
-const meanings = new WeakMap<ChainPart, readonly string[]>();
-
-function meaningsOf(part: ChainPart): readonly string[] {
-  const known = meanings.get(part) ?? linesOf(part).map(meaningOf);
-  meanings.set(part, known);
-  return known;
-}
+/** Most are printed as they were written. */
+const isSameRule = (wanted: string, found: string): boolean =>
+  wanted === found || meaningOf(wanted) === meaningOf(found);
 
 /** The options of `-A CHAIN …`, each with its values and negation, in one order; without the comment. */
 export function meaningOf(line: string): string {

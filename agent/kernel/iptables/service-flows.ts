@@ -6,6 +6,7 @@ import type { Family } from '../../model/ip.ts';
 import { networkOf, parseCidr, parseIp } from '../../model/ip.ts';
 import { type ChainPart, type Key, keyOf, type Rule } from '../../model/items.ts';
 import type { FlowEnd, ServedPlace } from '../conntrack.ts';
+import type { FoundPart } from './render.ts';
 
 /** What one part says: to which chains a place leads, or which backends its chain has. */
 interface Meaning {
@@ -27,7 +28,10 @@ export class ServiceFlows {
     this.#parts.clear();
     this.#leading.clear();
     this.#choosing.clear();
-    for (const part of parts) this.#put(keyOf('chain-part', part), meaningOf(part));
+    for (const part of parts) {
+      const meaning = meaningOf(part);
+      if (meaning) this.#put(keyOf('chain-part', part), meaning);
+    }
   }
 
   /** Notes parts as they are now, `undefined` for removed ones. Returns the places that are concerned, by family. */
@@ -81,8 +85,9 @@ export class ServiceFlows {
 const placeName = ({ ip, port }: FlowEnd): string => `to ${ip} ${port}`;
 
 /** Undefined for what is no business of UDP flows to Services: nearly every part. */
-function meaningOf({ family, table, chain, rules }: ChainPart): Meaning | undefined {
-  if (table !== 'nat') return undefined;
+function meaningOf(part: ChainPart): Meaning | undefined {
+  if (part.table !== 'nat' || !mentionsUdp(part)) return undefined;
+  const { family, chain, rules } = part;
   const udp = rules.filter((rule) => optionOf(rule, '-p') === 'udp');
   const backends = udp.flatMap((rule) => endOf(optionOf(rule, '--to-destination')) ?? []);
   const [first] = udp;
@@ -94,6 +99,12 @@ function meaningOf({ family, table, chain, rules }: ChainPart): Meaning | undefi
   if (!isPlace && backends.length === 0) return undefined;
   return { family, chain, leadsTo, backends, ...(isPlace && { place: { ip, port } }) };
 }
+
+/** To read the rules of all parts that a list has found takes longer than the list. */
+const mentionsUdp = (part: ChainPart): boolean => {
+  const { lines } = part as Partial<FoundPart>;
+  return lines?.some((line) => line.includes(' -p udp ')) ?? true;
+};
 
 const optionOf = ({ args }: Rule, option: string): string | undefined => {
   const at = args.indexOf(option);

@@ -39,7 +39,10 @@ export function planGuard(
     nodeIps,
     apiServers: new Set(apiServers.map(({ ip, port }) => `${ip} ${port}`)),
     externalAddresses: settings['services.externalAddresses'],
-    nodePorts: new Set([...NODE_PORTS.map((port) => `${port}/TCP`), `${settings['vxlan.port']}/UDP`]),
+    nodePorts: new Set([
+      ...[...NODE_PORTS, settings['services.healthPort']].map((port) => `${port}/TCP`),
+      `${settings['vxlan.port']}/UDP`,
+    ]),
   };
 }
 

@@ -1,7 +1,7 @@
 /** Ports of this node that lead to one of its own pods (the CNI capability `portMappings`). Pure. */
 import { attachmentName, type HostPortPod, hostPortsId } from '../../model/attachment.ts';
 import { type Fragment, type FragmentId, rankOf } from '../../model/fragment.ts';
-import type { Host } from '../../model/host.ts';
+import { addressesOf, type Host } from '../../model/host.ts';
 import { familyOf, type IpAddress, specialUse } from '../../model/ip.ts';
 import { isMeant, mappingText, type PortMapping } from '../../model/port-mapping.ts';
 import { type BackendSet, backendSet, type Frontend, frontendId, type Scope } from '../../model/services.ts';
@@ -30,9 +30,8 @@ interface HostPortPlan {
  * Where host ports are served: only where connections may end, so that no mapping takes traffic to others. Not at loopback
  * addresses, and not at those inside the pod network, which are for pods.
  */
-export function hostPortIps({ links }: Pick<Host, 'links'>, { podCidrs }: Guard): readonly IpAddress[] {
-  const all = links.flatMap(({ addresses }) => addresses.map(({ ip }) => ip));
-  return [...new Set(all)].filter((ip) => specialUse(ip) === undefined && !cidrAround(podCidrs, ip)).sort();
+export function hostPortIps(host: Pick<Host, 'links'>, { podCidrs }: Guard): readonly IpAddress[] {
+  return [...addressesOf(host)].filter((ip) => specialUse(ip) === undefined && !cidrAround(podCidrs, ip)).sort();
 }
 
 /**

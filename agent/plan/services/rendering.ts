@@ -8,13 +8,19 @@ import { socketItems } from './socket-items.ts';
 /** What an owner's fragment consists of, and the shared fragments of the tree of chains that leads to it. */
 export type Rendered = IptablesItems;
 
-/** `owner`: the fragment that will hold the items. */
+/**
+ * `owner`: the fragment that will hold the items. Also where sockets translate, packets come from elsewhere to the addresses
+ * of nodes and load balancers. To cluster addresses only sockets lead then, unless those of pods are left alone.
+ */
 export function rendering(
   owner: FragmentId,
   { frontends, sets }: { readonly frontends: readonly Frontend[]; readonly sets: readonly BackendSet[] },
   settings: ServiceSettings,
 ): Rendered {
-  return settings['services.mode'] === 'iptables'
-    ? iptablesItems(owner, frontends, sets, { clusterAddresses: true })
-    : { items: socketItems(frontends, sets), requires: [], branches: [] };
+  if (settings['services.mode'] === 'iptables')
+    return iptablesItems(owner, frontends, sets, { clusterAddresses: true });
+  const packets = iptablesItems(owner, frontends, sets, {
+    clusterAddresses: settings['services.ebpf.scope'] === 'host',
+  });
+  return { ...packets, items: [...socketItems(frontends, sets), ...packets.items] };
 }

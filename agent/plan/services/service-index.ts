@@ -87,7 +87,7 @@ export class ServiceIndex {
     for (const ip of old ? addressesOf(old) : [])
       edit(this.#exposed, ip, (keys) => keys.filter((each) => each !== key));
     for (const ip of service ? addressesOf(service) : []) edit(this.#exposed, ip, (keys) => [...keys, key].sort());
-    if (service?.ports.some(({ nodePort }) => nodePort !== undefined)) this.#withNodePorts.add(key);
+    if (service && hasNodePort(service)) this.#withNodePorts.add(key);
     else this.#withNodePorts.delete(key);
     const moved = [...new Set(before).symmetricDifference(new Set(after))];
     return moved.flatMap((ip) => this.#exposed.get(ip) ?? []);
@@ -106,6 +106,10 @@ const sorted = (slices: readonly EndpointSlice[]) => slices.toSorted((a, b) => (
 
 const addressesOf = ({ externalIps, loadBalancerIps }: Service): ReadonlySet<IpAddress> =>
   new Set([...externalIps, ...loadBalancerIps]);
+
+/** Of any kind: with allocateLoadBalancerNodePorts false there may be one for health checks alone. */
+const hasNodePort = ({ ports, healthCheckNodePort }: Service): boolean =>
+  healthCheckNodePort !== undefined || ports.some(({ nodePort }) => nodePort !== undefined);
 
 /** Replaces a list, which is never empty. */
 function edit<K>(

@@ -219,11 +219,29 @@ test('a named target port may have another number in each slice', (t) => {
   t.regex(text, /internal 10\.96\.0\.7:80\/TCP -> 10\.84\.1\.5:8080 10\.84\.1\.6:9090$/m);
 });
 
-test('the health check counts ready endpoints of this node, once each', (t) => {
+test('the health check counts ready endpoints of this node, once each, and those of each family apart', (t) => {
   const of = service('web', { healthCheckNodePort: 30001, externalTrafficPolicy: 'Local' });
-  const local = (endpoints: string, again = '') =>
-    plan(of, [slice('web', endpoints), slice('web', again, { name: 'web-2' })]).health?.localEndpoints;
-  t.is(local('10.84.0.5@ 10.84.0.6@ 10.84.1.5', '10.84.0.5@'), 2);
-  t.is(local('10.84.0.5~@'), 0);
+  const local = (endpoints: string, again = '', six = '') =>
+    plan(of, [
+      slice('web', endpoints),
+      slice('web', again, { name: 'web-2' }),
+      slice('web', six, { name: 'web-6', family: 'ipv6' }),
+    ]).health?.localEndpoints;
+  t.deepEqual(local('10.84.0.5@ 10.84.0.6@ 10.84.1.5', '10.84.0.5@'), { ipv4: 2, ipv6: 0 });
+  t.deepEqual(local('10.84.0.5~@', '', 'fd84::5@'), { ipv4: 0, ipv6: 1 });
   t.is(plan(service('web'), []).health, undefined);
+});
+
+test('the health check is at the addresses of node ports, in the families of the Service, and takes no port of the node', (t) => {
+  const at = (fields: Parameters<typeof service>[1]) => plan(service('web', fields), []);
+  t.deepEqual(at({ healthCheckNodePort: 30001 }).health?.ips, [ip('172.30.0.11')]);
+  const dual = '10.96.0.7 fd96::7';
+  t.deepEqual(at({ healthCheckNodePort: 30001, clusterIps: dual }).health?.ips, [ip('172.30.0.11'), ip('fd30::11')]);
+  for (const port of [10_250, 10_256]) {
+    const { health, problems } = at({ healthCheckNodePort: port });
+    t.deepEqual(health?.ips, []);
+    t.deepEqual(problems, [
+      `cannot serve the health check of Service default/web at port ${port} of 172.30.0.11: it is a node's, and its port ${port}/TCP is for the node itself`,
+    ]);
+  }
 });

@@ -83,8 +83,14 @@ export function planService(
   }
   enter(clusterPlaces(service, 0), undefined, () => NOTHING_LISTENS);
   for (const problem of rangeProblems(service)) problems.add(problem);
-  const health = healthOf(service, slices);
-  return { frontends: [...frontends.values()], sets: usedSets(sets, frontends), ...health, problems: [...problems] };
+  const { health, refusals } = healthOf(service, slices, context);
+  for (const refusal of refusals) problems.add(refusal);
+  return {
+    frontends: [...frontends.values()],
+    sets: usedSets(sets, frontends),
+    ...(health && { health }),
+    problems: [...problems],
+  };
 }
 
 /** Backends by scope and policy. */
@@ -208,13 +214,27 @@ function rangeProblems(service: Service): readonly string[] {
 
 /** KEP-1669: draining endpoints serve, but load balancers are told to turn away. An endpoint counts once in all slices. */
 function healthOf(
-  { namespace, name, healthCheckNodePort }: Service,
+  service: Service,
   slices: readonly EndpointSlice[],
-): Pick<ServicePlan, 'health'> {
-  if (healthCheckNodePort === undefined) return {};
+  { nodePortIps, guard }: ServiceContext,
+): Pick<ServicePlan, 'health'> & { readonly refusals: readonly string[] } {
+  const { namespace, name, healthCheckNodePort: port } = service;
+  if (port === undefined) return { refusals: [] };
+  const families = new Set(service.clusterIps.map(familyOf));
+  const judged = nodePortIps
+    .filter((ip) => families.has(familyOf(ip)))
+    .map((ip) => ({ ip, refusal: refusalOf({ ip, port, protocol: 'TCP', kind: 'node-port' }, undefined, guard) }));
+  const ips = judged.filter(({ refusal }) => refusal === undefined).map(({ ip }) => ip);
+  const refusals = judged.flatMap(({ ip, refusal }) =>
+    refusal === undefined
+      ? []
+      : [`cannot serve the health check of Service ${nameOf(service)} at port ${port} of ${ip}: ${refusal}`],
+  );
   const all = slices.flatMap(({ endpoints }) => endpoints);
   const local = new Set(all.filter((each) => each.local && each.state === 'ready').map(({ ip }) => ip));
-  return { health: { port: healthCheckNodePort, namespace, name, localEndpoints: local.size } };
+  const countOf = (family: Family) => [...local].filter((ip) => familyOf(ip) === family).length;
+  const localEndpoints = { ipv4: countOf('ipv4'), ipv6: countOf('ipv6') };
+  return { health: { port, namespace, name, ips, localEndpoints }, refusals };
 }
 
 /** A set of local backends may have been made for a policy that no frontend has. */

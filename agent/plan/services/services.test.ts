@@ -5,7 +5,7 @@ import { MERGE } from '../../../test/support/fragments.ts';
 import { clusterOf, selfNode, service, slice } from '../../../test/support/service-values.ts';
 import type { Cluster } from '../../model/cluster.ts';
 import type { Fragment } from '../../model/fragment.ts';
-import type { Kind } from '../../model/items.ts';
+import { type AnyItem, APPLY_ORDER } from '../../model/items.ts';
 import { type PersistentMap, persistentMap } from '../../model/persistent-map.ts';
 import type { EndpointSlice, Frontend, Service } from '../../model/services.ts';
 import { KernelState } from '../../reconcile/kernel-state.ts';
@@ -22,15 +22,17 @@ const input = (cluster: Cluster, more: Partial<ServicesInput> = {}): ServicesInp
   ...more,
 });
 
+const isForSockets = ({ kind }: AnyItem) => kind === 'backend-set' || kind === 'frontend';
 const keysOf = (fragment: Fragment | undefined) => (fragment?.items ?? []).map(({ key }) => key);
 const problemsOf = (fragments: PersistentMap<Fragment>) => [...fragments.values()].flatMap(({ problems }) => problems);
 
 test('a Service is one fragment of its sets and then its frontends for sockets', (t) => {
   const { fragments } = new ServicesPlanner().plan(input(clusterOf([service('web')], [slice('web', '10.84.1.5')])));
-  t.deepEqual([...fragments.keys()].sort(), ['service default/web', 'services']);
+  const own = [...fragments.values()].filter(({ shared }) => !shared);
+  t.deepEqual(own.map(({ id }) => id).sort(), ['service default/web', 'services']);
   const { items, rank } = fragments.get('service default/web') as Fragment;
   t.deepEqual(
-    items.map(({ key }) => key.replace(/[0-9a-f]{32}/, 'SET')),
+    items.filter(isForSockets).map(({ key }) => key.replace(/[0-9a-f]{32}/, 'SET')),
     ['backend-set SET', 'frontend internal 10.96.0.7:80/TCP', 'frontend internal 10.96.0.7:*'],
   );
   t.deepEqual(items[1]?.needs, [items[0]?.key as never]);
@@ -148,7 +150,9 @@ test("the API server's endpoints are guarded as soon as they are known", (t) => 
   const bare = clusterOf([hostile], []);
   const plan = counting();
   const served = (cluster: Cluster, more?: Partial<ServicesInput>) =>
-    keysOf(plan(cluster, more).fragments.get('service default/hostile')).filter((key) => key.includes('192.0.2.1'));
+    keysOf(plan(cluster, more).fragments.get('service default/hostile')).filter((key) =>
+      key.startsWith('frontend internal 192.0.2.1:'),
+    );
   t.is(served(bare).length, 2);
   t.deepEqual(served(withSlices(bare, slice('kubernetes', '192.0.2.1', { on: 'https:6443' }))), [
     'frontend internal 192.0.2.1:80/TCP',
@@ -174,9 +178,10 @@ test('health checks are those of Services that have one, with what is on this no
   const of = service('web', { healthCheckNodePort: 30001, externalTrafficPolicy: 'Local' });
   const plan = counting();
   const checks = (cluster: Cluster) => [...plan(cluster).healthChecks.values()];
-  const check = { port: 30001, namespace: 'default', name: 'web' };
-  t.deepEqual(checks(clusterOf([of], [slice('web', '10.84.0.5@')])), [{ ...check, localEndpoints: 1 }]);
-  t.deepEqual(checks(clusterOf([of], [])), [{ ...check, localEndpoints: 0 }]);
+  const check = { port: 30001, namespace: 'default', name: 'web', ips: [ip('172.30.0.11')] };
+  const localEndpoints = (ipv4: number) => ({ ipv4, ipv6: 0 });
+  t.deepEqual(checks(clusterOf([of], [slice('web', '10.84.0.5@')])), [{ ...check, localEndpoints: localEndpoints(1) }]);
+  t.deepEqual(checks(clusterOf([of], [])), [{ ...check, localEndpoints: localEndpoints(0) }]);
   t.deepEqual(checks(clusterOf([service('web')], [])), []);
 });
 
@@ -235,10 +240,11 @@ const after = (cluster: Cluster, { kind, key, object }: Event): Cluster => ({
   ...cluster,
   [kind]: (cluster[kind] as PersistentMap<unknown>).with([[key, object]]),
 });
-const plain = (fragments: PersistentMap<Fragment>) => Object.fromEntries([...fragments].sort());
-const KINDS: readonly Kind[] = ['backend-set', 'frontend'];
+/** Without what is shared: branches stay, and are of no effect while nobody requires them. */
+const plain = (fragments: PersistentMap<Fragment>) =>
+  Object.fromEntries([...fragments].filter(([, { shared }]) => !shared).sort());
 const wanted = (state: KernelState) =>
-  KINDS.flatMap((kind) => [...state.keys(kind)].map((key) => [key, state.wanted(key)?.value] as const)).sort(
+  APPLY_ORDER.flatMap((kind) => [...state.keys(kind)].map((key) => [key, state.wanted(key)?.value] as const)).sort(
     ([a], [b]) => (a < b ? -1 : 1),
   );
 

@@ -6,12 +6,13 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Cluster } from '../../model/cluster.ts';
 import { type Fragment, rankOf } from '../../model/fragment.ts';
 import { addressesOf, type Host } from '../../model/host.ts';
-import { families } from '../../model/ip.ts';
+import { families, type IpAddress } from '../../model/ip.ts';
 import { Draft, type PersistentMap, persistentMap } from '../../model/persistent-map.ts';
 import type { Backend, HealthCheck, Service } from '../../model/services.ts';
 import type { Losses } from '../claims.ts';
 import { finish, type Steps } from '../steps.ts';
 import { addressOfUrl, differences, nodePortIps, planGuard } from './guard.ts';
+import { hostPortIps, type PlanHostPorts, planHostPorts } from './host-ports.ts';
 import { baseFragment } from './iptables/base.ts';
 import { type Rendered, rendering } from './rendering.ts';
 import { planService, type ServiceContext, type ServicePlan } from './service.ts';
@@ -31,9 +32,18 @@ export interface ServicesPlan {
   readonly fragments: PersistentMap<Fragment>;
   /** By `<namespace>/<name>`. */
   readonly healthChecks: PersistentMap<HealthCheck>;
+  /** The addresses at which this node opens node ports; the same list until it changes. */
+  readonly nodePortIps: readonly IpAddress[];
+  /** Of the pods that this node has; the same function until it would plan otherwise. */
+  readonly planHostPorts: PlanHostPorts;
 }
 
-export const NO_SERVICES: ServicesPlan = { fragments: persistentMap(), healthChecks: persistentMap() };
+export const NO_SERVICES: ServicesPlan = {
+  fragments: persistentMap(),
+  healthChecks: persistentMap(),
+  nodePortIps: [],
+  planHostPorts: () => [],
+};
 
 /** The API server as pods know it; its endpoints are the real addresses. */
 const API_SERVICE = 'default/kubernetes';
@@ -52,6 +62,7 @@ interface Last {
 /** With what the guard was made of: that is work in proportion to the cluster. */
 interface Context extends ServiceContext {
   readonly apiServers: readonly Backend[];
+  readonly hostPortIps: readonly IpAddress[];
 }
 
 /** Keeps what the last plan worked out, and nothing else: the same inputs always give the same plan. */
@@ -90,11 +101,16 @@ export class ServicesPlanner {
       yield;
     }
     fragments.set('services', generalFragment(index, input, former.fragments.get('services')));
-    for (const { family } of input.settings['services.mode'] === 'iptables' ? families : []) {
+    for (const { family } of families) {
       const base = baseFragment(family, input.host);
       fragments.set(base.id, kept(former.fragments.get(base.id), base));
     }
-    const plan: ServicesPlan = { fragments: fragments.done(), healthChecks: healthChecks.done() };
+    const plan: ServicesPlan = {
+      fragments: fragments.done(),
+      healthChecks: healthChecks.done(),
+      nodePortIps: context.nodePortIps,
+      planHostPorts: hostPortPlanner(context, input, last),
+    };
     this.#last = { input, index, context, plan };
     return plan;
   }
@@ -120,7 +136,17 @@ function contextOf(input: ServicesInput, index: ServiceIndex, last: Last | undef
       : kept(former?.guard, planGuard(cluster.nodes.values(), losses, apiServers, settings));
   const self = cluster.nodes.get(nodeName);
   const ips = kept(former?.nodePortIps, nodePortIps(self, [...addressesOf(host)], guard, settings));
-  return { zone: self?.zone, guard, nodePortIps: ips, apiServers };
+  const forHostPorts = kept(former?.hostPortIps, hostPortIps(host, guard));
+  return { zone: self?.zone, guard, nodePortIps: ips, apiServers, hostPortIps: forHostPorts };
+}
+
+function hostPortPlanner(
+  { guard, hostPortIps: ips }: Context,
+  { settings }: ServicesInput,
+  last: Last | undefined,
+): PlanHostPorts {
+  const isSame = last?.context.guard === guard && last.context.hostPortIps === ips && last.input.settings === settings;
+  return isSame ? last.plan.planHostPorts : (pods) => planHostPorts(pods, { ips, guard, settings });
 }
 
 const kept = <T>(former: T | undefined, computed: T): T =>

@@ -2,10 +2,24 @@
  * Services for sockets: what the eBPF programs look up when a socket of this node connects or sends. Packets that arrive
  * (the external frontends) are another renderer's.
  */
-import { type AnyItem, type Item, item, type Key } from '../../model/items.ts';
+import type { Fragment } from '../../model/fragment.ts';
+import { type AnyItem, type Item, item, type Key, SOCKET_HOOKS } from '../../model/items.ts';
 import type { BackendSet, Frontend } from '../../model/services.ts';
 
 const NOTHING: readonly Key[] = Object.freeze([]);
+
+/**
+ * The programs that look them up, none without a build. Entered after all Services: until then those of an agent before this one go on with what
+ * it wrote.
+ */
+export const socketPrograms = (build: string | undefined): Fragment => ({
+  id: 'sockets',
+  cause: 'services',
+  rank: '',
+  items: build === undefined ? [] : SOCKET_HOOKS.map((hook) => item('attachment', { hook, build })),
+  requires: [],
+  problems: [],
+});
 
 /** Sets first: a frontend switches to one that is there already. */
 export function socketItems(frontends: readonly Frontend[], sets: readonly BackendSet[]): readonly AnyItem[] {

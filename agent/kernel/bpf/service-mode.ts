@@ -1,0 +1,109 @@
+/**
+ * How this node serves Services: what the settings ask for, as far as the kernel can. Where sockets cannot be had, packets
+ * serve all the same; what an agent before this one left in the kernel is opened in any mode, so that it can be taken away.
+ */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import type { Feature } from '../features.ts';
+import { netnsCookie } from '../libc.ts';
+import { type BpfLane, openBpfLane } from './lane.ts';
+import { findCgroupRoot } from './place.ts';
+import type { MapSizes } from './store.ts';
+import { probeSocketSupport } from './support.ts';
+
+export interface ServiceModeSettings {
+  readonly 'services.mode': 'off' | 'auto' | 'ebpf' | 'iptables';
+  /** Whose sockets are translated. */
+  readonly 'services.ebpf.scope': 'all' | 'host';
+  readonly 'services.ebpf.maxFrontends': number;
+  readonly 'services.ebpf.maxBackends': number;
+  readonly 'services.ebpf.maxClients': number;
+  readonly cgroupRoot: string;
+}
+
+export interface ServiceMode {
+  readonly mode: 'off' | 'ebpf' | 'iptables';
+  /** Why, for people. */
+  readonly reason: string;
+  /** The settings ask for something else, which cannot be had. */
+  readonly problem?: string;
+  /** What the kernel can do for sockets; none where nobody asked. */
+  readonly features: readonly Feature[];
+  /** Open for what is to be served, or to be taken away. */
+  readonly lane?: BpfLane;
+}
+
+const BPFFS = '/sys/fs/bpf';
+const DIRECTORY = join(BPFFS, 'tulle');
+
+/** Throws nothing that has to do with eBPF: without it there are packets. */
+export async function openServiceMode(
+  settings: ServiceModeSettings,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<ServiceMode> {
+  const asked = settings['services.mode'];
+  if (asked === 'off' || asked === 'iptables') {
+    return { mode: asked, reason: 'the settings say so', features: [], ...leftover(settings, log) };
+  }
+  const cgroupRoots = cgroupRootsOf(settings);
+  const { features, lacking } = probeSocketSupport({ cgroupRoots, bpffs: BPFFS });
+  try {
+    const [first] = lacking;
+    if (first) throw new Error(`${first.name}: ${first.evidence}; ${first.consequence}`);
+    const lane = await openForService(settings, signal);
+    return { mode: 'ebpf', reason: reasonFor(asked), features, lane };
+  } catch (error) {
+    signal.throwIfAborted();
+    const reason = `sockets cannot be had: ${(error as Error).message}`;
+    log.warn({ err: error }, 'Services are served by iptables, as sockets cannot be had');
+    const problem =
+      asked === 'ebpf' ? { problem: `services.mode is ebpf, but Services are served by iptables: ${reason}` } : {};
+    return { mode: 'iptables', reason, ...problem, features, ...leftover(settings, log) };
+  }
+}
+
+const reasonFor = (asked: 'auto' | 'ebpf'): string =>
+  asked === 'ebpf' ? 'the settings say so' : 'the kernel has what it takes';
+
+const cgroupRootsOf = ({ cgroupRoot }: ServiceModeSettings): readonly string[] => [
+  cgroupRoot,
+  join(cgroupRoot, 'unified'),
+];
+
+const sizesOf = (settings: ServiceModeSettings): MapSizes => ({
+  frontends: settings['services.ebpf.maxFrontends'],
+  backends: settings['services.ebpf.maxBackends'],
+  clients: settings['services.ebpf.maxClients'],
+});
+
+const openLane = (settings: ServiceModeSettings): BpfLane =>
+  openBpfLane({ directory: DIRECTORY, cgroup: findCgroupRoot(cgroupRootsOf(settings)), sizes: sizesOf(settings) });
+
+/** With the programs loaded, though not attached: what the verifier refuses shows now. */
+async function openForService(settings: ServiceModeSettings, signal: AbortSignal): Promise<BpfLane> {
+  const lane = openLane(settings);
+  try {
+    lane.writeSettings(settings['services.ebpf.scope'] === 'host' ? { hostNetns: netnsCookie() } : {});
+    await lane.load(signal);
+    return lane;
+  } catch (error) {
+    lane.close();
+    throw error;
+  }
+}
+
+/** What another mode left attached. Pins alone serve nobody and go at once. */
+function leftover(settings: ServiceModeSettings, log: Logger): { readonly lane?: BpfLane } {
+  if (!existsSync(DIRECTORY)) return {};
+  try {
+    const lane = openLane(settings);
+    if (lane.isAttached()) return { lane };
+    lane.removePins();
+    lane.close();
+  } catch (error) {
+    log.warn({ err: error }, 'what an earlier agent left for sockets cannot be looked at');
+  }
+  return {};
+}
