@@ -95,12 +95,13 @@ export function cidrOf(address: IpAddress, prefixLength: number): Cidr {
   if (!Number.isInteger(prefixLength) || prefixLength < 0 || prefixLength > 8 * bytes.length) {
     throw new RangeError(`${address} has no prefix of length ${prefixLength}`);
   }
-  for (let i = 0; i < bytes.length; i++) {
-    const keep = Math.max(0, Math.min(8, prefixLength - 8 * i));
-    bytes[i] = (bytes[i] as number) & (0xff << (8 - keep));
-  }
+  for (let i = 0; i < bytes.length; i++) bytes[i] = (bytes[i] as number) & maskAt(i, prefixLength);
   return `${ipFromBytes(bytes)}/${prefixLength}` as Cidr;
 }
+
+/** The bits of byte `index` of an address that are part of a prefix. */
+const maskAt = (index: number, prefixLength: number): number =>
+  (0xff << (8 - Math.max(0, Math.min(8, prefixLength - 8 * index)))) & 0xff;
 
 /** The /32 or /128 of one address. */
 export const hostCidr = (address: IpAddress): Cidr => `${address}/${factsOf(address).bits}` as Cidr;
@@ -121,12 +122,16 @@ export function addressAt(cidr: Cidr, offset: bigint | number): IpAddress {
 
 /** The place of an address in a CIDR, the inverse of addressAt; undefined outside it. */
 export function offsetIn(cidr: Cidr, address: IpAddress): bigint | undefined {
-  if (!containsIp(cidr, address)) return undefined;
-  return bitsOf(address) - bitsOf(networkOf(cidr));
+  if (familyOf(cidr) !== familyOf(address)) return undefined;
+  const offset = bitsOf(address) - bitsOf(networkOf(cidr));
+  return offset >= 0n && offset < sizeOf(cidr) ? offset : undefined;
 }
 
 export function containsIp(cidr: Cidr, address: IpAddress): boolean {
-  return familyOf(cidr) === familyOf(address) && cidrOf(address, prefixLengthOf(cidr)) === cidr;
+  if (familyOf(cidr) !== familyOf(address)) return false;
+  const prefixLength = prefixLengthOf(cidr);
+  const network = bytesOf(networkOf(cidr));
+  return bytesOf(address).every((byte, i) => ((byte ^ (network[i] as number)) & maskAt(i, prefixLength)) === 0);
 }
 
 export function containsCidr(outer: Cidr, inner: Cidr): boolean {

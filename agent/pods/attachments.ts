@@ -107,7 +107,7 @@ export class Attachments {
 
   /** For `tulle status` and metrics: addresses that are taken and left, of each podCIDR. */
   addresses(podCidrs: readonly Cidr[]): readonly AddressCount[] {
-    const use = this.#addressUse();
+    const use = this.#addressUse(this.#claims());
     return podCidrs.map((cidr) => countAddresses(cidr, use));
   }
 
@@ -261,8 +261,9 @@ export class Attachments {
   /** Of several interfaces of one container the first has its ports. */
   #portsOf({ containerId, config: { runtimeConfig } }: AddRequest): readonly PortMapping[] {
     const { records, hostPorts } = this.#options;
+    if (!hostPorts || runtimeConfig.portMappings.length === 0) return [];
     const isServed = records.ofContainer(containerId).some(({ portMappings }) => portMappings !== undefined);
-    return hostPorts && !isServed ? runtimeConfig.portMappings : [];
+    return isServed ? [] : runtimeConfig.portMappings;
   }
 
   #recordOf(
@@ -293,22 +294,27 @@ export class Attachments {
 
   /** One address of each CIDR: the one that the pod asks for, or the next that is free and asked for by no other. */
   #allocate(podCidrs: readonly Cidr[], wanted: StaticRequest): readonly IpAddress[] {
-    const all = this.#options.records.all();
-    const holderOf = (ip: IpAddress) => all.filter(({ ips }) => ips.includes(ip)).map(attachmentName)[0];
-    checkRequest(wanted, { podCidrs, holderOf, claims: this.#claims() });
-    const use = this.#addressUse();
+    const { records } = this.#options;
+    const claims = this.#claims();
+    const holderOf = (ip: IpAddress) => {
+      const holder = records.inUse.get(ip);
+      return holder && attachmentName(holder);
+    };
+    checkRequest(wanted, { podCidrs, holderOf, claims });
+    const use = this.#addressUse(claims);
     return podCidrs.map((cidr) => wanted.ips.find((ip) => familyOf(ip) === familyOf(cidr)) ?? this.#nextOf(cidr, use));
   }
 
   #claims(): ReadonlyMap<IpAddress, Pod> {
     const { records, staticAddresses } = this.#options;
-    return staticAddresses.claims(new Set(records.all().flatMap(({ podUid }) => podUid ?? [])));
+    return staticAddresses.claims(() => new Set(records.all().flatMap(({ podUid }) => podUid ?? [])));
   }
 
-  #addressUse(): Omit<AddressUse, 'last'> {
+  #addressUse(claims: ReadonlyMap<IpAddress, Pod>): Omit<AddressUse, 'last'> {
     const { records, reuseDelayMs } = this.#options;
     records.forgetReleased(this.#now() - reuseDelayMs);
-    return { inUse: records.inUse.union(this.#claims()), released: records.released };
+    const { inUse, released } = records;
+    return { inUse: claims.size === 0 ? inUse : new Map<IpAddress, unknown>([...inUse, ...claims]), released };
   }
 
   #nextOf(cidr: Cidr, use: Omit<AddressUse, 'last'>): IpAddress {
@@ -331,8 +337,9 @@ export class Attachments {
 
   async #remove(record: PodRecord): Promise<void> {
     const { state, reconciler, planPod, hostPorts } = this.#options;
-    // Not only what was wanted until now: an earlier removal may have failed half-way.
-    const keys = [...planPod(record).items.map(({ key }) => key), ...(hostPorts?.leave(record) ?? [])];
+    // What is not wanted any more may still be there: an earlier removal may have failed half-way.
+    const fragment = state.fragment(podFragmentId(record)) ?? planPod(record);
+    const keys = [...fragment.items.map(({ key }) => key), ...(hostPorts?.leave(record) ?? [])];
     state.replace(podFragmentId(record), undefined);
     try {
       await reconciler.settle(keys, AbortSignal.timeout(REMOVE_TIMEOUT_MS));

@@ -109,9 +109,10 @@ export class CniServer {
       code = error.code;
       answer = renderAnswer(1, renderError(versionOf(request), error));
     }
-    this.#report(request, code, performance.now() - startedMs, answer);
     if (made) this.#undoUnlessRead(socket, made);
     socket.end(answer);
+    // The runtime does not wait for this.
+    this.#report(request, code, performance.now() - startedMs, answer);
   }
 
   async #add(request: AddRequest): Promise<PodResult> {

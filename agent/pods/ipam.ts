@@ -2,7 +2,7 @@
 import { addressAt, type Cidr, type Family, familyOf, type IpAddress, offsetIn, sizeOf } from '../model/ip.ts';
 
 export interface AddressUse {
-  readonly inUse: ReadonlySet<IpAddress>;
+  readonly inUse: Pick<ReadonlyMap<IpAddress, unknown>, 'has' | 'keys'>;
   /** Resting addresses and since when, in milliseconds since the epoch. */
   readonly released: ReadonlyMap<IpAddress, number>;
   /** The address given out last, where the round continues. */
@@ -68,7 +68,7 @@ export interface AddressCount {
 
 export function countAddresses(cidr: Cidr, { inUse, released }: Omit<AddressUse, 'last'>): AddressCount {
   const isOurs = (ip: IpAddress): boolean => isUsable(cidr, ip);
-  const used = [...inUse].filter(isOurs).length;
+  const used = [...inUse.keys()].filter(isOurs).length;
   const resting = [...released.keys()].filter((ip) => isOurs(ip) && !inUse.has(ip)).length;
   return { family: familyOf(cidr), used, resting, free: Number(capacityOf(cidr)) - used - resting };
 }

@@ -1,21 +1,9 @@
 /**
  * Pod records: what the agent must remember of each attachment, one file each, in a tmpfs directory that a reboot forgets
- * as it forgets the pods. A record is written beside and renamed; a released one is renamed away, so that its address
- * rests over a restart too.
+ * as it forgets the pods. A record is written beside and renamed; a released one is renamed away, to `<milliseconds since
+ * the epoch>-<former name>`, so that its addresses rest over a restart too.
  */
-import {
-  closeSync,
-  existsSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  utimesSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Logger } from 'pino';
 import type { Attachment } from '../model/attachment.ts';
@@ -43,11 +31,21 @@ export type RecordKey = string;
 export const recordKey = ({ containerId, ifName }: Pick<Attachment, 'containerId' | 'ifName'>): RecordKey =>
   `${containerId}/${ifName}`;
 
+/** A record that was released: its file, and since when its addresses rest. */
+interface Released {
+  readonly name: string;
+  readonly sinceMs: number;
+  readonly ips: readonly IpAddress[];
+}
+
 /** All records, mirrored in memory. Synchronous: a record is one small write to a tmpfs. */
 export class PodRecords {
   readonly #directory: string;
   readonly #releasedDirectory: string;
   readonly #records = new Map<RecordKey, PodRecord>();
+  readonly #holders = new Map<IpAddress, PodRecord>();
+  /** In the order of their release. */
+  readonly #releases = new Set<Released>();
   readonly #released = new Map<IpAddress, number>();
 
   /** Reads what an earlier process left; a file that cannot be understood is moved aside and reported. */
@@ -57,7 +55,8 @@ export class PodRecords {
     for (const directory of [this.#directory, this.#releasedDirectory])
       mkdirSync(directory, { recursive: true, mode: 0o700 });
     for (const name of readdirSync(this.#directory)) this.#load(name, log);
-    for (const name of readdirSync(this.#releasedDirectory)) this.#loadReleased(name);
+    const released = readdirSync(this.#releasedDirectory).map((name) => this.#loadReleased(name));
+    for (const each of released.sort((a, b) => a.sinceMs - b.sinceMs)) this.#rest(each);
   }
 
   get(key: RecordKey): PodRecord | undefined {
@@ -73,11 +72,12 @@ export class PodRecords {
     return this.all().filter((record) => record.containerId === containerId);
   }
 
-  /** Addresses in use and resting ones, with the time since when they rest. */
-  get inUse(): ReadonlySet<IpAddress> {
-    return new Set(this.all().flatMap(({ ips }) => ips));
+  /** Addresses in use, with who has them. */
+  get inUse(): ReadonlyMap<IpAddress, PodRecord> {
+    return this.#holders;
   }
 
+  /** Resting addresses, with the time since when they rest. */
   get released(): ReadonlyMap<IpAddress, number> {
     return this.#released;
   }
@@ -93,44 +93,51 @@ export class PodRecords {
       rmSync(`${path}.new`, { force: true });
       throw error;
     }
-    this.#records.set(recordKey(record), record);
+    this.#hold(record);
   }
 
   /** Forgets an attachment; its addresses begin to rest. */
   release(record: PodRecord, nowMs: number): void {
-    rmSync(this.#pathOf(record), { force: true });
-    this.#records.delete(recordKey(record));
-    for (const ip of record.ips) {
-      this.#released.set(ip, nowMs);
-      this.#saveReleased(ip, nowMs);
-    }
-  }
-
-  #saveReleased(ip: IpAddress, nowMs: number): void {
-    const path = this.#releasedPath(ip);
+    const name = nameOf(record);
+    const released = { name: `${nowMs}-${name}`, sinceMs: nowMs, ips: record.ips };
     try {
-      closeSync(openSync(path, 'w', 0o600));
-      utimesSync(path, nowMs / 1000, nowMs / 1000);
+      renameSync(join(this.#directory, name), join(this.#releasedDirectory, released.name));
     } catch {
       // On a full disk an address rests as long as this process lives: a pod must be deletable then, too.
+      rmSync(join(this.#directory, name), { force: true });
     }
+    this.#records.delete(recordKey(record));
+    for (const ip of record.ips) if (this.#isHeldBy(ip, record)) this.#holders.delete(ip);
+    this.#rest(released);
   }
 
   /** Forgets that addresses rest since before `sinceMs`. */
   forgetReleased(sinceMs: number): void {
-    for (const [ip, releasedMs] of this.#released) {
-      if (releasedMs >= sinceMs) continue;
-      rmSync(this.#releasedPath(ip), { force: true });
-      this.#released.delete(ip);
+    for (const released of this.#releases) {
+      if (released.sinceMs >= sinceMs) return;
+      rmSync(join(this.#releasedDirectory, released.name), { force: true });
+      this.#releases.delete(released);
+      for (const ip of released.ips) if (this.#released.get(ip) === released.sinceMs) this.#released.delete(ip);
     }
   }
 
-  #pathOf(record: PodRecord): string {
-    return join(this.#directory, `${hash(recordKey(record), 32)}.json`);
+  #hold(record: PodRecord): void {
+    this.#records.set(recordKey(record), record);
+    for (const ip of record.ips) this.#holders.set(ip, record);
   }
 
-  #releasedPath(ip: IpAddress): string {
-    return join(this.#releasedDirectory, ip);
+  #isHeldBy(ip: IpAddress, record: PodRecord): boolean {
+    const holder = this.#holders.get(ip);
+    return holder !== undefined && recordKey(holder) === recordKey(record);
+  }
+
+  #rest(released: Released): void {
+    this.#releases.add(released);
+    for (const ip of released.ips) this.#released.set(ip, released.sinceMs);
+  }
+
+  #pathOf(record: PodRecord): string {
+    return join(this.#directory, nameOf(record));
   }
 
   #load(name: string, log: Logger): void {
@@ -140,20 +147,22 @@ export class PodRecords {
       return;
     }
     const record = parseRecord(readFileSync(path, 'utf8'));
-    if (record) this.#records.set(recordKey(record), record);
+    if (record) this.#hold(record);
     else {
       renameSync(path, `${path}.unreadable`);
       log.error({ path }, 'a pod record cannot be read and was moved aside: its pod keeps running until it is deleted');
     }
   }
 
-  #loadReleased(name: string): void {
-    const ip = parseIp(name);
-    const path = join(this.#releasedDirectory, name);
-    if (ip) this.#released.set(ip, statSync(path).mtimeMs);
-    else rmSync(path, { force: true });
+  /** What cannot be understood goes with those that have rested long enough. */
+  #loadReleased(name: string): Released {
+    const record = parseRecord(readFileSync(join(this.#releasedDirectory, name), 'utf8'));
+    const sinceMs = Number(/^\d{1,15}(?=-)/.exec(name)?.[0] ?? 0);
+    return { name, sinceMs, ips: record?.ips ?? [] };
   }
 }
+
+const nameOf = (record: PodRecord): string => `${hash(recordKey(record), 32)}.json`;
 
 /** The records below a run directory, without the repairs that PodRecords makes. */
 export function readRecords(runDir: string): readonly PodRecord[] {

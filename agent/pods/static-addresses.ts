@@ -74,11 +74,12 @@ export class StaticAddresses {
 
   /**
    * Addresses that pods of this node ask for and do not have yet, with the pod that comes first for each: the oldest.
-   * `attached` has the uids of pods that have their network, whatever they ask for now.
+   * `attachedUids` tells which pods have their network, whatever they ask for now; it is asked only if any may ask.
    */
-  claims(attached: ReadonlySet<string>): ReadonlyMap<IpAddress, Pod> {
+  claims(attachedUids: () => ReadonlySet<string>): ReadonlyMap<IpAddress, Pod> {
     const claims = new Map<IpAddress, Pod>();
     if (this.#namespaces.size === 0) return claims;
+    const attached = attachedUids();
     for (const pod of this.#source.pods().values()) {
       if (!this.#namespaces.has(pod.namespace) || !isWaiting(pod, attached)) continue;
       for (const ip of parseRequest(pod.ipsAnnotation ?? '') ?? []) {

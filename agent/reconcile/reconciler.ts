@@ -158,9 +158,11 @@ export class Reconciler {
   /**
    * Why these keys are not in the kernel: writes that failed at least so often in a row or got no answer in time, and kinds
    * that cannot be listed.
-   * Cost: one look-up a key.
+   * Cost: one look-up a key where anything fails, none otherwise.
    */
   failures(keys: Iterable<Key>, attempts = 1): readonly Error[] {
+    const isFailing = ({ dirty, schedule }: Ledger) => dirty.failures.size > 0 || schedule.failing !== undefined;
+    if (![...this.#ledgers.values()].some(isFailing)) return [];
     const errors = new Set<Error>();
     const kinds = new Set<Kind>();
     for (const key of keys) {
