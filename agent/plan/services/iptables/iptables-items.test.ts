@@ -172,7 +172,7 @@ test('whatever is asked for: rules can be written, chains that are jumped to exi
         for (const line of linesOf(part)) {
           t.regex(
             line,
-            /^-A TULLE-[A-Z0-9a-f-]+ [ -~]* -m comment --comment "[A-Za-z0-9./:_ -]{1,127}"$|^-A TULLE-[A-Z0-9a-f-]+ -m comment/,
+            /^-A TULLE-[A-Z0-9a-f-]+ ([ -~]+ )?-m comment --comment "[A-Za-z0-9./:_ -]{1,127}"( -[jg] [ -~]+)?$/,
           );
           const [, target] = / -[jg] (TULLE-\S+)/.exec(line) ?? [];
           if (target) t.true(chains.has(`${part.family} ${part.table} ${target}`), line);
