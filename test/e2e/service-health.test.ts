@@ -9,7 +9,7 @@ import { until } from '../../lab/until.ts';
 import { agentStatus } from '../support/agent-status.ts';
 import { run, TIMEOUT_MS, useLab } from '../support/lab.ts';
 
-const lab = useLab({ nodes: 2, agentArgs: ['--services-mode', 'iptables'] });
+const lab = useLab({ nodes: 2, agentArgs: ['--services-mode', 'auto'] });
 const WAIT = { deadlineMs: TIMEOUT_MS, intervalMs: 50 };
 const PORT = 32_001;
 const OTHER_PORT = 32_002;
