@@ -10,7 +10,6 @@ import { Installer } from './installer.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
 import type { Feature } from './kernel/features.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
-import type { Fragment } from './model/fragment.ts';
 import { addressesOf, type Host } from './model/host.ts';
 import { families } from './model/ip.ts';
 import { parseIpPort } from './model/ip-port.ts';
@@ -20,7 +19,6 @@ import { type Plan, type PlanInput, Planner } from './plan/planner.ts';
 import { planPod, podMtu } from './plan/pods.ts';
 import { baseId } from './plan/services/iptables/base.ts';
 import type { ServicesPlan } from './plan/services/services.ts';
-import { socketPrograms } from './plan/services/socket-items.ts';
 import type { Underlay } from './plan/underlay.ts';
 import { Planning } from './planning.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
@@ -39,6 +37,7 @@ import { type BatchReport, Reconciler, type ReconcilerStatus } from './reconcile
 import type { Change } from './reconcile/types.ts';
 import { serviceObstacles } from './service-obstacles.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
+import { SocketServices, type SocketServicesStatus } from './socket-services.ts';
 import { serveControl } from './telemetry/control-server.ts';
 import { Endpoint } from './telemetry/endpoint.ts';
 import { healthPage, stuckLanes } from './telemetry/health.ts';
@@ -90,8 +89,10 @@ export interface AgentStatus {
   /** Absent where another proxy serves them. */
   readonly services?: {
     readonly mode: Config['services.mode'];
-    readonly frontends: number;
-    readonly backendSets: number;
+    /** Why it is this one. */
+    readonly reason: string;
+    /** Where sockets are translated. */
+    readonly sockets?: SocketServicesStatus;
   };
   readonly attachments: readonly PodRecord[];
   /** Addresses that pods have and can have, of each podCIDR. */
@@ -119,7 +120,8 @@ class Agent {
   readonly #endpoint: Endpoint | undefined;
   readonly #healthChecks: HealthChecks;
   readonly #planning: Planning;
-  readonly #sockets: Fragment;
+  /** Absent where no socket is translated. */
+  readonly #socketServices: SocketServices | undefined;
   #sweeps = false;
   #host: Host;
   #savedUnderlay: Underlay | undefined;
@@ -128,8 +130,6 @@ class Agent {
     this.#options = { config, credentials, log, ...rest };
     this.#kernel = kernel;
     this.#host = kernel.host();
-    const { mode, lane } = kernel.services;
-    this.#sockets = socketPrograms(mode === 'ebpf' ? lane?.build : undefined);
     this.#state = new KernelState(kernel.merge);
     this.#reconciler = new Reconciler({
       state: this.#state,
@@ -196,6 +196,7 @@ class Agent {
     });
     this.#endpoint = this.#createEndpoint();
     this.#healthChecks = this.#createHealthChecks();
+    this.#socketServices = this.#createSocketServices();
   }
 
   #createEndpoint(): Endpoint | undefined {
@@ -218,6 +219,20 @@ class Agent {
       isLeaving: () => this.#watch.snapshot().nodes.get(config.nodeName)?.leaving === true,
       log: log.child({ component: 'health' }),
     });
+  }
+
+  #createSocketServices(): SocketServices | undefined {
+    const { config, log } = this.#options;
+    const { mode, lane } = this.#kernel.services;
+    const isForPods = config['services.ebpf.scope'] === 'all';
+    return mode === 'ebpf' && lane
+      ? new SocketServices({
+          lane,
+          reconciler: this.#reconciler,
+          namespaces: () => (isForPods ? this.#attachments.list().map(({ netns }) => netns) : []),
+          log: log.child({ component: 'sockets' }),
+        })
+      : undefined;
   }
 
   /** Of one Service, or of all: what they share. */
@@ -304,6 +319,8 @@ class Agent {
         ...(underlay ? this.#strays(underlay) : []),
         ...[this.#endpoint?.problem ?? []].flat(),
         ...this.#healthChecks.problems(),
+        ...[this.#kernel.services.problem ?? []].flat(),
+        ...(this.#socketServices?.problems() ?? []),
       ],
       kernel: this.#reconciler.status(),
     };
@@ -312,8 +329,9 @@ class Agent {
   #servicesStatus(): Pick<AgentStatus, 'services'> {
     const mode = this.#options.config['services.mode'];
     if (mode === 'off') return {};
-    const [frontends, backendSets] = [this.#state.count('frontend'), this.#state.count('backend-set')];
-    return { services: { mode, frontends, backendSets } };
+    const { reason } = this.#kernel.services;
+    const sockets = this.#socketServices?.status();
+    return { services: { mode, reason, ...(sockets && { sockets }) } };
   }
 
   #follow(signal: AbortSignal): void {
@@ -333,6 +351,7 @@ class Agent {
     const { kind, failed } = report;
     this.#metrics.batch(report);
     if (kind === 'pod-link' && failed.length > 0) void this.#housekeep();
+    this.#socketServices?.onBatch(report);
   }
 
   async #housekeep(): Promise<void> {
@@ -342,6 +361,7 @@ class Agent {
       () => this.#installer.keep(),
       () => this.#endpoint?.listen(),
       () => this.#saveUnderlay(),
+      () => this.#socketServices?.keep(),
     ];
     for (const chore of chores) await this.#attempt(chore);
   }
@@ -391,7 +411,8 @@ class Agent {
   #servicesPlanned(services: ServicesPlan, signal: AbortSignal): void {
     void this.#healthChecks.follow(services);
     this.#hostPorts?.follow(services.planHostPorts);
-    this.#state.replace(this.#sockets.id, this.#sockets);
+    const { programs } = this.#socketServices ?? {};
+    if (programs) this.#state.replace(programs.id, programs);
     if (this.#planning.plan?.underlay.podNetworks.length !== 0) void this.#sweep(signal);
   }
 

@@ -1,6 +1,7 @@
 /** `tulle status`: what is held in the kernel, and what is dirty, blocked or contested, and why. */
 import type { AgentStatus } from '../agent.ts';
 import type { Feature } from '../kernel/features.ts';
+import type { SocketServicesStatus } from '../socket-services.ts';
 import { askAgent } from './ask-agent.ts';
 import { table } from './table.ts';
 
@@ -60,11 +61,16 @@ const approximate = (count: number): string => (count < 1e6 ? String(count) : 'o
 
 function clusterLines({ cluster, kernel, services }: AgentStatus): readonly string[] {
   const served = services
-    ? [`services  ${services.mode}: ${services.frontends} frontends, ${services.backendSets} backend sets planned`]
+    ? [`services  ${services.mode} (${services.reason})${services.sockets ? `, ${usageText(services.sockets)}` : ''}`]
     : [];
   const behind = kernel.behindMs > 0 ? [`behind    ${seconds(kernel.behindMs)}: not yet in the kernel`] : [];
   return [...cluster.resources.map(watchLine), ...served, ...behind];
 }
+
+const usageText = ({ usage }: SocketServicesStatus): string =>
+  Object.entries(usage)
+    .map(([map, { used, max }]) => `${used} of ${max} ${map}`)
+    .join(', ');
 
 function watchLine({ resource, objects, synced, connected, error, lastEventMs, relists, expired }: Watch): string {
   const parts = [

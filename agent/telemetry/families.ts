@@ -19,7 +19,15 @@ export interface MetricsView {
   readonly problems: readonly unknown[];
   readonly cluster: { readonly resources: readonly WatchView[] };
   readonly kernel: ReconcilerStatus;
+  /** Absent where another proxy serves them. */
+  readonly services?: { readonly mode: string; readonly sockets?: SocketsView };
   readonly process: ProcessFigures;
+}
+
+/** Services at the sockets of this node. */
+interface SocketsView {
+  readonly usage: Readonly<Record<string, { readonly used: number; readonly max: number }>>;
+  readonly counters: Readonly<Record<string, number>>;
 }
 
 interface WatchView {
@@ -180,6 +188,35 @@ const RECONCILE: readonly Family[] = [
   ),
 ];
 
+const perMap = (name: string, help: string, field: 'used' | 'max'): Family => ({
+  name: `tulle_services_map_${name}`,
+  help,
+  type: 'gauge',
+  labels: ['map'],
+  read: ({ services }) =>
+    Object.entries(services?.sockets?.usage ?? {}).map(([map, usage]) => [usage[field], map] as const),
+});
+
+const SERVICES: readonly Family[] = [
+  {
+    name: 'tulle_services_mode',
+    help: 'Always 1; the label says how this node serves Services.',
+    type: 'gauge',
+    labels: ['mode'],
+    read: ({ services }) => [[1, services?.mode ?? 'off']],
+  },
+  perMap('entries', 'Entries of a map that the agent writes.', 'used'),
+  perMap('max_entries', 'How many it can hold; what does not fit is not served at sockets.', 'max'),
+  {
+    name: 'tulle_services_sockets_total',
+    help: 'Calls of sockets by what the programs made of them, since the maps were made.',
+    type: 'counter',
+    labels: ['outcome'],
+    read: ({ services }) =>
+      Object.entries(services?.sockets?.counters ?? {}).map(([outcome, count]) => [count, outcome] as const),
+  },
+];
+
 const WATCH: readonly Family[] = [
   perWatch('gauge', 'synced', 'Whether a list was complete once.', ({ synced }) => Number(synced)),
   perWatch('gauge', 'connected', 'Whether a watch is open.', ({ connected }) => Number(connected)),
@@ -216,4 +253,4 @@ const PROCESS: readonly Family[] = [
   ),
 ];
 
-export const FAMILIES_OF_METRICS: readonly Family[] = [...NODE, ...RECONCILE, ...WATCH, ...PROCESS];
+export const FAMILIES_OF_METRICS: readonly Family[] = [...NODE, ...RECONCILE, ...SERVICES, ...WATCH, ...PROCESS];

@@ -106,7 +106,8 @@ function writeAddress(into: Buffer, offset: number, ip: IpAddress): void {
   into.set(bytes, offset + 16 - bytes.length);
 }
 
-function readAddress(from: Buffer, offset: number): IpAddress {
+/** 16 bytes; a mapped IPv4 address in its own form. */
+export function readAddress(from: Buffer, offset: number): IpAddress {
   const isMapped = MAPPED.compare(from, offset, offset + 12) === 0;
   return ipFromBytes(from.subarray(isMapped ? offset + 12 : offset, offset + 16));
 }

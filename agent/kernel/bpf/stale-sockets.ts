@@ -3,13 +3,14 @@
  * a sender of metrics would talk to nobody for ever. Destroyed, they fail with ECONNABORTED and are opened anew. Which
  * sockets the programs connected, and to what, is read from the sockets themselves, so that no other is taken for one.
  */
+import { FAMILIES, families, ipFromBytes } from '../../model/ip.ts';
 import type { Backend } from '../../model/services.ts';
 import { isNotFound } from '../errors.ts';
 import type { NetlinkClient, NetlinkRequest } from '../netlink/message.ts';
-import { readEndpoint, STRUCTS } from './layout.ts';
+import { readAddress, readEndpoint, STRUCTS } from './layout.ts';
 
 /** linux/sock_diag.h */
-const SOCK_DESTROY = 21;
+const [SOCK_DIAG_BY_FAMILY, SOCK_DESTROY] = [20, 21];
 const IPPROTO_UDP = 17;
 /** struct inet_diag_req_v2 (linux/inet_diag.h). */
 const REQUEST_BYTES = 56;
@@ -21,12 +22,21 @@ export interface Conversation {
   readonly backend: Backend;
 }
 
-/** A connected datagram socket of the node or of a pod. */
-export interface ConnectedSocket extends Conversation {
+/** A datagram socket, as it is named to the kernel. */
+interface NamedSocket {
+  /** struct inet_diag_req_v2. */
+  readonly request: Buffer;
+}
+
+/** A datagram socket of the node or of a pod that the programs connected. */
+export interface ConnectedSocket extends Conversation, NamedSocket {
   /** Inode of its network namespace. */
   readonly netns: number;
-  /** What names it to the kernel: struct inet_diag_req_v2. */
-  readonly request: Buffer;
+}
+
+/** A datagram socket that is connected, by whomever. */
+export interface DatagramSocket extends NamedSocket {
+  readonly peer: Backend;
 }
 
 /** What the iterator `tulle_peers_iter` wrote, struct socket_row each. */
@@ -68,11 +78,42 @@ function renderRequest(row: Buffer): Buffer {
   return request;
 }
 
+/** The connected datagram sockets of the network namespace where `client` is, of protocol SOCK_DIAG. Rejects with KernelError. */
+export async function listDatagramSockets(client: NetlinkClient): Promise<readonly DatagramSocket[]> {
+  const sockets: DatagramSocket[] = [];
+  for (const { addressFamily } of families) {
+    for (const { payload } of await client.dump(listRequest(addressFamily))) sockets.push(readDiagMessage(payload));
+  }
+  return sockets.filter(({ peer }) => peer.port !== 0);
+}
+
+function listRequest(family: number): NetlinkRequest {
+  const payload = Buffer.alloc(REQUEST_BYTES);
+  payload[0] = family;
+  payload[1] = IPPROTO_UDP;
+  payload.writeUInt32LE(ANY_STATE, 4);
+  // INET_DIAG_NOCOOKIE
+  payload.fill(0xff, 48, 56);
+  return { type: SOCK_DIAG_BY_FAMILY, payload, operation: 'list', object: 'datagram sockets' };
+}
+
+/** struct inet_diag_msg: the 48 bytes of struct inet_diag_sockid after the first four are those of a request from 8 on. */
+function readDiagMessage(message: Buffer): DatagramSocket {
+  const family = message[0] as number;
+  const request = Buffer.alloc(REQUEST_BYTES);
+  request[0] = family;
+  request[1] = IPPROTO_UDP;
+  request.writeUInt32LE(ANY_STATE, 4);
+  message.copy(request, 8, 4, 52);
+  const ip = family === FAMILIES.ipv4.addressFamily ? ipFromBytes(message.subarray(24, 28)) : readAddress(message, 24);
+  return { peer: { ip, port: message.readUInt16BE(6) }, request };
+}
+
 /**
  * Destroys sockets of one network namespace, where `client`, of protocol SOCK_DIAG, is; returns how many there still were.
  * Rejects with KernelError: EOPNOTSUPP where the kernel cannot (CONFIG_INET_DIAG_DESTROY).
  */
-export async function destroySockets(client: NetlinkClient, sockets: readonly ConnectedSocket[]): Promise<number> {
+export async function destroySockets(client: NetlinkClient, sockets: readonly NamedSocket[]): Promise<number> {
   const outcomes = await client.batch(sockets.map(({ request }) => destroyRequest(request)));
   const failure = outcomes.find((error) => error !== undefined && !isNotFound(error));
   if (failure) throw failure;

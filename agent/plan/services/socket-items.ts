@@ -9,14 +9,14 @@ import type { BackendSet, Frontend } from '../../model/services.ts';
 const NOTHING: readonly Key[] = Object.freeze([]);
 
 /**
- * The programs that look them up, none without a build. Entered after all Services: until then those of an agent before this one go on with what
+ * The programs that look them up. Entered after all Services: until then those of an agent before this one go on with what
  * it wrote.
  */
-export const socketPrograms = (build: string | undefined): Fragment => ({
+export const socketPrograms = (build: string): Fragment => ({
   id: 'sockets',
   cause: 'services',
   rank: '',
-  items: build === undefined ? [] : SOCKET_HOOKS.map((hook) => item('attachment', { hook, build })),
+  items: SOCKET_HOOKS.map((hook) => item('attachment', { hook, build })),
   requires: [],
   problems: [],
 });
