@@ -92,6 +92,7 @@ export class Ledger {
 
   /** Something that the driver cannot compare is different: it is written, and the driver's answer to that is reported. */
   equal(wanted: Value, found: Value): boolean {
+    if (wanted === found) return true;
     try {
       return this.driver.equal(wanted, found);
     } catch {
@@ -225,6 +226,7 @@ export class Ledger {
       this.#sweep = 'on';
       for (const key of this.#known.keys()) if (!this.#context.state.wanted(key)) suspects.add(key);
     }
+    for (const [key, then] of before) if (!suspects.has(key)) this.#keep(key, then);
     for (const key of suspects.union(new Set(this.dirty.waiting))) this.#recheck(key);
     // What was pending before could not be written while this kind was stale.
     this.#context.onWork();
@@ -255,8 +257,16 @@ export class Ledger {
     // A half-made object that nobody wants: only a list tells whether it is there, and whether it is ours.
     else if (!from && doubtful) this.schedule.markStale(`the outcome of a write of ${key} is not known`);
     if (this.#strayed.delete(key) && change) this.#drift++;
-    if (!change) this.#clean(key);
+    if (!change) {
+      if (item) this.#keep(key, item.value);
+      this.#clean(key);
+    }
     return change;
+  }
+
+  /** What is as wanted is known as the wanted object itself, as after a write: one copy, and known as equal at a glance. */
+  #keep(key: Key, value: Value): void {
+    if (this.#known.has(key) && this.#context.state.wanted(key)?.value === value) this.#known.set(key, value);
   }
 
   #clean(key: Key): void {
@@ -331,6 +341,6 @@ export class Ledger {
 
   #isSame(known: Value | undefined, found: Value | undefined): boolean {
     if (known === undefined || found === undefined) return known === found;
-    return isDeepStrictEqual(known, found) || this.equal(known, found);
+    return this.equal(known, found) || isDeepStrictEqual(known, found);
   }
 }
