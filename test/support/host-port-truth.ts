@@ -96,6 +96,11 @@ export function hostPortTruth(mode: ServicesMode): void {
       t.deepEqual(new Set(last), new Set([expected]), `${client}: ${JSON.stringify(calls)}`);
     }
   }
+  async function untilReady(): Promise<void> {
+    const isReady = async () => (await agentStatus(node()))?.readiness.ready === true;
+    await until(isReady, { describe: 'the next agent', deadlineMs: TIMEOUT_MS, intervalMs: 50 });
+    await untilSettled(node());
+  }
   const everywhere = (port: number, how: Call['how'] = 'tcp') => node().addresses.map((ip) => callTo(how, ip, port));
 
   test.serial(`${mode}: a host port leads to its pod from everywhere, and shows who comes from outside`, async (t) => {
@@ -219,12 +224,7 @@ export function hostPortTruth(mode: ServicesMode): void {
         caller(client).load({ ip: node().addresses[0] as string, port: 8080, perSecond: 50 }),
       );
       await lab().control.killAgent('node-1');
-      await until(async () => (await agentStatus(node()))?.readiness.ready === true, {
-        describe: 'the next agent',
-        deadlineMs: TIMEOUT_MS,
-        intervalMs: 50,
-      });
-      await untilSettled(node());
+      await untilReady();
       for (const load of loads) {
         const { answers = {}, errors } = await load.stop();
         t.deepEqual(errors, {});
@@ -233,7 +233,10 @@ export function hostPortTruth(mode: ServicesMode): void {
       await t.throwsAsync(serve('second', BOTH(8080)), { message: /default\/web has/ }, 'it knows whose they are');
       await lab().control.stopAgent('node-1');
       await remove('gone');
+      t.regex(await placesInKernel(8088), /8088/, 'nobody was there to take them back');
       await lab().control.startAgent('node-1');
+      await untilReady();
+      t.is(await placesInKernel(8088), '');
       await untilAnswered(t, everywhere(8088), 'ECONNREFUSED');
       await untilAnswered(t, everywhere(8080), 'web');
     },
@@ -254,17 +257,18 @@ export function hostPortTruth(mode: ServicesMode): void {
   });
 
   test.serial(`${mode}: the last pod with a host port leaves nothing in the kernel`, async (t) => {
-    t.regex(await placesInKernel(), /8080/);
+    t.regex(await placesInKernel(8080), /8080/);
     await callers.get('self')?.end();
     await remove('web');
     await untilSettled(node());
-    t.is(await placesInKernel(), '');
+    t.is(await placesInKernel(8080), '');
   });
 
-  const placesInKernel = async (): Promise<string> => {
+  /** Lines of rules and sets that name the port. */
+  const placesInKernel = async (port: number): Promise<string> => {
     const rules = 'iptables-save -t nat; ip6tables-save -t nat; ipset save';
     const lines = (await output(shIn(node(), rules))).split('\n');
-    return lines.filter((line) => /[^0-9]8080([^0-9]|$)|host-ports|default\/web/.test(line)).join('\n');
+    return lines.filter((line) => new RegExp(`[^0-9]${port}([^0-9]|$)`).test(line)).join('\n');
   };
 
   const problems = async (): Promise<string> => {
