@@ -5,18 +5,18 @@
  */
 import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
-import { connect, createServer } from 'node:net';
+import { connect, createServer, type Socket as Stream } from 'node:net';
 import { createInterface } from 'node:readline';
 
 export interface Call {
   /**
-   * `tcp` connects, `udp` sends without being connected, `udp-connected` connects first. `load` makes connections at the
+   * `tcp` connects, `tcp-open` asks over one connection that stays, `udp` sends without being connected, `udp-connected` connects first. `load` makes connections at the
    * rate until the next line comes.
    */
-  readonly how: 'tcp' | 'udp' | 'udp-connected' | 'load';
+  readonly how: 'tcp' | 'tcp-open' | 'udp' | 'udp-connected' | 'load';
   readonly ip: string;
   readonly port: number;
-  /** A datagram socket of an earlier call with this name is used again. */
+  /** A socket of an earlier call with this name is used again. */
   readonly socket?: string;
   readonly perSecond?: number;
   /** How long to wait for an answer that may not come. */
@@ -37,7 +37,7 @@ export interface Answer {
 
 const DEADLINE_MS = 5_000;
 /** Calls of one list that are made at a time. */
-const SIDE_BY_SIDE = 64;
+const SIDE_BY_SIDE = 24;
 const SERVER_PORT = 8080;
 
 const show = (address: string | undefined, port: number | undefined): string => `${address} ${port}`;
@@ -57,6 +57,26 @@ async function callTcp({ ip, port, deadlineMs = DEADLINE_MS }: Call): Promise<An
     return errorOf(error);
   } finally {
     socket.destroy();
+  }
+}
+
+const streams = new Map<string, Stream>();
+
+async function callOpenTcp({ ip, port, socket: name = '', deadlineMs = DEADLINE_MS }: Call): Promise<Answer> {
+  const signal = AbortSignal.timeout(deadlineMs);
+  try {
+    const stream = streams.get(name) ?? connect({ host: ip, port });
+    if (!streams.has(name)) {
+      // What happens to it between two calls is told by the next one.
+      stream.on('error', () => {});
+      await once(stream, 'connect', { signal });
+      streams.set(name, stream);
+    }
+    stream.write('?');
+    const [answer] = (await once(stream, 'data', { signal })) as [Buffer];
+    return { from: String(answer).trimEnd(), peer: show(stream.remoteAddress, stream.remotePort) };
+  } catch (error) {
+    return errorOf(error);
   }
 }
 
@@ -140,7 +160,10 @@ async function load(call: Call): Promise<Answer> {
 
 const isList = (asked: Call | readonly Call[]): asked is readonly Call[] => Array.isArray(asked);
 
-const callOnce = (call: Call): Promise<Answer> => (call.how === 'tcp' ? callTcp(call) : callUdp(call));
+function callOnce(call: Call): Promise<Answer> {
+  if (call.how === 'tcp-open') return callOpenTcp(call);
+  return call.how === 'tcp' ? callTcp(call) : callUdp(call);
+}
 
 async function callSideBySide(calls: readonly Call[]): Promise<readonly Answer[]> {
   const answers: Answer[] = [];
@@ -166,6 +189,7 @@ async function callAll(): Promise<void> {
     if (isList(asked) || asked.how !== 'load') await printed;
   }
   for (const socket of sockets.values()) socket.close();
+  for (const stream of streams.values()) stream.destroy();
 }
 
 /** What is said to a client: the server's address, or with `tell` the client's address behind it. */
