@@ -30,7 +30,7 @@ export interface Answer {
   readonly peer?: string;
   /** Errno of what failed. */
   readonly error?: string;
-  /** Of a load: answers by server, and what failed by errno. */
+  /** Of a load: answers by server (the first word of what it says), and what failed by errno. */
   readonly answers?: Readonly<Record<string, number>>;
   readonly errors?: Readonly<Record<string, number>>;
 }
@@ -145,7 +145,7 @@ async function load(call: Call): Promise<Answer> {
     while (count < due) {
       count++;
       const done = callTcp(call).then(({ from, error }) => {
-        add(error === undefined ? answers : errors, error ?? from ?? '');
+        add(error === undefined ? answers : errors, error ?? from?.split(' ')[0] ?? '');
         open.delete(done);
       });
       open.add(done);
