@@ -1,6 +1,6 @@
 /** The commands of bpf(2) that Tulle uses itself, on descriptors. Offsets are those of union bpf_attr (linux/bpf.h). */
 import { closeSync } from 'node:fs';
-import { isNotFound } from '../errors.ts';
+import { isNotFound, KernelError } from '../errors.ts';
 import { bpf, type Pointer } from '../libc.ts';
 import { loadMapBtf } from './btf.ts';
 
@@ -77,6 +77,9 @@ export function createMap(name: string, { type, keyBytes, valueBytes, maxEntries
 /** BPF_PROG_TYPE_CGROUP_SOCK_ADDR. */
 const CGROUP_SOCK_ADDR = 18;
 
+/** A load that a signal interrupts fails with EAGAIN (bpf_check, kernel/bpf/verifier.c): a child that ends is enough. */
+const INTERRUPTED_LOADS = 10;
+
 /** Has the kernel verify a program for a hook of sockets, from instructions of 8 bytes; returns its descriptor. */
 export function loadSocketProgram(attachType: number, instructions: Buffer): number {
   const attribute = Buffer.alloc(72);
@@ -87,7 +90,13 @@ export function loadSocketProgram(attachType: number, instructions: Buffer): num
     { at: 8, to: instructions },
     { at: 16, to: Buffer.from('Dual BSD/GPL\0') },
   ];
-  return bpf(COMMAND.PROG_LOAD, attribute, pointers, { operation: 'load', object: 'a program for sockets' });
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return bpf(COMMAND.PROG_LOAD, attribute, pointers, { operation: 'load', object: 'a program for sockets' });
+    } catch (error) {
+      if (!(error instanceof KernelError && error.code === 'EAGAIN') || attempt === INTERRUPTED_LOADS) throw error;
+    }
+  }
 }
 
 /** Gives an object a name in a bpffs: it then lives as long as that. */
