@@ -1,135 +1,21 @@
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import test, { type ExecutionContext } from 'ava';
-import { pino } from 'pino';
-import { type AddRequest, type CheckRequest, CNI_CODES, type CniCode, CniError } from '../../cni/protocol.ts';
+import test from 'ava';
+import { type AddRequest, CNI_CODES, CniError } from '../../cni/protocol.ts';
+import {
+  addRequest,
+  addresses,
+  checkRequest,
+  createWorld,
+  failsWith,
+  held,
+  KINDS,
+  MTU,
+  signal,
+} from '../../test/support/attachments-world.ts';
 import { cidr } from '../../test/support/cluster-values.ts';
-import { FakeDriver } from '../../test/support/fake-driver.ts';
 import { KernelError } from '../kernel/errors.ts';
 import type { Cidr } from '../model/ip.ts';
-import { type Key, type Kind, keyOf, type PodLink, type PodMtu } from '../model/items.ts';
+import { type Key, keyOf, type PodLink } from '../model/items.ts';
 import { podLinkName } from '../model/kernel-names.ts';
-import { gateKeys } from '../plan/node-network.ts';
-import { planPod } from '../plan/pods.ts';
-import { KernelState } from '../reconcile/kernel-state.ts';
-import { Reconciler } from '../reconcile/reconciler.ts';
-import type { AnyDriver } from '../reconcile/types.ts';
-import { Attachments, type Readiness } from './attachments.ts';
-import { PodRecords } from './records.ts';
-
-const KINDS = ['pod-link', 'neighbour', 'route', 'set', 'member', 'chain-part'] as const satisfies readonly Kind[];
-const MTU: PodMtu = { mtuBytes: 1500, routeMtuBytes: 1450 };
-const log = pino({ level: 'silent' });
-
-interface World {
-  readonly attachments: Attachments;
-  readonly records: PodRecords;
-  readonly drivers: { readonly [K in (typeof KINDS)[number]]: FakeDriver<K> };
-  /** Namespaces that exist, by path. */
-  readonly namespaces: Map<string, string>;
-  ready: Readiness;
-  /** A second process over the same kernel and run directory. */
-  restart(): Promise<World>;
-}
-
-async function createWorld(
-  t: ExecutionContext,
-  former?: Pick<World, 'drivers' | 'namespaces'> & { runDir: string },
-): Promise<World> {
-  const runDir = former?.runDir ?? mkdtempSync(join(tmpdir(), 'tulle-attachments-'));
-  if (!former) t.teardown(() => rmSync(runDir, { recursive: true }));
-  const netfilter = (kind: Kind) => (['set', 'member', 'chain-part'].includes(kind) ? 'netfilter' : 'netlink');
-  const drivers = Object.fromEntries(
-    KINDS.map((kind) => [
-      kind,
-      new FakeDriver(kind, { lane: netfilter(kind), ...(former && { store: former.drivers[kind].store as never }) }),
-    ]),
-  ) as unknown as World['drivers'];
-  const state = new KernelState(Object.fromEntries(KINDS.map((kind) => [kind, 'one'])) as never);
-  const reconciler = new Reconciler({
-    state,
-    drivers: Object.values(drivers) as AnyDriver[],
-    log,
-    options: { backoff: { minMs: 5, maxMs: 10 } },
-  });
-  const stop = new AbortController();
-  t.teardown(() => stop.abort(new Error('test ends')));
-  const gate = (['ipv4', 'ipv6'] as const).flatMap((family) => gateKeys(family));
-  state.replace('gate', {
-    id: 'gate',
-    cause: 'test',
-    rank: '',
-    requires: [],
-    problems: [],
-    items: gate.map((key) => ({ kind: key.split(' ')[0] as never, key, value: { key } as never, needs: [] })) as never,
-  });
-  const namespaces = former?.namespaces ?? new Map<string, string>();
-  const records = new PodRecords(runDir, log);
-  const world: World = {
-    records,
-    drivers,
-    namespaces,
-    ready: { ready: true, podCidrs: [cidr('10.84.1.0/29'), cidr('fd84:0:0:1::/64')], mtu: MTU },
-    attachments: new Attachments({
-      state,
-      reconciler,
-      records,
-      planPod,
-      readiness: () => world.ready,
-      identifyNetns: (path) => {
-        const inode = namespaces.get(path);
-        if (inode === undefined) throw new KernelError({ code: 'ENOENT', operation: 'open', object: path });
-        return { device: '4', inode };
-      },
-      describePodLink: async () => [],
-      staticAddresses: { requestOf: async () => ({ ips: [] }), claims: () => new Map() },
-      reuseDelayMs: 60_000,
-      log,
-    }),
-    restart: async () => {
-      stop.abort(new Error('killed'));
-      return createWorld(t, { runDir, drivers, namespaces });
-    },
-  };
-  reconciler.start(stop.signal);
-  await reconciler.listed;
-  world.attachments.restore();
-  return world;
-}
-
-const signal = () => AbortSignal.timeout(10_000);
-
-function addRequest(world: World, containerId: string): AddRequest {
-  const path = `/run/netns/${containerId}`;
-  if (!world.namespaces.has(path)) world.namespaces.set(path, String(1000 + world.namespaces.size));
-  return {
-    verb: 'ADD',
-    containerId,
-    ifName: 'eth0',
-    netns: { path, device: '4', inode: world.namespaces.get(path) as string },
-    netnsOverride: false,
-    args: { podNamespace: 'default', podName: containerId },
-    config: { cniVersion: '1.0.0', name: 'tulle', type: 'tulle', runtimeConfig: {} } as never,
-  };
-}
-
-const addresses = async (world: World, containerId: string): Promise<readonly string[]> =>
-  (await world.attachments.add(addRequest(world, containerId), signal())).ips.map(({ address }) => address);
-
-const failsWith = async (t: ExecutionContext, action: Promise<unknown>, code: CniCode, message: RegExp) => {
-  const error = await t.throwsAsync(action, { instanceOf: CniError, message });
-  t.is(error?.code, code);
-};
-
-/** What the fake kernel holds for one container. */
-const held = (world: World): readonly string[] =>
-  [
-    ...world.drivers['pod-link'].store.keys(),
-    ...world.drivers.neighbour.store.keys(),
-    ...world.drivers.route.store.keys(),
-    ...world.drivers.member.store.keys(),
-  ].sort();
 
 test('ADD puts link, neighbours, routes and gate members into the kernel and answers with the addresses', async (t) => {
   const world = await createWorld(t);
@@ -355,15 +241,7 @@ test('CHECK compares the result with the record and the kernel with the plan', a
   const world = await createWorld(t);
   const add = addRequest(world, 'web');
   const result = await world.attachments.add(add, signal());
-  const check: CheckRequest = {
-    ...add,
-    verb: 'CHECK',
-    prevResult: {
-      interfaces: [],
-      ips: result.ips.map(({ address, prefixLength }) => ({ address, prefixLength })),
-      routes: [],
-    } as never,
-  };
+  const check = checkRequest(add, result);
   await t.notThrowsAsync(world.attachments.check(check, signal()));
   for (const kind of ['neighbour', 'route', 'member', 'pod-link'] as const) {
     const store = world.drivers[kind].store as Map<string, unknown>;

@@ -16,11 +16,12 @@ import { type Attachment, attachmentName, hostPortsId, podFragmentId } from '../
 import type { Pod } from '../model/cluster.ts';
 import type { Fragment, FragmentId } from '../model/fragment.ts';
 import { type Cidr, familyOf, type IpAddress } from '../model/ip.ts';
-import type { Key, PodBridge, PodLink, PodMtu } from '../model/items.ts';
+import type { AnyItem, Key, PodBridge, PodLink, PodMtu } from '../model/items.ts';
 import { podLinkName } from '../model/kernel-names.ts';
 import type { PortMapping } from '../model/port-mapping.ts';
 import type { KernelState } from '../reconcile/kernel-state.ts';
 import type { Reconciler } from '../reconcile/reconciler.ts';
+import { netnsOf, recordOf } from './add-request.ts';
 import { toCniError } from './cni-errors.ts';
 import type { HostPorts } from './host-ports.ts';
 import { type AddressCount, type AddressUse, capacityOf, countAddresses, nextAddress } from './ipam.ts';
@@ -130,7 +131,8 @@ export class Attachments {
   add(request: AddRequest, signal: AbortSignal): Promise<PodResult> {
     return this.#inTurn(request.containerId, async () => {
       const record = await this.#reserve(request, signal);
-      const keys = this.#plan(record);
+      // The way to a host port is shared with others, and may have to be made as well.
+      const keys = [...this.#plan(record), ...this.#itemsWithin(hostPortsId(record)).map(({ key }) => key)];
       try {
         await this.#options.reconciler.settle(keys, signal);
       } catch (cause) {
@@ -223,39 +225,23 @@ export class Attachments {
       );
     }
     if (existing) await this.#remove(existing);
-    const netns = this.#checkNetns(request);
+    const netns = netnsOf(request, this.#options.identifyNetns);
     const wanted = await staticAddresses.requestOf(request.args, signal);
     if (this.#portsOf(request).length > 0) await hostPorts?.ready(signal);
     // Nothing is waited for from here on: two ADDs must not choose the same address or port.
     const ready = this.#requireReady();
-    const record = this.#recordOf(request, netns, this.#allocate(ready.podCidrs, wanted), ready);
+    const { mtu, bridge } = ready;
+    const ips = this.#allocate(ready.podCidrs, wanted);
+    const portMappings = this.#portsOf(request);
+    const record = recordOf(request, { netns, ips, mtu, bridge, portMappings, createdMs: this.#now() });
     hostPorts?.requireFree(record, (other) => this.#isAlive(other));
     try {
       records.save(record);
     } catch (cause) {
       throw toCniError(cause, `save the record of ${attachmentName(record)}`);
     }
+    hostPorts?.enter(record);
     return record;
-  }
-
-  #checkNetns({ netns }: AddRequest): PodLink['netns'] {
-    if (netns.error !== undefined) {
-      throw new CniError(
-        CNI_CODES.invalidEnvironment,
-        `cannot use CNI_NETNS ${netns.path}: the runtime's side finds ${netns.error} there`,
-      );
-    }
-    try {
-      const { device, inode } = this.#options.identifyNetns(netns.path);
-      if (netns.inode === undefined || (netns.device === device && netns.inode === inode))
-        return { path: netns.path, device, inode };
-    } catch (cause) {
-      throw toCniError(cause, `use CNI_NETNS ${netns.path}`, CNI_CODES.invalidEnvironment);
-    }
-    throw new CniError(
-      CNI_CODES.invalidEnvironment,
-      `cannot use CNI_NETNS ${netns.path}: the agent sees another file there than the runtime; mount its directory into the agent's pod with mountPropagation HostToContainer`,
-    );
   }
 
   /** Of several interfaces of one container the first has its ports. */
@@ -264,32 +250,6 @@ export class Attachments {
     if (!hostPorts || runtimeConfig.portMappings.length === 0) return [];
     const isServed = records.ofContainer(containerId).some(({ portMappings }) => portMappings !== undefined);
     return isServed ? [] : runtimeConfig.portMappings;
-  }
-
-  #recordOf(
-    request: AddRequest,
-    netns: PodLink['netns'],
-    ips: readonly IpAddress[],
-    { mtu, bridge }: Pick<Extract<Readiness, { ready: true }>, 'mtu' | 'bridge'>,
-  ): PodRecord {
-    const { containerId, ifName, args, runtime, config } = request;
-    const { podNamespace, podName, podUid } = args;
-    const portMappings = this.#portsOf(request);
-    return Object.freeze({
-      containerId,
-      ifName,
-      network: config.name,
-      netns,
-      ...(podNamespace !== undefined && { podNamespace }),
-      ...(podName !== undefined && { podName }),
-      ...(podUid !== undefined && { podUid }),
-      ...(portMappings.length > 0 && { portMappings }),
-      ...(runtime !== undefined && { runtime }),
-      ips,
-      ...(bridge && { bridge }),
-      ...mtu,
-      createdMs: this.#now(),
-    });
   }
 
   /** One address of each CIDR: the one that the pod asks for, or the next that is free and asked for by no other. */
@@ -332,7 +292,8 @@ export class Attachments {
 
   #plan(record: PodRecord): readonly Key[] {
     const { state, planPod, hostPorts } = this.#options;
-    return [...state.replace(podFragmentId(record), planPod(record)), ...(hostPorts?.enter(record) ?? [])];
+    hostPorts?.enter(record);
+    return state.replace(podFragmentId(record), planPod(record));
   }
 
   async #remove(record: PodRecord): Promise<void> {
@@ -371,7 +332,8 @@ export class Attachments {
 
   async #compareKernel(record: PodRecord, signal: AbortSignal): Promise<readonly string[]> {
     const { reconciler, describePodLink } = this.#options;
-    const own = this.#keysWithin([podFragmentId(record), hostPortsId(record)]);
+    const items = this.#itemsWithin(podFragmentId(record), hostPortsId(record));
+    const own = new Set<Key>(items.flatMap(({ key, needs }) => [key, ...needs]));
     const changes = (await reconciler.diff(signal)).filter(({ key }) => own.has(key));
     const link = this.#linkOf(record);
     return [
@@ -380,8 +342,8 @@ export class Attachments {
     ];
   }
 
-  /** With what they need and the shared fragments that they require. */
-  #keysWithin(ids: readonly FragmentId[]): ReadonlySet<Key> {
+  /** Of these fragments and of all that they require. */
+  #itemsWithin(...ids: readonly FragmentId[]): readonly AnyItem[] {
     const fragments = new Map<FragmentId, Fragment>();
     const pending = [...ids];
     for (const id of pending) {
@@ -390,8 +352,7 @@ export class Attachments {
       fragments.set(id, fragment);
       pending.push(...fragment.requires);
     }
-    const items = [...fragments.values()].flatMap((fragment) => fragment.items);
-    return new Set(items.flatMap(({ key, needs }) => [key, ...needs]));
+    return [...fragments.values()].flatMap(({ items }) => items);
   }
 
   #linkOf(record: PodRecord): PodLink | undefined {

@@ -63,27 +63,21 @@ export class HostPorts {
     }
   }
 
-  /** Lets the ports of an attachment be served; the keys that this takes, none while nothing can be planned. */
-  enter(record: PodRecord): readonly Key[] {
+  /** Lets the ports of an attachment be served, as the fragment hostPortsId; once they can be planned. */
+  enter(record: PodRecord): void {
+    const { portMappings } = record;
+    if (!portMappings) return;
+    const former = this.#pods.get(recordKey(record));
+    this.#pods.set(recordKey(record), { ...record, portMappings });
+    if (former?.portMappings !== portMappings) this.#replan();
+  }
+
+  /** The reverse. What the ports had in the kernel, also of what has left before. */
+  leave(record: PodRecord): readonly Key[] {
     const { portMappings } = record;
     if (!portMappings) return [];
-    const former = this.#pods.get(recordKey(record));
-    const pod = { ...record, portMappings };
-    this.#pods.set(recordKey(record), pod);
-    if (former?.portMappings !== portMappings) this.#replan();
-    return this.keysOf(record);
-  }
-
-  /** The reverse; also of what has left before. */
-  leave(record: PodRecord): readonly Key[] {
     if (this.#pods.delete(recordKey(record))) this.#replan();
-    return this.keysOf(record);
-  }
-
-  /** What the ports of this attachment take in the kernel, if nobody else had them. */
-  keysOf(record: PodRecord): readonly Key[] {
-    const { portMappings } = record;
-    const fragments = portMappings ? (this.#plan?.([{ ...record, portMappings }]) ?? []) : [];
+    const fragments = this.#plan?.([{ ...record, portMappings }]) ?? [];
     return fragments.filter(({ shared }) => !shared).flatMap(({ items }) => items.map(({ key }) => key));
   }
 

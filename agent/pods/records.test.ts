@@ -112,5 +112,17 @@ test('parseRecord takes what was written and nothing that lacks a field', (t) =>
   const earlier = { ...record('one', '10.84.0.2'), mtuBytes: 1450, routeMtuBytes: undefined };
   t.is(parseRecord(JSON.stringify(earlier))?.routeMtuBytes, 1450, 'a pod of an earlier version');
   t.is(parseRecord(JSON.stringify({ ...record('one', '10.84.0.2'), ips: ['10.84.0.02'] })), undefined);
+  const mapping = { hostPort: 8080, containerPort: 80, protocol: 'TCP', hostIp: '192.0.2.7' };
+  const withPort = (change: object | null) =>
+    parseRecord(JSON.stringify({ ...record('one', '10.84.0.2'), portMappings: [change && { ...mapping, ...change }] }));
+  t.like(withPort({}), { portMappings: { 0: mapping } } as never);
+  for (const change of [
+    { hostPort: 0 },
+    { containerPort: 65_536 },
+    { protocol: 'tcp' },
+    { hostIp: '192.0.2.07' },
+    null,
+  ])
+    t.is(withPort(change), undefined, JSON.stringify(change));
   fc.assert(fc.property(fc.oneof(fc.json(), fc.string()), (text) => parseRecord(text) === undefined));
 });

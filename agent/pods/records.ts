@@ -220,8 +220,8 @@ function isBridge({ name, mac, gateways }: Partial<PodBridge>): boolean {
 const isPort = (value: unknown): boolean =>
   Number.isInteger(value) && (value as number) > 0 && (value as number) < 65_536;
 
-const isPortMapping = ({ hostPort, containerPort, protocol, hostIp }: Partial<PortMapping>): boolean =>
-  isPort(hostPort) &&
-  isPort(containerPort) &&
-  PROTOCOLS.some((each) => each === protocol) &&
-  (hostIp === undefined || isAddress(hostIp));
+function isPortMapping(value: Partial<PortMapping> | null): boolean {
+  const { hostPort, containerPort, protocol, hostIp } = value ?? {};
+  const isServed = PROTOCOLS.some((each) => each === protocol) && (hostIp === undefined || isAddress(hostIp));
+  return isPort(hostPort) && isPort(containerPort) && isServed;
+}
