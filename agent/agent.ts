@@ -36,9 +36,10 @@ import { FAILING_AFTER } from './reconcile/list-schedule.ts';
 import { type BatchReport, Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
 import type { Change } from './reconcile/types.ts';
 import { serviceObstacles } from './service-obstacles.ts';
+import { serviceAnswers } from './service-report.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
 import { SocketServices, type SocketServicesStatus } from './socket-services.ts';
-import { serveControl } from './telemetry/control-server.ts';
+import { type Answers, serveControl } from './telemetry/control-server.ts';
 import { Endpoint } from './telemetry/endpoint.ts';
 import { healthPage, stuckLanes } from './telemetry/health.ts';
 import { HealthChecks } from './telemetry/health-checks.ts';
@@ -120,6 +121,8 @@ class Agent {
   readonly #endpoint: Endpoint | undefined;
   readonly #healthChecks: HealthChecks;
   readonly #planning: Planning;
+  /** The last plan of Services that is in the state as a whole. */
+  #services: ServicesPlan | undefined;
   /** Absent where no socket is translated. */
   readonly #socketServices: SocketServices | undefined;
   #sweeps = false;
@@ -235,9 +238,19 @@ class Agent {
       : undefined;
   }
 
+  #serviceAnswers(): Answers {
+    return serviceAnswers({
+      mode: this.#kernel.services.mode,
+      cluster: () => this.#watch.snapshot(),
+      plan: () => this.#services,
+      books: { state: this.#state, reconciler: this.#reconciler },
+    });
+  }
+
   /** Of one Service, or of all: what they share. */
   #serviceObstacles(service: string | undefined): readonly string[] {
-    const ids = service === undefined ? families.map(({ family }) => baseId(family)) : [`service ${service}`];
+    const ids =
+      service === undefined ? [...families.map(({ family }) => baseId(family)), 'sockets'] : [`service ${service}`];
     return serviceObstacles({ state: this.#state, reconciler: this.#reconciler }, ids);
   }
 
@@ -250,7 +263,12 @@ class Agent {
     this.#watch.start(signal);
     await serveControl(
       config.runDir,
-      { status: () => this.status(), diff: (gone) => this.#diff(gone), settings: () => config },
+      {
+        status: () => this.status(),
+        diff: (gone) => this.#diff(gone),
+        settings: () => config,
+        ...this.#serviceAnswers(),
+      },
       signal,
     );
     await this.#reconciler.listed;
@@ -409,6 +427,7 @@ class Agent {
 
   /** The state holds all Services: now it may be told what nobody wants, and who looks them up may change. */
   #servicesPlanned(services: ServicesPlan, signal: AbortSignal): void {
+    this.#services = services;
     void this.#healthChecks.follow(services);
     this.#hostPorts?.follow(services.planHostPorts);
     const { programs } = this.#socketServices ?? {};

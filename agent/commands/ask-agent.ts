@@ -8,11 +8,12 @@ export class AgentUnreachable extends Error {
 
 const TIMEOUT_MS = 60_000;
 
-/** One JSON answer of the running agent. Throws AgentUnreachable with what to do. */
+/** One JSON answer of the running agent; `path` may have a query. Throws AgentUnreachable with what to do. */
 export async function askAgent(runDir: string, path: string): Promise<unknown> {
   const { status, body } = await get(controlSocket(runDir), `/${path}`);
   const value = JSON.parse(body) as { error?: string };
-  if (status !== 200) throw new AgentUnreachable(`the agent cannot answer ${path}: ${value.error ?? `HTTP ${status}`}`);
+  if (status !== 200)
+    throw new AgentUnreachable(`the agent cannot answer ${path.split('?', 1)[0]}: ${value.error ?? `HTTP ${status}`}`);
   return value;
 }
 

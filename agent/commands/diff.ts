@@ -20,8 +20,8 @@ export function describeChange(change: Change): string {
   return [`${sign} ${change.key}`, ...from, ...to, ''].join('\n');
 }
 
-/** One line; of a part of a chain, one a rule. */
-function describeValue(value: object): readonly string[] {
+/** The value of an item: one line; of a part of a chain, one a rule. */
+export function describeValue(value: object): readonly string[] {
   if ('rules' in value) return (value as ChainPart).rules.map(({ args, comment }) => `${args.join(' ')}  # ${comment}`);
   return [
     Object.entries(value)

@@ -26,25 +26,19 @@ export function createProgram(environment: Environment): Program {
     .version(version)
     .enablePositionalOptions()
     .exitOverride();
-  const reading = (
-    name: string,
-    description: string,
-    action: (options: { runDir: string; json: boolean }) => Promise<number>,
-  ) =>
-    program
-      .command(name)
-      .description(description)
-      .option('--run-dir <path>', 'run directory of the agent', environment['TULLE_RUN_DIR'] ?? SETTINGS.runDir.default)
-      .option('--json', 'print JSON', false)
-      .action(async (options) => {
-        exitCode = await action(options);
-      });
+  const reading = (name: string, description: string, action: (options: Reading) => Promise<number>) =>
+    withReading(program.command(name).description(description), environment).action(async (options) => {
+      exitCode = await action(options);
+    });
   reading('status', 'what is held in the kernel, what is dirty, blocked or contested, and why', status);
   reading(
     'diff',
     'what the next cycle would change in the kernel, without changing it (exit 0 nothing, 3 changes)',
     diff,
   );
+  addServiceCommand(program, environment, (code) => {
+    exitCode = code;
+  });
   addAgentCommand(program, environment);
   addUninstallCommand(program, environment, (code) => {
     exitCode = code;
@@ -66,6 +60,38 @@ export function createProgram(environment: Environment): Program {
       return exitCode || Number(process.exitCode ?? 0);
     },
   };
+}
+
+interface Reading {
+  readonly runDir: string;
+  readonly json: boolean;
+}
+
+/** The options of a command that asks the running agent. */
+const withReading = (command: Command, environment: Environment): Command =>
+  command
+    .option('--run-dir <path>', 'run directory of the agent', environment['TULLE_RUN_DIR'] ?? SETTINGS.runDir.default)
+    .option('--json', 'print JSON', false);
+
+function addServiceCommand(program: Command, environment: Environment, end: (exitCode: number) => void): void {
+  const service = program.command('service').alias('svc').description('Services as this node serves them');
+  withReading(
+    service.command('ls').description('all of them: addresses, endpoints, and what is wrong'),
+    environment,
+  ).action(async (options: Reading) => {
+    const { listServices } = await import('./service.ts');
+    end(await listServices(options));
+  });
+  withReading(
+    service
+      .command('show')
+      .description('one: frontends, backends, and what the kernel holds of it (exit 0 as planned, 3 differences)')
+      .argument('<name>', '<namespace>/<name>; without a namespace: of default'),
+    environment,
+  ).action(async (name: string, options: Reading) => {
+    const { showService } = await import('./service.ts');
+    end(await showService(name, options));
+  });
 }
 
 function addAgentCommand(program: Command, environment: Environment): void {

@@ -123,6 +123,27 @@ test('diff: says what would change, by fresh lists, and changes nothing', async 
   t.deepEqual(await rig.reconciler.diff(bound()), []);
 });
 
+test('inspect: what is under given keys, by fresh lists of their kinds alone', async (t) => {
+  const rig = await startRig(t, { fragments: [fragment('a', [route(1), route(2), route(3), sysctl(1)])] });
+  await quiet(rig.reconciler);
+  rig.routes.tamper(route(2).key, route(2, 'x').value, { notice: false });
+  rig.routes.tamper(route(3).key, undefined, { notice: false });
+  const before = rig.sysctls.lists;
+  const keys = [route(1), route(2), route(3), route(4)].map(({ key }) => key);
+  t.deepEqual(
+    [...(await rig.reconciler.inspect(keys, bound()))],
+    [
+      [route(1).key, { found: route(1).value, isRight: true }],
+      [route(2).key, { found: route(2, 'x').value, isRight: false }],
+      [route(3).key, { isRight: false }],
+      [route(4).key, { isRight: true }],
+    ],
+  );
+  t.is(rig.sysctls.lists, before);
+  rig.routes.failLists(1);
+  await t.throwsAsync(rig.reconciler.inspect(keys, bound()), { message: 'injected list failure' });
+});
+
 test('diff: without a running loop, and cut short by either abort', async (t) => {
   const idle = makeRig({ fragments: [fragment('a', [route(1)])] });
   t.deepEqual(printed(await idle.reconciler.diff(bound())), [`create ${route(1).key}`]);

@@ -37,6 +37,13 @@ export interface ReconcilerOptions {
   readonly onCaughtUp?: (durationMs: number) => void;
 }
 
+/** What is under one key; `found` is absent where nothing is. */
+export interface Inspection {
+  readonly found?: Objects[Kind];
+  /** It is what is wanted; nothing may be. */
+  readonly isRight: boolean;
+}
+
 const DEFAULTS = {
   resyncIntervalMs: 300_000,
   batchSize: 256,
@@ -197,6 +204,25 @@ export class Reconciler {
     return [...changes.flatMap(({ writes }) => writes), ...changes.toReversed().flatMap(({ removals }) => removals)];
   }
 
+  /**
+   * What the kernel holds under these keys, by fresh lists of their kinds and of no others. Writes and stores nothing. A key
+   * whose kind has no driver holds nothing.
+   */
+  async inspect(keys: Iterable<Key>, signal: AbortSignal): Promise<ReadonlyMap<Key, Inspection>> {
+    const parts = [...Map.groupBy(keys, kindOf)].map(async ([kind, ofKind]) => {
+      const ledger = this.#ledgers.get(kind);
+      const list = ledger ? await this.#listFresh(ledger, signal, (found) => found) : new Map<Key, Value>();
+      return ofKind.map((key) => [key, this.#inspectOne(key, list.get(key))] as const);
+    });
+    return new Map((await Promise.all(parts)).flat());
+  }
+
+  #inspectOne(key: Key, found: Value | undefined): Inspection {
+    const wanted = this.#state.wanted(key)?.value as Value | undefined;
+    if (found === undefined) return { isRight: wanted === undefined };
+    return { found, isRight: wanted !== undefined && this.#ledgers.get(kindOf(key))?.equal(wanted, found) === true };
+  }
+
   /** Plain JSON. */
   status(): ReconcilerStatus {
     for (const ledger of this.#ledgers.values()) ledger.collect();
@@ -321,12 +347,18 @@ export class Reconciler {
     this.#settles.abort(reason);
   }
 
-  async #diffOf(ledger: Ledger, signal: AbortSignal): Promise<{ writes: Change[]; removals: Change[] }> {
-    const { driver, kind } = ledger;
-    const work = async (either: AbortSignal): Promise<{ writes: Change[]; removals: Change[] }> => {
-      const found = await withDeadline(either, this.#options.deadlineMs, `list ${kind}`, (inner) => driver.list(inner));
-      return this.#compare(ledger, found);
-    };
+  #diffOf(ledger: Ledger, signal: AbortSignal): Promise<{ writes: Change[]; removals: Change[] }> {
+    return this.#listFresh(ledger, signal, (found) => this.#compare(ledger, found));
+  }
+
+  /** What `use` makes of a list, before the lane writes again. */
+  async #listFresh<T>(
+    { driver, kind }: Ledger,
+    signal: AbortSignal,
+    use: (found: ReadonlyMap<Key, Value>) => T,
+  ): Promise<T> {
+    const work = async (either: AbortSignal): Promise<T> =>
+      use(await withDeadline(either, this.#options.deadlineMs, `list ${kind}`, (inner) => driver.list(inner)));
     const lane = this.#isStarted ? this.#lanes.get(driver.lane) : undefined;
     return lane ? lane.between(signal, work) : work(signal);
   }

@@ -3,23 +3,23 @@ import { chmodSync, rmSync } from 'node:fs';
 import { createServer, type ServerResponse } from 'node:http';
 import { join } from 'node:path';
 
-export type Answers = Readonly<Record<string, (signal: AbortSignal) => unknown>>;
+export type Answers = Readonly<Record<string, (signal: AbortSignal, query: URLSearchParams) => unknown>>;
 
 export const controlSocket = (runDir: string): string => join(runDir, 'control.sock');
 
-/** Serves one JSON answer a path (`/status`) until the signal aborts. */
+/** Serves one JSON answer a path (`/status`, `/service?name=default/web`) until the signal aborts. */
 export async function serveControl(runDir: string, answers: Answers, signal: AbortSignal): Promise<void> {
   const path = controlSocket(runDir);
   rmSync(path, { force: true });
   const server = createServer((request, response) => {
-    const name = (request.url ?? '').slice(1);
+    const [name = '', query] = (request.url ?? '').slice(1).split('?', 2);
     const answer = Object.hasOwn(answers, name) ? answers[name] : undefined;
     if (request.method !== 'GET' || !answer)
       return send(response, 404, { error: `expected GET of one of ${Object.keys(answers).join(', ')}` });
     const gone = new AbortController();
     response.once('close', () => gone.abort(new Error('the caller went away')));
     Promise.resolve()
-      .then(() => answer(AbortSignal.any([signal, gone.signal])))
+      .then(() => answer(AbortSignal.any([signal, gone.signal]), new URLSearchParams(query)))
       .then((value) => send(response, 200, value))
       .catch((error: unknown) =>
         send(response, 500, { error: error instanceof Error ? error.message : String(error) }),

@@ -8,7 +8,7 @@ import { type Fragment, rankOf } from '../../model/fragment.ts';
 import { addressesOf, type Host } from '../../model/host.ts';
 import { families, type IpAddress } from '../../model/ip.ts';
 import { Draft, type PersistentMap, persistentMap } from '../../model/persistent-map.ts';
-import type { Backend, HealthCheck, Service } from '../../model/services.ts';
+import type { Backend, EndpointSlice, HealthCheck, Service } from '../../model/services.ts';
 import type { Losses } from '../claims.ts';
 import { finish, type Steps } from '../steps.ts';
 import { addressOfUrl, differences, nodePortIps, planGuard } from './guard.ts';
@@ -34,6 +34,8 @@ export interface ServicesPlan {
   readonly healthChecks: PersistentMap<HealthCheck>;
   /** The addresses at which this node opens node ports; the same list until it changes. */
   readonly nodePortIps: readonly IpAddress[];
+  /** One Service (`<namespace>/<name>`) in full: worked out again, as what was planned is kept in its fragments only. */
+  readonly look: (service: string) => ServiceView | undefined;
   /** Of the pods that this node has; the same function until it would plan otherwise. */
   readonly planHostPorts: PlanHostPorts;
 }
@@ -42,6 +44,7 @@ export const NO_SERVICES: ServicesPlan = {
   fragments: persistentMap(),
   healthChecks: persistentMap(),
   nodePortIps: [],
+  look: () => undefined,
   planHostPorts: () => [],
 };
 
@@ -51,6 +54,11 @@ const API_SERVICE = 'default/kubernetes';
 const IPTABLES_SERVICES = 2_000;
 /** Sentences about slices of no Service. */
 const STRAYS_MAX = 20;
+
+export interface ServiceView extends ServicePlan {
+  readonly service: Service;
+  readonly slices: readonly EndpointSlice[];
+}
 
 interface Last {
   readonly input: ServicesInput;
@@ -109,6 +117,11 @@ export class ServicesPlanner {
       fragments: fragments.done(),
       healthChecks: healthChecks.done(),
       nodePortIps: context.nodePortIps,
+      look: (key) => {
+        const service = input.cluster.services.get(key);
+        const slices = index.slicesOf(key);
+        return service && { service, slices, ...planWith(key, service, index, context) };
+      },
       planHostPorts: hostPortPlanner(context, input, last),
     };
     this.#last = { input, index, context, plan };
@@ -117,9 +130,12 @@ export class ServicesPlanner {
 
   #planOne(key: string, service: Service, index: ServiceIndex, context: ServiceContext): ServicePlan {
     this.#planned++;
-    return planService(service, index.slicesOf(key), context, (ip) => index.otherOwner(ip, key));
+    return planWith(key, service, index, context);
   }
 }
+
+const planWith = (key: string, service: Service, index: ServiceIndex, context: ServiceContext): ServicePlan =>
+  planService(service, index.slicesOf(key), context, (ip) => index.otherOwner(ip, key));
 
 function contextOf(input: ServicesInput, index: ServiceIndex, last: Last | undefined): Context {
   const { cluster, nodeName, losses, host, settings } = input;
