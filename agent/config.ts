@@ -91,7 +91,7 @@ export const SETTINGS = {
   'cni.chain': setting(
     listOf(choice(...CHAINED_PLUGINS), `${CHAINED_PLUGINS.join(', ')}, joined by commas`),
     [],
-    'reference plugins that the network configuration names after Tulle; they have to be in cniBinDir',
+    'reference plugins that the network configuration names after Tulle; they have to be in cniBinDir. With portmap Tulle serves no host ports',
   ),
   procSys: setting(
     path,
