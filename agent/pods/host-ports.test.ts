@@ -11,7 +11,10 @@ import {
 import { host, ip, settings as standard } from '../../test/support/cluster-values.ts';
 import { selfNode } from '../../test/support/service-values.ts';
 import { until } from '../../test/support/until.ts';
+import { KernelError } from '../kernel/errors.ts';
 import { families } from '../model/ip.ts';
+import { keyOf, type PodLink } from '../model/items.ts';
+import { podLinkName } from '../model/kernel-names.ts';
 import { collide, isMeant, mappingText, type PortMapping } from '../model/port-mapping.ts';
 import { planGuard } from '../plan/services/guard.ts';
 import { planHostPorts } from '../plan/services/host-ports.ts';
@@ -157,11 +160,17 @@ test('a pod on its way out, or dead without a DEL, keeps no port from others', a
   await Promise.all([removal, next]);
   const { ips } = await next;
   t.deepEqual(new Set(targets(world)), new Set([`${ips[0]?.address}:80`]));
+  await t.throwsAsync(add(world, 'last', web), { message: /default\/next has/ });
+  const key = keyOf('pod-link', { name: podLinkName('next', 'eth0') } as PodLink);
+  const gone = new KernelError({ code: 'ESTALE', operation: 'use', object: 'netns' });
   world.namespaces.delete('/run/netns/next');
-  world.drivers['pod-link'].store.clear();
-  const after = await world.restart();
-  follow(after, NODE);
-  await t.notThrowsAsync(add(after, 'last', web));
+  world.drivers['pod-link'].failNext({ key, action: 'create' }, 1000, gone);
+  world.drivers['pod-link'].tamper(key, undefined, { notice: true });
+  await t.notThrowsAsync(add(world, 'last', web));
+  t.deepEqual(
+    world.records.all().map(({ containerId }) => containerId),
+    ['next', 'last'],
+  );
 });
 
 test('a sandbox that is made again under the name of its pod takes over from the old one', async (t) => {
