@@ -20,8 +20,12 @@ export const programIn = (node: NodeRef, argv: readonly string[]): [string, stri
 export const statusOf = async (node: NodeRef): Promise<AgentStatus> =>
   (await askAgent(pathOnHost(node, RUN_DIR), 'status')) as AgentStatus;
 
-/** Ready, `isThere`, and nothing left to write. Rejects after two minutes. */
-export async function untilConverged(node: NodeRef, isThere: (status: AgentStatus) => boolean): Promise<void> {
+/** Ready, `isThere`, and nothing left to write. Rejects after two minutes. To ask costs the agent time that grows with what it has. */
+export async function untilConverged(
+  node: NodeRef,
+  isThere: (status: AgentStatus) => boolean,
+  intervalMs = 20,
+): Promise<void> {
   const isConverged = async () => {
     try {
       const status = await statusOf(node);
@@ -36,7 +40,7 @@ export async function untilConverged(node: NodeRef, isThere: (status: AgentStatu
       throw error;
     }
   };
-  await until(isConverged, { describe: 'everything in the kernel', deadlineMs: CONVERGE_DEADLINE_MS, intervalMs: 20 });
+  await until(isConverged, { describe: 'everything in the kernel', deadlineMs: CONVERGE_DEADLINE_MS, intervalMs });
 }
 
 /** User and system time since its start, of the children that have ended, too (proc(5), /proc/PID/stat, fields 14 to 17). */

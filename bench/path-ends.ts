@@ -55,12 +55,10 @@ export class PathEnds {
     return new PathEnds(ends, nb, cpus);
   }
 
-  async exchange(what: Exchanges, seconds: number): Promise<Exchange> {
+  /** `address`: another one that leads to the server. */
+  async exchange(what: Exchanges, seconds: number, address = this.#ends.address): Promise<Exchange> {
     const cpu = String(this.#cpus - 1);
-    const stdout = await this.#run(
-      [this.#nb, what, this.#ends.address, String(NB_PORT), String(seconds), cpu],
-      seconds,
-    );
+    const stdout = await this.#run([this.#nb, what, address, String(NB_PORT), String(seconds), cpu], seconds);
     return JSON.parse(stdout) as Exchange;
   }
 
