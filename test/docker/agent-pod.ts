@@ -20,13 +20,15 @@ export class AgentPod {
   #container = '';
   #attempt = -1;
 
-  constructor(node: NodeRef, api: Placement['api']) {
+  /** `settings`: in the environment, beside those of the manifest. */
+  constructor(node: NodeRef, api: Placement['api'], settings: Placement['settings']) {
     this.#node = node;
     this.#cri = new Cri(pathOnHost(node, CONTAINERD_SOCKET));
     this.#placement = {
       nodeName: node.name,
       uid: `uid-of-agent-on-${node.name}`,
       api,
+      settings,
       pathOnHost: (path) => pathOnHost(node, path),
       volumeDir: '/run/pod-volumes',
     };

@@ -14,6 +14,9 @@ import { registerNode } from '../../lab/node-object.ts';
 import { createCa, createServingCertificate } from '../../lab/pki.ts';
 
 const CLUSTER_CIDRS = ['10.84.0.0/16', 'fd84::/48'];
+const SERVICE_CIDRS = ['10.96.0.0/16', 'fd96::/108'];
+/** The machine has a network of its own. */
+const PORT = 6443;
 const [AGENT, AGENT_TOKEN] = ['system:serviceaccount:tulle-system:tulle', 'token-of-the-agent'];
 const [ADMIN, ADMIN_TOKEN] = ['admin', 'token-of-the-administrator'];
 
@@ -28,9 +31,14 @@ async function main(directory: string, ip: IpAddress, nodes: Readonly<Record<str
     [AGENT_TOKEN, AGENT],
     [ADMIN_TOKEN, ADMIN],
   ]);
-  const clusterCidrs = CLUSTER_CIDRS.map((text) => parseCidr(text) as Cidr);
+  const cidrs = (texts: readonly string[]) => texts.map((text) => parseCidr(text) as Cidr);
+  const ranges = {
+    clusterCidrs: cidrs(CLUSTER_CIDRS),
+    serviceCidrs: cidrs(SERVICE_CIDRS),
+    advertised: { ip, port: PORT },
+  };
   const tls = { cert, key, clientCa: ca.cert };
-  const server = await startApiServer({ host: ip, port: 0, tls, tokens, clusterCidrs }, signal);
+  const server = await startApiServer({ host: ip, port: PORT, tls, tokens, ...ranges }, signal);
   server.access.setReadOnly(AGENT, true);
   const api = new ApiWriter({ url: server.url, ca: ca.cert, token: ADMIN_TOKEN });
   for (const [name, addresses] of Object.entries(nodes)) await registerNode(api, { name, addresses }, signal);

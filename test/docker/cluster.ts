@@ -57,12 +57,13 @@ export class DockerCluster {
   }
 }
 
-/** Resolves when the agents can be started. `tell` is called with each step that is done. Everything dies with this process. */
+/** `settings`: environment of each node's agent. Resolves when the agents can be started. `tell` is called with each step that is done. Everything dies with this process. */
 export async function startCluster(
-  names: readonly string[],
+  settings: Readonly<Record<string, Readonly<Record<string, string>>>>,
   tell: (step: string) => void,
   signal: AbortSignal,
 ): Promise<DockerCluster> {
+  const names = Object.keys(settings);
   const directory = mkdtempSync(join(tmpdir(), 'tulle-test-docker-'));
   const machine = await startMachine(signal);
   tell('dockerd');
@@ -77,7 +78,10 @@ export async function startCluster(
   tell('nodes');
   const { child, access } = await startApi(machine, names, join(directory, 'api'));
   tell('API server');
-  const nodes = hosts.map((host) => ({ ...host, agent: new AgentPod(host.node, access) }));
+  const nodes = hosts.map((host) => ({
+    ...host,
+    agent: new AgentPod(host.node, access, settings[host.node.name] ?? {}),
+  }));
   return new DockerCluster(machine, child, directory, nodes);
 }
 

@@ -86,6 +86,8 @@ export interface Placement {
   /** Counts the containers of this pod, as kubelet does when one ended. */
   readonly attempt: number;
   readonly api: { readonly host: string; readonly port: string; readonly token: string; readonly ca: string };
+  /** Environment variables of the agent, as its container would have them from a ConfigMap. */
+  readonly settings: Readonly<Record<string, string>>;
   /** Where the node's files are seen from here. */
   readonly pathOnHost: (path: string) => string;
   /** In the node: volumes that are no hostPath are made below. */
@@ -128,6 +130,7 @@ export function containerOf(placement: Placement): ContainerConfig {
     args,
     envs: [
       ...env.map((variable) => ({ key: variable.name, value: valueFor(variable, placement) })),
+      ...Object.entries(placement.settings).map(([key, value]) => ({ key, value })),
       { key: 'KUBERNETES_SERVICE_HOST', value: placement.api.host },
       { key: 'KUBERNETES_SERVICE_PORT', value: placement.api.port },
     ],
