@@ -25,11 +25,15 @@ const FAMILY_CHOICES: Readonly<Record<string, readonly Family[]>> = {
 };
 
 /** Settings of the agents that are options of the lab, under the agent's own names. */
-const AGENT_SETTINGS = ['backend', 'podLink'] as const;
+const AGENT_SETTINGS = ['backend', 'podLink', 'services.mode'] as const;
 
-type AgentOptions = { readonly [K in (typeof AGENT_SETTINGS)[number]]?: string };
+/** Where a lab is made otherwise than an agent is by default: there is no other proxy in it. */
+const LAB_DEFAULTS: { readonly [K in (typeof AGENT_SETTINGS)[number]]?: string } = { 'services.mode': 'auto' };
 
-interface UpOptions extends AgentOptions {
+/** Under the names that commander gives them: `servicesMode`. */
+type AgentOptions = Readonly<Partial<Record<string, string>>>;
+
+interface UpOptions {
   readonly nodes: number;
   readonly families: string;
   readonly segments: number;
@@ -130,10 +134,11 @@ const withUpOptions = (command: Command): Command => {
 
 function agentOption(key: (typeof AGENT_SETTINGS)[number]): Option {
   const { type, help } = SETTINGS[key];
-  return new Option(`--${flagName(key)} <value>`, `${help} (${type.expected})`).argParser((text: string) => {
+  const option = new Option(`--${flagName(key)} <value>`, `${help} (${type.expected})`).argParser((text: string) => {
     if (type.parse(text) === undefined) throw new InvalidArgumentError(`expected ${type.expected}.`);
     return text;
   });
+  return option.default(LAB_DEFAULTS[key]);
 }
 
 function addNodeCommands(lab: Command): void {
@@ -185,7 +190,10 @@ async function up(
 
 /** Before those after `--`, which therefore win. */
 const agentArgumentsOf = (settings: AgentOptions): readonly string[] =>
-  AGENT_SETTINGS.flatMap((key) => (settings[key] === undefined ? [] : [`--${flagName(key)}`, settings[key]]));
+  AGENT_SETTINGS.flatMap((key) => {
+    const value = settings[agentOption(key).attributeName()];
+    return value === undefined ? [] : [`--${flagName(key)}`, value];
+  });
 
 async function down(): Promise<void> {
   checkRoot();

@@ -7,6 +7,8 @@ export function printLines(lines: readonly string[]): void {
   if (lines.length > 0) process.stdout.write(`${lines.join('\n')}\n`);
 }
 
+export const printHeading = (text: string): void => printLines(['', `── ${text}`]);
+
 /** One thing done and how long it took. */
 export function printStep(text: string, durationMs: number): void {
   printLines([`${durationMs.toFixed(0).padStart(6)} ms  ${text}`]);

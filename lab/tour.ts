@@ -14,7 +14,8 @@ import { bridgeName } from './fabric.ts';
 import { LabError } from './lab-error.ts';
 import { inNode } from './node.ts';
 import { matrixOf, type PingEnd, pingAll, pingEnds } from './ping.ts';
-import { printLines } from './print.ts';
+import { printHeading, printLines } from './print.ts';
+import { showService } from './tour-service.ts';
 import { until } from './until.ts';
 import { TULLE } from './up.ts';
 
@@ -32,6 +33,7 @@ export async function tour(control: LabControl): Promise<void> {
   await showPings(status);
   await showPacket(status);
   await showRepair(status);
+  await showService(control);
   await showAgent(status);
   showWaysOn(status);
 }
@@ -41,14 +43,14 @@ async function showNetwork({ nodes: [node] }: LabStatus): Promise<void> {
   if (!node) return;
   const { backend, podLink, underlay } = JSON.parse(await runIn(node, [TULLE, 'status', '--json'])) as AgentStatus;
   const tunnel = underlay?.tunnel ? `tunnel over ${underlay.tunnel.family} from ${underlay.tunnel.local}` : 'no tunnel';
-  heading(`The network that the agent of ${node.name} gives its pods`);
+  printHeading(`The network that the agent of ${node.name} gives its pods`);
   printLines([`backend ${backend} (${tunnel}), pod link ${podLink}, MTU ${underlay?.mtuBytes ?? 'unknown'}`]);
 }
 
 async function showPods(control: LabControl): Promise<void> {
   const { nodes, pods } = await control.status();
   const runtime = nodes.some(({ containerd }) => containerd) ? 'by its containerd' : 'as containerd would';
-  heading(`Pods, attached through the CNI executable of their node ${runtime}`);
+  printHeading(`Pods, attached through the CNI executable of their node ${runtime}`);
   for (const { name: node } of nodes) {
     for (const suffix of PODS_PER_NODE) {
       const name = `pod-${node.replace('node-', '')}${suffix}`;
@@ -66,7 +68,7 @@ async function showPods(control: LabControl): Promise<void> {
 }
 
 async function showPings(status: LabStatus): Promise<void> {
-  heading(`Ping between all of them: round trips in ms, ${status.families.join(' / ')}`);
+  printHeading(`Ping between all of them: round trips in ms, ${status.families.join(' / ')}`);
   const ends = pingEnds(status);
   const results = await pingAll(ends, { count: 1, families: status.families, nodes: false }, deadline());
   printLines(table(matrixOf(ends, results)));
@@ -82,7 +84,7 @@ async function showPacket(status: LabStatus): Promise<void> {
   const [source, destination] = [from, to].map((end) => end?.addresses.find((ip) => familyOf(ip) === family));
   if (!from || !to || !source || !destination) return;
   const { segment } = nodeNamed(status, from.node);
-  heading(`That ping on the wire between ${from.node} and ${to.node} (tcpdump on ${bridgeName(segment)})`);
+  printHeading(`That ping on the wire between ${from.node} and ${to.node} (tcpdump on ${bridgeName(segment)})`);
   const inFabric = ['nsenter', '--target', `${status.supervisorPid}`, '--net', '--'];
   // A tunnel's packets have the nodes' addresses, so only one of the two can be what is seen.
   const filter = `udp port ${VXLAN_PORT} or (host ${source} and host ${destination})`;
@@ -116,7 +118,7 @@ async function showRepair(status: LabStatus): Promise<void> {
   const [node, peer] = status.nodes;
   const cidr = peer?.podCidrs[0];
   if (!node || !cidr) return;
-  heading(`A route deleted by hand in ${node.name}`);
+  printHeading(`A route deleted by hand in ${node.name}`);
   const family = cidr.includes(':') ? '-6' : '-4';
   const monitor = await routeMonitor(node, family);
   try {
@@ -132,9 +134,9 @@ async function showRepair(status: LabStatus): Promise<void> {
 async function showAgent(status: LabStatus): Promise<void> {
   const [node] = status.nodes;
   if (!node) return;
-  heading(`tulle status, asked in ${node.name}`);
+  printHeading(`tulle status, asked in ${node.name}`);
   printLines((await runIn(node, [TULLE, 'status'])).split('\n'));
-  heading('tulle diff: what the agent would change now');
+  printHeading('tulle diff: what the agent would change now');
   const changes = await runIn(node, [TULLE, 'diff']);
   printLines([changes === '' ? '(nothing: the kernel is as it should be)' : changes]);
 }
@@ -142,19 +144,18 @@ async function showAgent(status: LabStatus): Promise<void> {
 function showWaysOn({ nodes, pods }: LabStatus): void {
   const pod = pods[0]?.name ?? 'POD';
   const node = nodes[0]?.name ?? 'NODE';
-  heading('The lab stays up. Go on with');
+  printHeading('The lab stays up. Go on with');
   const ways = [
     ['./tulle lab status', 'nodes, agents, pods'],
     [`./tulle lab pod run web --node ${node} -- sleep 3600`, 'another pod'],
     [`./tulle lab exec ${pod} -- ip address`, 'look around in a pod'],
     [`./tulle lab kill-agent ${node}; sudo ./tulle lab ping`, 'traffic does not need the agent'],
     [`./tulle lab logs ${node} -f`, 'what the agent does'],
+    [`./tulle lab exec-node ${node} -- $PWD/tulle service show shop`, 'the Service as the kernel has it'],
     ['./tulle lab down', 'end it; nothing is left'],
   ];
   printLines(table(ways.map((row) => [`  sudo ${row[0]}`, row[1] as string])));
 }
-
-const heading = (text: string): void => printLines(['', `── ${text}`]);
 
 const deadline = (): AbortSignal => AbortSignal.timeout(DEADLINE_MS);
 

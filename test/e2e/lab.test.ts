@@ -140,6 +140,17 @@ test.serial('lab tour shows a packet in the tunnel, a repaired route and a settl
   t.is(exitCode, 0, stderr);
   t.regex(stdout, /VXLAN.* vni 84\nIP 10\.84\.\d+\.\d+ > 10\.84\.\d+\.\d+: ICMP echo/);
   t.regex(stdout, /Deleted 10\.84\.1\.0\/24 .*\n.*10\.84\.1\.0\/24 .*\nrepaired after \d+\.\d ms/);
+  for (const address of [/10\.96\.\d+\.\d+:80/, /\[fd96::\w+\]:80/]) {
+    const line = new RegExp(`^${address.source} +(\\d+) +(\\d+) +(\\d+) +\\d+\\.\\d+ ms +\\d+\\.\\d+ ms$`, 'm');
+    const counts = (line.exec(stdout) ?? []).slice(1).map(Number);
+    t.is(
+      counts.reduce((sum, count) => sum + count, 0),
+      300,
+      stdout,
+    );
+    // By chance less than once in a million tours, as 300 connections go to three by 100, give or take 8.
+    t.true(Math.min(...counts) > 55, stdout);
+  }
   t.regex(stdout, /tulle diff.*\n\(nothing: the kernel is as it should be\)/);
   t.regex(stdout, /tulle lab down/);
 });
