@@ -198,11 +198,12 @@ function parseVerb(command: string | undefined): Verb {
   throw invalid(CNI_CODES.invalidEnvironment, 'CNI_COMMAND', `one of ${VERBS.join(', ')}`, command);
 }
 
+const DECODER = new TextDecoder('utf-8', { fatal: true });
+
 function decodeConfig(stdin: Uint8Array): Decoded {
   const field = 'network configuration on standard input';
   try {
-    const text = new TextDecoder('utf-8', { fatal: true }).decode(stdin);
-    return objectAt(field, JSON.parse(text), CNI_CODES.decodingFailure);
+    return objectAt(field, JSON.parse(DECODER.decode(stdin)), CNI_CODES.decodingFailure);
   } catch (error) {
     if (error instanceof CniError) return error;
     const reason = error instanceof Error ? error.message : String(error);

@@ -167,43 +167,53 @@ export class LaneLoop {
 
   /** Everything that comes before the next batch. */
   async #interlude(signal: AbortSignal): Promise<void> {
+    await this.#applyUrgent(signal);
     for (let worked = true; worked; ) {
       // Notices that have arrived, such as echoes of the last batch, are heard before the next decision.
       await yieldToEvents();
       signal.throwIfAborted();
-      const nowMs = this.#context.now();
-      for (const ledger of this.#ledgers) {
-        ledger.collect();
-        ledger.dirty.releaseDue(nowMs);
-      }
-      this.#context.settles.check();
-      const demand = this.#context.settles.demand();
-      worked =
-        (await this.#applyUrgent(demand, signal)) ||
-        (await this.#listDue(demand, signal)) ||
-        (await this.#runErrand(signal));
+      worked = (await this.#applyUrgent(signal)) || (await this.#listDue(signal)) || (await this.#runErrand(signal));
     }
   }
 
-  async #applyUrgent(demand: ReadonlySet<Key>, signal: AbortSignal): Promise<boolean> {
-    if (demand.size === 0) return false;
+  /**
+   * Whether there was anything that somebody waits for. They are not held up by turns of the event loop; but nothing is
+   * written twice without one: what put the first write in doubt may be settled by a notice that has arrived.
+   */
+  async #applyUrgent(signal: AbortSignal): Promise<boolean> {
+    const written = new Set<Key>();
+    for (let next = this.#nextUrgent(written); next; next = this.#nextUrgent(written)) {
+      await this.#apply(next.ledger, next.batch, signal);
+      for (const { key } of next.batch) written.add(key);
+      signal.throwIfAborted();
+    }
+    return written.size > 0;
+  }
+
+  /** Takes up what has become dirty. Returns the next batch of what is waited for, except what is written already. */
+  #nextUrgent(written: ReadonlySet<Key>): { readonly ledger: Ledger; readonly batch: readonly Change[] } | undefined {
+    const nowMs = this.#context.now();
     for (const ledger of this.#ledgers) {
-      if (await this.#applyAny(ledger, ledger.takeWrites(this.#limitOf(ledger), demand), signal)) return true;
+      ledger.collect();
+      ledger.dirty.releaseDue(nowMs);
+    }
+    this.#context.settles.check();
+    const demand = this.#context.settles.demand().difference(written);
+    if (demand.size === 0) return undefined;
+    for (const ledger of this.#ledgers) {
+      const batch = ledger.takeWrites(this.#limitOf(ledger), demand);
+      if (batch.length > 0) return { ledger, batch };
     }
     for (const ledger of this.#ledgers.toReversed()) {
-      if (await this.#applyAny(ledger, ledger.takeRemovals(this.#limitOf(ledger), demand), signal)) return true;
+      const batch = ledger.takeRemovals(this.#limitOf(ledger), demand);
+      if (batch.length > 0) return { ledger, batch };
     }
-    return false;
+    return undefined;
   }
 
-  async #applyAny(ledger: Ledger, batch: readonly Change[], signal: AbortSignal): Promise<boolean> {
-    if (batch.length > 0) await this.#apply(ledger, batch, signal);
-    return batch.length > 0;
-  }
-
-  async #listDue(demand: ReadonlySet<Key>, signal: AbortSignal): Promise<boolean> {
+  async #listDue(signal: AbortSignal): Promise<boolean> {
     const nowMs = this.#context.now();
-    const demanded = new Set([...demand].map(kindOf));
+    const demanded = new Set([...this.#context.settles.demand()].map(kindOf));
     const isDemanded = ({ kind, schedule }: Ledger): boolean => schedule.stale !== undefined && demanded.has(kind);
     const ledger = this.#ledgers.find(isDemanded) ?? this.#ledgers.find(({ schedule }) => schedule.dueMs <= nowMs);
     if (ledger) await this.#list(ledger, signal);

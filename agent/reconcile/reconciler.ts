@@ -150,7 +150,7 @@ export class Reconciler {
     const orphan = asked.find((key) => !this.#ledgers.has(kindOf(key)));
     if (orphan) throw new TypeError(`cannot settle ${orphan}: expected a kind with a driver, got ${kindOf(orphan)}`);
     const done = this.#settles.wait(asked, signal);
-    for (const lane of this.#lanes.values()) lane.ring();
+    for (const kind of new Set([...this.#settles.demand()].map(kindOf))) this.#ring(kind);
     await done;
   }
 

@@ -233,9 +233,8 @@ async function removeStaleRules(value: PodLink, client: NetlinkClient): Promise<
 async function prepareHostSide(value: PodLink, facts: LinkFacts, options: PodLinkDriverOptions): Promise<void> {
   const { client, sysctls } = options;
   const masterIfindex = value.bridge ? await readBridgeIndex(value.bridge.name, client) : 0;
-  // A link that has or gets too small an MTU knows no settings of IPv6, not even that it is off.
-  const ipv6 =
-    value.mtuBytes >= IPV6_MIN_MTU_BYTES && sysctls.read(`net/ipv6/conf/${value.name}/disable_ipv6`) !== undefined;
+  // A link that gets too small an MTU knows no settings of IPv6, not even that it is off.
+  const ipv6 = value.mtuBytes >= IPV6_MIN_MTU_BYTES && facts.inet6;
   await client.request(renderHostMarks(value, facts, { ipv6, masterIfindex }));
   if (value.bridge) await client.request(renderHostPort(value, facts.ifindex));
   writeSysctls(sysctls, hostSysctls(value), { needed: hasIpv6(value) });

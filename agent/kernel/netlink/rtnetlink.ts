@@ -224,6 +224,8 @@ export interface LinkFacts {
   readonly peerIfindex: number;
   /** IPV4_DEVCONF_* values of the link, as an array of u32 in host order, number 1 first. */
   readonly ipv4Conf: Buffer | undefined;
+  /** Whether IPv6 knows the link; not where the kernel has none, or the MTU is too small for it. */
+  readonly inet6: boolean;
 }
 
 /** By message: each of the monitor's listeners reads those of every notification. */
@@ -247,6 +249,9 @@ function parseLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | 'payloa
   const data = infoAttributes?.get(IFLA.INFO_DATA);
   const port = infoAttributes?.get(IFLA.INFO_SLAVE_DATA);
   const flags = payload.readUInt32LE(8);
+  const afSpec = attributes.get(IFLA.AF_SPEC);
+  const byFamily = afSpec && parseAttributes(afSpec);
+  const inet = byFamily?.get(AF.INET);
   return {
     ifindex: payload.readInt32LE(4),
     name: textOf(attributes.get(IFLA.IFNAME)) ?? '',
@@ -261,11 +266,7 @@ function parseLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | 'payloa
     port: port ? parseAttributes(port) : new Map(),
     group: u32Of(attributes.get(IFLA.GROUP)) ?? 0,
     peerIfindex: u32Of(attributes.get(IFLA.LINK)) ?? 0,
-    ipv4Conf: ipv4ConfOf(attributes.get(IFLA.AF_SPEC)),
+    ipv4Conf: inet && parseAttributes(inet).get(IFLA.INET_CONF),
+    inet6: byFamily?.has(AF.INET6) ?? false,
   };
-}
-
-function ipv4ConfOf(afSpec: Buffer | undefined): Buffer | undefined {
-  const inet = afSpec && parseAttributes(afSpec).get(AF.INET);
-  return inet && parseAttributes(inet).get(IFLA.INET_CONF);
 }
