@@ -93,7 +93,7 @@ test('a contested key of one owner goes to the smallest rank, and on to the lose
       fragment: 'young',
       cause: 'cause young',
       problem:
-        'cannot have route 10.0.1.0/24 metric 0: expected to be the only claim, but cause old has the older one; ' +
+        'cause young cannot have route 10.0.1.0/24 metric 0: expected to be the only claim, but cause old has the older one; ' +
         'give one of the two another value, or remove it',
     },
   ]);

@@ -134,7 +134,7 @@ export class KernelState {
       return problems.map((problem) => ({ fragment: id, cause, problem }));
     });
     const contested = this.contested().flatMap(({ key, winner, losers }) =>
-      losers.map(({ id, cause }) => ({ fragment: id, cause, problem: contestText(key, winner) })),
+      losers.map(({ id, cause }) => ({ fragment: id, cause, problem: contestText(key, cause, winner) })),
     );
     return [...planned, ...contested];
   }
@@ -223,6 +223,6 @@ function isSameItem(a: AnyItem | undefined, b: AnyItem | undefined): boolean {
   );
 }
 
-const contestText = (key: Key, winner: Fragment): string =>
-  `cannot have ${key}: expected to be the only claim, but ${winner.cause} has the older one; ` +
+const contestText = (key: Key, loser: string, winner: Fragment): string =>
+  `${loser} cannot have ${key}: expected to be the only claim, but ${winner.cause} has the older one; ` +
   `give one of the two another value, or remove it`;

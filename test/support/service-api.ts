@@ -27,6 +27,7 @@ export interface ServiceApi {
   /** Dual-stack unless the spec says otherwise. Answers with what the server made of it. */
   createService(name: string, spec: object, ingress?: readonly object[]): Promise<ServiceObject>;
   patchService(name: string, patch: object): Promise<void>;
+  patchStatus(name: string, status: object): Promise<void>;
   deleteService(name: string): Promise<void>;
   createSlice(slice: SliceText): Promise<void>;
   /** The slice has these endpoints and no others from now on. */
@@ -44,7 +45,7 @@ const TARGETS = [
   { name: 'tcp', protocol: 'TCP', port: 8080 },
   { name: 'udp', protocol: 'UDP', port: 8080 },
 ];
-const SLICES = '/apis/discovery.k8s.io/v1/namespaces/default/endpointslices';
+export const SLICES = '/apis/discovery.k8s.io/v1/namespaces/default/endpointslices';
 const ADDRESS_TYPES = { ipv4: 'IPv4', ipv6: 'IPv6' } as const;
 
 export function serviceApi(control: LabControl, pods: ReadonlyMap<string, PodStatus>): ServiceApi {
@@ -58,14 +59,17 @@ export function serviceApi(control: LabControl, pods: ReadonlyMap<string, PodSta
       .split(' ')
       .filter((text) => text !== '')
       .map((text) => endpointObject(text, family, pods));
+  const patchStatus = async (name: string, status: object) =>
+    void (await send('PATCH', `${serviceAt(name)}/status`, { status }));
   return {
     async createService(name, spec, ingress) {
       const object = { metadata: { name }, spec: { ipFamilyPolicy: 'PreferDualStack', ...spec } };
       const made = await send('POST', apiPath.services('default'), object);
-      if (ingress) await send('PATCH', `${serviceAt(name)}/status`, { status: { loadBalancer: { ingress } } });
+      if (ingress) await patchStatus(name, { loadBalancer: { ingress } });
       const { clusterIPs, ports } = made['spec'] as { clusterIPs: IpAddress[]; ports: ServiceObject['ports'] };
       return { name, clusterIps: clusterIPs, ports };
     },
+    patchStatus,
     patchService: async (name, patch) => void (await send('PATCH', serviceAt(name), patch)),
     deleteService: async (name) => void (await send('DELETE', serviceAt(name))),
     async createSlice(slice) {
