@@ -27,16 +27,17 @@ export interface ServiceSources {
 }
 
 /** What the command asks the agent. Each throws an Error with what to do where there is nothing to tell. */
-export const serviceAnswers = (sources: ServiceSources): Answers => ({
-  services: (signal) => inTurns(listServices(plannedCluster(sources).cluster, sources.books), signal),
-  service: (signal, query) => {
-    const { cluster, plan } = plannedCluster(sources);
-    const name = query.get('name') ?? '';
-    const view = plan.look(name);
-    if (!view) throw new Error(notServed(name, cluster));
-    return reportService(view, sources.books, signal);
-  },
-});
+export const serviceAnswers = (sources: ServiceSources) =>
+  ({
+    services: (signal: AbortSignal) => inTurns(listServices(plannedCluster(sources).cluster, sources.books), signal),
+    service: (signal: AbortSignal, query: URLSearchParams) => {
+      const { cluster, plan } = plannedCluster(sources);
+      const name = query.get('name') ?? '';
+      const view = plan.look(name);
+      if (!view) throw new Error(notServed(name, cluster));
+      return reportService(view, sources.books, signal);
+    },
+  }) satisfies Answers;
 
 function plannedCluster({ mode, cluster, plan }: ServiceSources) {
   if (mode === 'off')
