@@ -226,6 +226,31 @@ for (const [what, settings, break_, repair, reason] of [
 
 const breakNode = async (line: string): Promise<void> => void (line && (await output(shIn(node(), line))));
 
+test.serial('scope host: sockets of the host are translated, those of pods are left to packets', async (t) => {
+  choose('services: { mode: ebpf, ebpf: { scope: host } }');
+  await restart();
+  await untilServed('web-1');
+  for (const [who, caller] of callers) {
+    for (const ip of web.clusterIps) {
+      // getpeername is translated back, so that only who counts it tells.
+      const before = await outcomes();
+      const { from } = await caller.call({ how: 'tcp', ip, port: 80 });
+      const after = await outcomes();
+      const more = (outcome: string) => (after[outcome] ?? 0) - (before[outcome] ?? 0);
+      t.is(from?.split(' ')[0], 'web-1');
+      t.true(more(who === 'host' ? 'translated' : 'other-netns') > 0, `${who} to ${ip}`);
+    }
+    const unknown = await caller.callAll(web.clusterIps.map((ip) => ({ how: 'tcp', ip, port: 81 })));
+    t.deepEqual(
+      unknown.map(({ error }) => error),
+      ['ECONNREFUSED', 'ECONNREFUSED'],
+      who,
+    );
+  }
+});
+
+const outcomes = async () => (await said()).services?.sockets?.counters ?? {};
+
 test.serial('off: nothing of Services is left', async (t: ExecutionContext) => {
   choose('services: { mode: off }');
   const status = await restart();
