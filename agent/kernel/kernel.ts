@@ -94,7 +94,7 @@ export async function openKernel(
     onFault: (err) => log.error({ err }, 'a change of the host could not be taken up'),
   });
   await host.start(signal);
-  const drivers = [...Object.values(byKind), ...Object.values(services.lane?.drivers ?? {})] as AnyDriver[];
+  const drivers = [...Object.values(byKind), ...services.drivers] as AnyDriver[];
   let features: readonly Feature[] = [];
   // Nothing waits for this: it only tells people.
   void probeKernel().then((found) => {

@@ -5,6 +5,9 @@ import { DEFAULT_OPTIONS } from '../../lab/up.ts';
 import { cni, createPod, differences, removeNetns } from '../support/cni-calls.ts';
 import { output, run, shIn, TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
 
+/** Ids are not the same twice. */
+const PROGRAMS = "bpftool cgroup show /sys/fs/cgroup | awk '/tulle/ { print $NF }'";
+
 /** What an agent could leave in a node. Not: counters, and built-in chains of iptables that are empty. */
 const QUESTIONS = [
   'ip -o -d link',
@@ -17,6 +20,7 @@ const QUESTIONS = [
   "for tool in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $tool-save 2>/dev/null | sed '/^[#*]/d; /^COMMIT/d; /^:[A-Z]* ACCEPT/d'; done",
   "sysctl -a --pattern '^net' 2>/dev/null | grep -v -e conntrack_count -e fib_sync_mem -e 'stat' || true",
   'find /etc/cni /opt/cni /run/tulle /sys/fs/bpf /run/netns 2>/dev/null | sort || true',
+  PROGRAMS,
 ];
 
 /** The facts before the first start of the agent are kept in the node; hardened hosts have redirects switched off. */
@@ -29,7 +33,11 @@ const PREPARE = `[ -e ${BEFORE} ] || {
 }
 exec "$0" "$@"`;
 
-const lab = useLab({ nodes: 2, agentCommand: ['sh', '-c', PREPARE, ...DEFAULT_OPTIONS.agentCommand] });
+const lab = useLab({
+  nodes: 2,
+  agentCommand: ['sh', '-c', PREPARE, ...DEFAULT_OPTIONS.agentCommand],
+  agentArgs: ['--services-mode', 'ebpf'],
+});
 const node = () => lab().node('node-1');
 
 const lines = (text: string): readonly string[] => text.split('\n');
@@ -48,6 +56,7 @@ test.serial('while the agent runs it is refused, and a dry run beside it changes
     /^- link tulle\.84$/m,
     /^- chain-part ipv4 mangle TULLE-FORWARD 90-gate$/m,
     /^- sysctl net\/ipv4\/ip_forward$/m,
+    /^- attachment connect4$/m,
     /^- file \/opt\/cni\/bin\/tulle$/m,
     /^- file \/run\/tulle\/sysctl\.json$/m,
   ])
@@ -94,4 +103,14 @@ test.serial('an agent that starts afterwards makes a working node again', async 
   const pod = await lab().runPod('again', 'node-1');
   const ping = ['ping', '-c', '1', '-W', '5', '-n', pod.addresses[0] as string];
   t.is((await run(shIn(lab().node('node-2'), ping.join(' ')))).exitCode, 0);
+});
+
+test.serial('programs at sockets go also where neither pins nor their loader are there any more', async (t) => {
+  await lab().control.stopAgent('node-1');
+  await output(shIn(node(), 'umount /sys/fs/bpf; mount --bind /bin/false /usr/sbin/bpftool'));
+  const done = await tulle(node(), 'uninstall', '--force');
+  t.is(done.exitCode, 0, done.stderr);
+  t.regex(done.stdout, /^- attachment connect4$/m);
+  await output(shIn(node(), 'umount /usr/sbin/bpftool'));
+  t.is(await output(shIn(node(), PROGRAMS)), '');
 });

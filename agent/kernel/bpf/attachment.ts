@@ -1,7 +1,8 @@
 /**
  * Driver of attachments: one program of Tulle's at each hook of the node's cgroup root, beside those of others (`multi`). A
  * new program is attached before the old one goes, and the two do together what one does: no call of a socket is missed.
- * A program is Tulle's own when it has the name of the hook and uses none but maps with Tulle's names.
+ * A program is Tulle's own when it has the name of the hook and uses none but maps with Tulle's names. What is attached is
+ * found and taken away without the tool, the bpffs and the pins: it goes on without them, too.
  */
 import { closeSync, constants, openSync } from 'node:fs';
 import { type Attachment, type Key, keyOf, SOCKET_HOOKS, type SocketHook } from '../../model/items.ts';
@@ -10,6 +11,7 @@ import type { Change, Driver } from '../../reconcile/types.ts';
 import type { Run } from '../command.ts';
 import { isNotFound } from '../errors.ts';
 import {
+  detachProgram,
   OBJECT_NAME_MAX,
   openMapById,
   openProgramById,
@@ -34,10 +36,12 @@ export const ATTACH_TYPES: Readonly<Record<SocketHook, number>> = {
 
 const ATTACH_TIMEOUT_MS = 10_000;
 
+export type AttachablePrograms = Omit<Programs, 'readPeers'>;
+
 export interface AttachmentDriverOptions {
   /** Directory of the cgroup root. */
   readonly cgroup: string;
-  readonly programs: Programs;
+  readonly programs: AttachablePrograms;
   readonly run: Run;
 }
 
@@ -87,24 +91,32 @@ async function applyOne(
   signal: AbortSignal,
 ): Promise<void> {
   const hook = change.action === 'remove' ? change.from.hook : change.item.value.hook;
-  const bpftool = (...args: readonly string[]) =>
-    run({ file: 'bpftool', args: ['-n', 'cgroup', ...args], timeoutMs: ATTACH_TIMEOUT_MS, signal });
   let current: number | undefined;
   if (change.action !== 'remove') {
     await programs.load(signal);
     current = programs.pinned(hook)?.id;
   }
   const own = ownAt(cgroup, hook);
-  if (current !== undefined && !own.some(({ id }) => id === current))
-    await bpftool('attach', cgroup, hook, 'pinned', programs.pathOf(hook), 'multi');
-  for (const { id } of own) if (id !== current) await bpftool('detach', cgroup, hook, 'id', String(id));
+  if (current !== undefined && !own.some(({ id }) => id === current)) {
+    const args = ['-n', 'cgroup', 'attach', cgroup, hook, 'pinned', programs.pathOf(hook), 'multi'];
+    await run({ file: 'bpftool', args, timeoutMs: ATTACH_TIMEOUT_MS, signal });
+  }
+  for (const { id } of own) if (id !== current) detach(cgroup, hook, id);
 }
 
 /** Tulle's programs at a hook, in the order in which they run. */
-function ownAt(cgroup: string, hook: SocketHook): readonly ProgramInfo[] {
+const ownAt = (cgroup: string, hook: SocketHook): readonly ProgramInfo[] =>
+  withCgroup(cgroup, (fd) => queryPrograms(fd, ATTACH_TYPES[hook]).flatMap((id) => ownProgram(id, hook) ?? []));
+
+const detach = (cgroup: string, hook: SocketHook, id: number): void =>
+  withCgroup(cgroup, (fd) =>
+    readById(id, openProgramById, (programFd) => detachProgram(fd, ATTACH_TYPES[hook], programFd)),
+  );
+
+function withCgroup<T>(cgroup: string, work: (fd: number) => T): T {
   const fd = openSync(cgroup, constants.O_RDONLY | constants.O_DIRECTORY);
   try {
-    return queryPrograms(fd, ATTACH_TYPES[hook]).flatMap((id) => ownProgram(id, hook) ?? []);
+    return work(fd);
   } finally {
     closeSync(fd);
   }

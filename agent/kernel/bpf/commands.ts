@@ -11,6 +11,7 @@ const COMMAND = {
   PROG_LOAD: 5,
   OBJ_PIN: 6,
   OBJ_GET: 7,
+  PROG_DETACH: 9,
   PROG_GET_FD_BY_ID: 13,
   MAP_GET_FD_BY_ID: 14,
   OBJ_GET_INFO_BY_FD: 15,
@@ -167,6 +168,13 @@ export function queryPrograms(cgroupFd: number, attachType: number): readonly nu
   bpf(COMMAND.PROG_QUERY, attribute, [{ at: 16, to: ids }], what);
   const count = attribute.readUInt32LE(24);
   return Array.from({ length: count }, (_, i) => ids.readUInt32LE(4 * i));
+}
+
+/** Takes a program, by its descriptor, from a hook of this cgroup. */
+export function detachProgram(cgroupFd: number, attachType: number, programFd: number): void {
+  const attribute = Buffer.alloc(16);
+  for (const [i, value] of [cgroupFd, programFd, attachType].entries()) attribute.writeUInt32LE(value, 4 * i);
+  bpf(COMMAND.PROG_DETACH, attribute, [], { operation: 'detach', object: `a program of attach type ${attachType}` });
 }
 
 /** Reads one value of an array map into `value`. */

@@ -22,10 +22,6 @@ export interface BpfLane {
   readonly build: string;
   /** Loads the programs, which attaching would do otherwise. Rejects with KernelError that holds what the verifier said. */
   load(signal: AbortSignal): Promise<void>;
-  /** Whether any program of Tulle's is attached, of whatever build. */
-  isAttached(): boolean;
-  /** Takes away the directory of pins: what is attached goes on. */
-  removePins(): void;
   /** How full the maps are that the agent writes. */
   usage(): Readonly<Record<'frontends' | 'backends', { readonly used: number; readonly max: number }>>;
   counters(): Readonly<Record<CounterName, bigint>>;
@@ -60,8 +56,6 @@ export function openBpfLane({ directory, cgroup, sizes, run = runCommand, object
     maps: { frontends: store.frontends, backends: store.backends },
     build: programs.build,
     load: (signal) => programs.load(signal),
-    isAttached: () => attachment.isAttached(),
-    removePins: () => programs.removeAll(),
     usage: () => ({
       frontends: { used: frontend.entries, max: store.frontends.maxEntries },
       backends: { used: sets.entries, max: store.backends.maxEntries },

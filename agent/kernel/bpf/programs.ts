@@ -40,6 +40,18 @@ export interface Programs {
   removeAll(): void;
 }
 
+/** What stands for the programs of an earlier agent: they are only to be taken away, with or without their pins. */
+export const formerPrograms = (directory: string): Omit<Programs, 'readPeers'> => ({
+  build: '',
+  pathOf: (hook) => join(directory, hook),
+  pinned: () => undefined,
+  hasPinnedMaps: () => false,
+  load: () =>
+    Promise.reject(new Error('cannot load programs: expected those of this agent, got those of an earlier one')),
+  removeOthers: () => {},
+  removeAll: () => rmSync(directory, { recursive: true, force: true }),
+});
+
 export interface ProgramsOptions {
   readonly store: BpfStore;
   readonly run: Run;

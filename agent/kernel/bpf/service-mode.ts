@@ -5,10 +5,14 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Logger } from 'pino';
+import type { AnyDriver } from '../../reconcile/types.ts';
+import { run } from '../command.ts';
 import type { Feature } from '../features.ts';
 import { netnsCookie } from '../libc.ts';
+import { createAttachmentDriver } from './attachment.ts';
 import { type BpfLane, openBpfLane } from './lane.ts';
 import { findCgroupRoot } from './place.ts';
+import { formerPrograms } from './programs.ts';
 import type { MapSizes } from './store.ts';
 import { probeSocketSupport } from './support.ts';
 
@@ -30,7 +34,9 @@ export interface ServiceMode {
   readonly problem?: string;
   /** What the kernel can do for sockets; none where nobody asked. */
   readonly features: readonly Feature[];
-  /** Open for what is to be served, or to be taken away. */
+  /** Of what is to be served, or to be taken away. */
+  readonly drivers: readonly AnyDriver[];
+  /** Where sockets are served. */
   readonly lane?: BpfLane;
 }
 
@@ -45,7 +51,7 @@ export async function openServiceMode(
 ): Promise<ServiceMode> {
   const asked = settings['services.mode'];
   if (asked === 'off' || asked === 'iptables') {
-    return { mode: asked, reason: 'the settings say so', features: [], ...leftover(settings, log) };
+    return { mode: asked, reason: 'the settings say so', features: [], drivers: leftover(settings, log) };
   }
   const cgroupRoots = cgroupRootsOf(settings);
   const { features, lacking } = probeSocketSupport({ cgroupRoots, bpffs: BPFFS });
@@ -53,14 +59,20 @@ export async function openServiceMode(
     const [first] = lacking;
     if (first) throw new Error(`${first.name}: ${first.evidence}; ${first.consequence}`);
     const lane = await openForService(settings, signal);
-    return { mode: 'ebpf', reason: reasonFor(asked), features, lane };
+    return {
+      mode: 'ebpf',
+      reason: reasonFor(asked),
+      features,
+      drivers: Object.values(lane.drivers) as readonly AnyDriver[],
+      lane,
+    };
   } catch (error) {
     signal.throwIfAborted();
     const reason = `sockets cannot be had: ${(error as Error).message}`;
     log.warn({ err: error }, 'Services are served by iptables, as sockets cannot be had');
     const problem =
       asked === 'ebpf' ? { problem: `services.mode is ebpf, but Services are served by iptables: ${reason}` } : {};
-    return { mode: 'iptables', reason, ...problem, features, ...leftover(settings, log) };
+    return { mode: 'iptables', reason, ...problem, features, drivers: leftover(settings, log) };
   }
 }
 
@@ -94,16 +106,21 @@ async function openForService(settings: ServiceModeSettings, signal: AbortSignal
   }
 }
 
-/** What another mode left attached. Pins alone serve nobody and go at once. */
-function leftover(settings: ServiceModeSettings, log: Logger): { readonly lane?: BpfLane } {
-  if (!existsSync(DIRECTORY)) return {};
+/**
+ * What another mode left attached: it is looked for where it is attached, as it goes on without bpffs and pins, too. Pins alone
+ * serve nobody and go at once.
+ */
+function leftover(settings: ServiceModeSettings, log: Logger): readonly AnyDriver[] {
   try {
-    const lane = openLane(settings);
-    if (lane.isAttached()) return { lane };
-    lane.removePins();
-    lane.close();
-  } catch (error) {
-    log.warn({ err: error }, 'what an earlier agent left for sockets cannot be looked at');
+    const cgroup = findCgroupRoot(cgroupRootsOf(settings));
+    const programs = formerPrograms(DIRECTORY);
+    const attachment = createAttachmentDriver({ cgroup, programs, run });
+    if (attachment.isAttached()) return [attachment as AnyDriver];
+    programs.removeAll();
+  } catch (err) {
+    // Who cannot have programs has none, unless there are pins.
+    if (existsSync(DIRECTORY))
+      log.error({ err }, 'what an earlier agent left for sockets cannot be looked at, and stays');
   }
-  return {};
+  return [];
 }
