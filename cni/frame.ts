@@ -18,22 +18,19 @@ export interface Frame {
 export const REQUEST_MAX_BYTES = (64 + 1024) * 1024;
 
 const MAGIC = 'TULLE1';
-const DECODER = new TextDecoder('utf-8', { ignoreBOM: true });
 const OTHER_RELEASE =
   'the CNI executable and the agent are of different releases; install the one that comes with the agent';
 
 /** Throws CniError 6. */
 export function readFrame(bytes: Uint8Array): Frame {
+  const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const end = buffer.indexOf('\0\0');
+  const [magic = '', ...texts] = buffer.toString('utf8', 0, end < 0 ? buffer.length : end).split('\0');
+  checkMagic(magic);
+  if (end < 0) throw invalid(CNI_CODES.decodingFailure, 'request', 'an empty string after the variables', undefined);
   const variables = new Map<string, string>();
-  for (let start = 0, index = 0; ; index++) {
-    const end = bytes.indexOf(0, start);
-    if (end < 0) throw invalid(CNI_CODES.decodingFailure, 'request', 'an empty string after the variables', undefined);
-    const text = DECODER.decode(bytes.subarray(start, end));
-    start = end + 1;
-    if (index === 0) checkMagic(text);
-    else if (text === '') return { variables, stdin: bytes.subarray(start) };
-    else addVariable(variables, text);
-  }
+  for (const text of texts) addVariable(variables, text);
+  return { variables, stdin: bytes.subarray(end + 2) };
 }
 
 function checkMagic(text: string): void {

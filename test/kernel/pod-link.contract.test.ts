@@ -2,9 +2,9 @@
 import test, { type ExecutionContext } from 'ava';
 import { KernelError } from '../../agent/kernel/errors.ts';
 import { addressPayload } from '../../agent/kernel/netlink/address.ts';
-import { nested, text } from '../../agent/kernel/netlink/attributes.ts';
+import { nested, parseAttributes, text, u32Of } from '../../agent/kernel/netlink/attributes.ts';
 import { dumpLinks, readLink } from '../../agent/kernel/netlink/links.ts';
-import { type NetlinkClient, NLM } from '../../agent/kernel/netlink/message.ts';
+import { type NetlinkClient, type NetlinkMessage, NLM } from '../../agent/kernel/netlink/message.ts';
 import {
   HOST_LINK_LOCAL,
   renderLinkDown,
@@ -310,6 +310,23 @@ for (const [kernel, open] of Object.entries(hosts)) {
     t.is((await list(drivers['pod-link'])).length, 1);
   });
 }
+
+test('kernel: pod link: either end has one queue each way, whatever the number of CPUs', async (t) => {
+  const { drivers, newPod, client, openPod } = await hosts.kernel(t);
+  const value = podLink(await newPod());
+  await create(drivers['pod-link'], value);
+  const ends = [
+    [client, value.name],
+    [openPod(value.netns).client, value.ifName],
+  ] as const;
+  for (const [of, name] of ends) {
+    const payload = Buffer.concat([linkHeader(), text(IFLA.IFNAME, name)]);
+    const [link] = await of.request({ type: RTM.GETLINK, payload, operation: 'read', object: name });
+    const attributes = parseAttributes((link as NetlinkMessage).payload, 16);
+    const queues = [IFLA.NUM_TX_QUEUES, IFLA.NUM_RX_QUEUES].map((type) => u32Of(attributes.get(type)));
+    t.deepEqual(queues, [1, 1], name);
+  }
+});
 
 for (const [families, ips] of Object.entries(IPS)) {
   const [right, wrong] = families === 'IPv4' ? ['1', '0'] : ['0', '1'];

@@ -56,6 +56,12 @@ const hasFamily = (ips: readonly IpAddress[], family: Family): boolean => ips.so
 export const hasIpv6 = ({ ips }: PodLink): boolean => hasFamily(ips, 'ipv6');
 export const hasHostLinkLocal = (value: PodLink): boolean => hasIpv6(value) && !value.bridge;
 
+/**
+ * One queue each way: the kernel's default since 5.15 is one a possible CPU, each with objects of its own to be made and
+ * taken away, and a veth does no work in its queues unless XDP or GRO is switched on for it.
+ */
+const ONE_QUEUE = Buffer.concat([u32(IFLA.NUM_TX_QUEUES, 1), u32(IFLA.NUM_RX_QUEUES, 1)]);
+
 /** The pair, its peer at once in the pod's namespace under its final name. Neither end is up. */
 export function renderPair(value: PodLink, netnsFd: number): NetlinkRequest {
   const peer = Buffer.concat([
@@ -64,12 +70,14 @@ export function renderPair(value: PodLink, netnsFd: number): NetlinkRequest {
     u32(IFLA.NET_NS_FD, netnsFd),
     attribute(IFLA.ADDRESS, macBytes(value.podMac)),
     u32(IFLA.MTU, value.mtuBytes),
+    ONE_QUEUE,
   ]);
   const payload = Buffer.concat([
     linkHeader(),
     text(IFLA.IFNAME, value.name),
     attribute(IFLA.ADDRESS, macBytes(value.hostMac)),
     u32(IFLA.MTU, value.mtuBytes),
+    ONE_QUEUE,
     nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, 'veth'), nested(IFLA.INFO_DATA, attribute(IFLA.VETH_INFO_PEER, peer))),
   ]);
   return { type: RTM.NEWLINK, flags: NLM.CREATE | NLM.EXCL, payload, operation: 'create', object: nameOf(value) };

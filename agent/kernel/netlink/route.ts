@@ -135,9 +135,10 @@ interface SeenRoute {
 function seeRoute({ type, payload }: NetlinkMessage): SeenRoute | undefined {
   if ((type !== RTM.NEWROUTE && type !== RTM.DELROUTE) || payload.length < 12) return undefined;
   const header = parseRouteHeader(payload);
+  // The main table's number fits into the header; most notifications are of the table of local addresses.
+  if (header.table !== RT_TABLE_MAIN) return undefined;
   if (!familyOfAf(header.family) || header.tos !== 0 || (header.flags & RTM_F_CLONED) !== 0) return undefined;
   const attributes = parseAttributes(payload, 12);
-  if ((u32Of(attributes.get(RTA.TABLE)) ?? header.table) !== RT_TABLE_MAIN) return undefined;
   const destination = destinationOf(header, attributes.get(RTA.DST));
   if (!destination) return undefined;
   return { header, attributes, destination, metric: u32Of(attributes.get(RTA.PRIORITY)) ?? 0 };
