@@ -11,20 +11,18 @@ import { requireCapabilities } from './kernel/capabilities.ts';
 import type { Feature } from './kernel/features.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import { addressesOf, type Host } from './model/host.ts';
-import { families } from './model/ip.ts';
 import { parseIpPort } from './model/ip-port.ts';
+import { NodeServices, type NodeServicesStatus } from './node-services.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
 import { type Plan, type PlanInput, Planner } from './plan/planner.ts';
 import { planPod, podMtu } from './plan/pods.ts';
-import { baseId } from './plan/services/iptables/base.ts';
 import type { ServicesPlan } from './plan/services/services.ts';
 import type { Underlay } from './plan/underlay.ts';
 import { Planning } from './planning.ts';
 import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
 import { DeleteQueue } from './pods/delete-queue.ts';
-import { HostPorts } from './pods/host-ports.ts';
 import { conflistOf } from './pods/install.ts';
 import type { AddressCount } from './pods/ipam.ts';
 import { type PodRecord, PodRecords } from './pods/records.ts';
@@ -35,14 +33,10 @@ import { KernelState } from './reconcile/kernel-state.ts';
 import { FAILING_AFTER } from './reconcile/list-schedule.ts';
 import { type BatchReport, Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
 import type { Change } from './reconcile/types.ts';
-import { serviceObstacles } from './service-obstacles.ts';
-import { serviceAnswers } from './service-report.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
-import { SocketServices, type SocketServicesStatus } from './socket-services.ts';
-import { type Answers, serveControl } from './telemetry/control-server.ts';
+import { serveControl } from './telemetry/control-server.ts';
 import { Endpoint } from './telemetry/endpoint.ts';
 import { healthPage, stuckLanes } from './telemetry/health.ts';
-import { HealthChecks } from './telemetry/health-checks.ts';
 import { Metrics } from './telemetry/metrics.ts';
 
 /** How often attachments whose pods vanished without a DEL are looked for. */
@@ -88,13 +82,7 @@ export interface AgentStatus {
   };
   readonly cluster: ClusterStatus;
   /** Absent where another proxy serves them. */
-  readonly services?: {
-    readonly mode: Config['services.mode'];
-    /** Why it is this one. */
-    readonly reason: string;
-    /** Where sockets are translated. */
-    readonly sockets?: SocketServicesStatus;
-  };
+  readonly services?: NodeServicesStatus;
   readonly attachments: readonly PodRecord[];
   /** Addresses that pods have and can have, of each podCIDR. */
   readonly addresses: readonly AddressCount[];
@@ -111,20 +99,14 @@ class Agent {
   readonly #client: ApiClient;
   readonly #watch: ClusterWatch;
   readonly #installer: Installer;
-  /** Absent where another plugin serves them. */
-  readonly #hostPorts: HostPorts | undefined;
   readonly #attachments: Attachments;
   readonly #queue: DeleteQueue;
   readonly #server: CniServer;
   readonly #metrics = new Metrics(() => this.status());
   /** Absent where nobody may ask. */
   readonly #endpoint: Endpoint | undefined;
-  readonly #healthChecks: HealthChecks;
+  readonly #services: NodeServices;
   readonly #planning: Planning;
-  /** The last plan of Services that is in the state as a whole. */
-  #services: ServicesPlan | undefined;
-  /** Absent where no socket is translated. */
-  readonly #socketServices: SocketServices | undefined;
   #sweeps = false;
   #host: Host;
   #savedUnderlay: Underlay | undefined;
@@ -167,7 +149,16 @@ class Agent {
       settle: (signal) => this.#reconciler.settle(this.#planning.ownKeys, signal),
       log,
     });
-    this.#hostPorts = config['services.mode'] === 'off' ? undefined : new HostPorts(this.#state);
+    this.#services = new NodeServices({
+      config,
+      served: kernel.services,
+      state: this.#state,
+      reconciler: this.#reconciler,
+      cluster: () => this.#watch.snapshot(),
+      attachments: () => this.#attachments.list(),
+      log,
+    });
+    const { hostPorts } = this.#services;
     const cniLog = log.child({ component: 'cni' });
     const readiness = () => this.readiness();
     this.#attachments = new Attachments({
@@ -185,7 +176,7 @@ class Agent {
           onChange: (listener) => this.#watch.onChange(listener),
         },
       }),
-      ...(this.#hostPorts && { hostPorts: this.#hostPorts }),
+      ...(hostPorts && { hostPorts }),
       reuseDelayMs: config['ipam.reuseDelaySeconds'] * 1000,
       log: cniLog,
     });
@@ -198,8 +189,6 @@ class Agent {
       log: cniLog,
     });
     this.#endpoint = this.#createEndpoint();
-    this.#healthChecks = this.#createHealthChecks();
-    this.#socketServices = this.#createSocketServices();
   }
 
   #createEndpoint(): Endpoint | undefined {
@@ -212,46 +201,6 @@ class Agent {
     };
     const words = { purpose: 'metrics and health', alternative: 'set metrics.address to another one' };
     return address && new Endpoint({ address, pages, ...words, log });
-  }
-
-  #createHealthChecks(): HealthChecks {
-    const { config, log } = this.#options;
-    return new HealthChecks({
-      nodePort: config['services.healthPort'],
-      obstacles: (service) => this.#serviceObstacles(service),
-      isLeaving: () => this.#watch.snapshot().nodes.get(config.nodeName)?.leaving === true,
-      log: log.child({ component: 'health' }),
-    });
-  }
-
-  #createSocketServices(): SocketServices | undefined {
-    const { config, log } = this.#options;
-    const { mode, lane } = this.#kernel.services;
-    const isForPods = config['services.ebpf.scope'] === 'all';
-    return mode === 'ebpf' && lane
-      ? new SocketServices({
-          lane,
-          reconciler: this.#reconciler,
-          namespaces: () => (isForPods ? this.#attachments.list().map(({ netns }) => netns) : []),
-          log: log.child({ component: 'sockets' }),
-        })
-      : undefined;
-  }
-
-  #serviceAnswers(): Answers {
-    return serviceAnswers({
-      mode: this.#kernel.services.mode,
-      cluster: () => this.#watch.snapshot(),
-      plan: () => this.#services,
-      books: { state: this.#state, reconciler: this.#reconciler },
-    });
-  }
-
-  /** Of one Service, or of all: what they share. */
-  #serviceObstacles(service: string | undefined): readonly string[] {
-    const ids =
-      service === undefined ? [...families.map(({ family }) => baseId(family)), 'sockets'] : [`service ${service}`];
-    return serviceObstacles({ state: this.#state, reconciler: this.#reconciler }, ids);
   }
 
   async run(signal: AbortSignal): Promise<void> {
@@ -267,7 +216,7 @@ class Agent {
         status: () => this.status(),
         diff: (gone) => this.#diff(gone),
         settings: () => config,
-        ...this.#serviceAnswers(),
+        ...this.#services.answers,
       },
       signal,
     );
@@ -278,7 +227,7 @@ class Agent {
     log.info('the agent runs');
     await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
     this.#endpoint?.close();
-    this.#healthChecks.close();
+    this.#services.close();
     await this.#server.close();
     await this.#watch.stopped();
     this.#client.close();
@@ -316,6 +265,7 @@ class Agent {
   status(): AgentStatus {
     const { config, version } = this.#options;
     const underlay = this.#planning.plan?.underlay;
+    const services = this.#services.status();
     return {
       version,
       nodeName: config.nodeName,
@@ -330,26 +280,16 @@ class Agent {
         features: this.#kernel.features(),
       },
       cluster: this.#watch.status(),
-      ...this.#servicesStatus(),
+      ...(services && { services }),
       attachments: this.#attachments.list(),
       addresses: this.#attachments.addresses(underlay?.podNetworks.map(({ cidr }) => cidr) ?? []),
       problems: [
         ...(underlay ? this.#strays(underlay) : []),
         ...[this.#endpoint?.problem ?? []].flat(),
-        ...this.#healthChecks.problems(),
-        ...[this.#kernel.services.problem ?? []].flat(),
-        ...(this.#socketServices?.problems() ?? []),
+        ...this.#services.problems(),
       ],
       kernel: this.#reconciler.status(),
     };
-  }
-
-  #servicesStatus(): Pick<AgentStatus, 'services'> {
-    const mode = this.#options.config['services.mode'];
-    if (mode === 'off') return {};
-    const { reason } = this.#kernel.services;
-    const sockets = this.#socketServices?.status();
-    return { services: { mode, reason, ...(sockets && { sockets }) } };
   }
 
   #follow(signal: AbortSignal): void {
@@ -369,7 +309,7 @@ class Agent {
     const { kind, failed } = report;
     this.#metrics.batch(report);
     if (kind === 'pod-link' && failed.length > 0) void this.#housekeep();
-    this.#socketServices?.onBatch(report);
+    this.#services.onBatch(report);
   }
 
   async #housekeep(): Promise<void> {
@@ -379,7 +319,7 @@ class Agent {
       () => this.#installer.keep(),
       () => this.#endpoint?.listen(),
       () => this.#saveUnderlay(),
-      () => this.#socketServices?.keep(),
+      () => this.#services.keep(),
     ];
     for (const chore of chores) await this.#attempt(chore);
   }
@@ -425,13 +365,9 @@ class Agent {
     void this.#attempt(() => this.#saveUnderlay());
   }
 
-  /** The state holds all Services: now it may be told what nobody wants, and who looks them up may change. */
+  /** The state holds all Services: now it may be told what nobody wants. */
   #servicesPlanned(services: ServicesPlan, signal: AbortSignal): void {
-    this.#services = services;
-    void this.#healthChecks.follow(services);
-    this.#hostPorts?.follow(services.planHostPorts);
-    const { programs } = this.#socketServices ?? {};
-    if (programs) this.#state.replace(programs.id, programs);
+    this.#services.follow(services);
     if (this.#planning.plan?.underlay.podNetworks.length !== 0) void this.#sweep(signal);
   }
 
