@@ -311,7 +311,7 @@ for (const [kernel, open] of Object.entries(hosts)) {
   });
 }
 
-test('kernel: pod link: either end has one queue each way, whatever the number of CPUs', async (t) => {
+test('kernel: pod link: either end has room for one queue each way, whatever the number of CPUs', async (t) => {
   const { drivers, newPod, client, openPod } = await hosts.kernel(t);
   const value = podLink(await newPod());
   await create(drivers['pod-link'], value);

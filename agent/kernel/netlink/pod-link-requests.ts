@@ -57,8 +57,8 @@ export const hasIpv6 = ({ ips }: PodLink): boolean => hasFamily(ips, 'ipv6');
 export const hasHostLinkLocal = (value: PodLink): boolean => hasIpv6(value) && !value.bridge;
 
 /**
- * One queue each way: the kernel's default since 5.15 is one a possible CPU, each with objects of its own to be made and
- * taken away, and a veth does no work in its queues unless XDP or GRO is switched on for it.
+ * Room for one queue each way. Left to itself the kernel makes room, and objects, for one a possible CPU, and takes all but
+ * the first away again before the link is ever used (drivers/net/veth.c, veth_init_queues, since 5.15).
  */
 const ONE_QUEUE = Buffer.concat([u32(IFLA.NUM_TX_QUEUES, 1), u32(IFLA.NUM_RX_QUEUES, 1)]);
 
