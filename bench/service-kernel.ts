@@ -59,8 +59,8 @@ const FULL: Plan = {
   rounds: 3,
   changes: 5,
   slow: 10_000,
-  pathRounds: 5,
-  seconds: 0.5,
+  pathRounds: 3,
+  seconds: 0.3,
 };
 const QUICK: Plan = { counts: [10, 100], rounds: 1, changes: 2, slow: 10_000, pathRounds: 1, seconds: 0.1 };
 
