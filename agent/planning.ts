@@ -96,7 +96,8 @@ export class Planning {
         .filter(({ rank }) => rank === '')
         .flatMap(({ items }) => items.map(({ key }) => key));
       onPlanned(plan, before);
-      await this.#replanServices({ ...input, losses: plan.losses }, followed, signal);
+      const underlayIps = Object.values(plan.underlay.locals).map(({ ip }) => ip);
+      await this.#replanServices({ ...input, losses: plan.losses, underlayIps }, followed, signal);
     } finally {
       followed?.end();
     }

@@ -116,7 +116,8 @@ async function tulle(mode: 'ebpf' | 'iptables', backendName: 'nft' | 'legacy'): 
       [rules, entries] = [0, 0];
       cluster = clusterOf(services, cluster, index);
       const settings = { ...SETTINGS, 'services.mode': mode };
-      const { fragments } = planner.plan({ nodeName: 'bench', cluster, losses: new Map(), host: HOST, settings });
+      const node = { nodeName: 'bench', losses: new Map(), underlayIps: [], host: HOST };
+      const { fragments } = planner.plan({ ...node, cluster, settings });
       for (const id of fragments.changedSince(planned)) state.replace(id, fragments.get(id));
       planned = fragments;
       const programs = lane && socketPrograms(lane.build);

@@ -86,12 +86,14 @@ test('differences tells which cluster addresses two guards may judge differently
 
 test("node ports are at the Node's InternalIPs, or at the host's addresses inside the setting, never on loopback", (t) => {
   const hostIps = ['127.0.0.1', '::1', 'fe80::1', '172.30.0.11', '192.0.2.9', '10.84.0.1', 'fd30::11'].map(ip);
+  const places = { hostIps, underlayIps: ['172.30.0.11', '172.30.0.12'].map(ip) };
   const at = (...inside: string[]) =>
-    nodePortIps(selfNode, hostIps, guardWith(), { ...settings, 'services.nodePortAddresses': inside.map(cidr) });
+    nodePortIps(selfNode, places, guardWith(), { ...settings, 'services.nodePortAddresses': inside.map(cidr) });
   t.deepEqual<readonly string[], string[]>(at(), ['172.30.0.11', 'fd30::11']);
   t.deepEqual<readonly string[], string[]>(at('0.0.0.0/0', '::/0'), ['172.30.0.11', '192.0.2.9', 'fd30::11']);
   t.deepEqual<readonly string[], string[]>(at('192.0.2.0/24'), ['192.0.2.9']);
-  t.deepEqual(nodePortIps(undefined, hostIps, guardWith(), settings), []);
+  const away = nodePortIps(undefined, places, guardWith(), settings);
+  t.deepEqual<readonly string[], string[]>(away, ['172.30.0.11'], 'of a Node that is away: what the host still has');
 });
 
 test('the address of a URL', (t) => {

@@ -111,15 +111,19 @@ export function cidrAround(index: CidrIndex, ip: IpAddress): Cidr | undefined {
   return undefined;
 }
 
-/** The addresses at which this node opens node ports; `[]` while its Node is away. */
+/**
+ * The addresses at which this node opens node ports. While its Node is away, those that it had in the underlay and still has:
+ * its pods go on, and so does who calls them.
+ */
 export function nodePortIps(
   self: Node | undefined,
-  hostIps: readonly IpAddress[],
+  { hostIps, underlayIps }: { readonly hostIps: readonly IpAddress[]; readonly underlayIps: readonly IpAddress[] },
   { podCidrs }: Guard,
   settings: ServiceSettings,
 ): readonly IpAddress[] {
   const inside = settings['services.nodePortAddresses'];
-  const candidates = inside.length === 0 ? (self?.internalIps ?? []) : hostIps;
+  const own = self?.internalIps ?? underlayIps.filter((ip) => hostIps.includes(ip));
+  const candidates = inside.length === 0 ? own : hostIps;
   const usable = candidates.filter(
     (ip) =>
       specialUse(ip) === undefined &&

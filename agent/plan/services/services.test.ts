@@ -17,6 +17,7 @@ const input = (cluster: Cluster, more: Partial<ServicesInput> = {}): ServicesInp
   nodeName: 'a',
   cluster,
   losses: findLosses(cluster.nodes.values()),
+  underlayIps: [],
   host: host(),
   settings: on,
   ...more,

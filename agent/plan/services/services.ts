@@ -23,6 +23,8 @@ export interface ServicesInput {
   readonly nodeName: string;
   readonly cluster: Cluster;
   readonly losses: Losses;
+  /** This node's addresses in the underlay, the last known ones while its Node is away. */
+  readonly underlayIps: readonly IpAddress[];
   readonly host: Pick<Host, 'links' | 'randomFully'>;
   readonly settings: ServiceSettings;
 }
@@ -138,7 +140,7 @@ const planWith = (key: string, service: Service, index: ServiceIndex, context: S
   planService(service, index.slicesOf(key), context, (ip) => index.otherOwner(ip, key));
 
 function contextOf(input: ServicesInput, index: ServiceIndex, last: Last | undefined): Context {
-  const { cluster, nodeName, losses, host, settings } = input;
+  const { cluster, nodeName, losses, underlayIps, host, settings } = input;
   const former = last?.context;
   const apiServers = kept(former?.apiServers, apiServersOf(index, settings));
   const sameGuard =
@@ -151,7 +153,8 @@ function contextOf(input: ServicesInput, index: ServiceIndex, last: Last | undef
       ? former.guard
       : kept(former?.guard, planGuard(cluster.nodes.values(), losses, apiServers, settings));
   const self = cluster.nodes.get(nodeName);
-  const ips = kept(former?.nodePortIps, nodePortIps(self, [...addressesOf(host)], guard, settings));
+  const places = { hostIps: [...addressesOf(host)], underlayIps };
+  const ips = kept(former?.nodePortIps, nodePortIps(self, places, guard, settings));
   const forHostPorts = kept(former?.hostPortIps, hostPortIps(host, guard));
   return { zone: self?.zone, guard, nodePortIps: ips, apiServers, hostPortIps: forHostPorts };
 }
