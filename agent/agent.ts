@@ -377,6 +377,7 @@ class Agent {
     this.#sweeps = true;
     await this.#reconciler.rest();
     if (signal.aborted) return;
+    this.#services.written();
     this.#reconciler.enableSweep();
     await this.#kernel.sweepOtherBackend(signal);
   }

@@ -74,6 +74,11 @@ export class NodeServices {
     if (programs) this.#options.state.replace(programs.id, programs);
   }
 
+  /** Once, when everything that was to be written for Services was tried. */
+  written(): void {
+    this.#sockets?.written();
+  }
+
   onBatch(report: BatchReport): void {
     this.#sockets?.onBatch(report);
   }
@@ -106,11 +111,11 @@ export class NodeServices {
     const { config, served, reconciler, attachments, log } = this.#options;
     const { mode, lane } = served;
     if (mode !== 'ebpf' || !lane) return undefined;
-    const isForPods = config['services.ebpf.scope'] === 'all';
     return new SocketServices({
       lane,
       reconciler,
-      namespaces: () => (isForPods ? attachments().map(({ netns }) => netns) : []),
+      namespaces: () => attachments().map(({ netns }) => netns),
+      scope: config['services.ebpf.scope'],
       log: log.child({ component: 'sockets' }),
     });
   }

@@ -2,6 +2,7 @@
 import type { Logger } from 'pino';
 import { DatagramSockets, type DatagramSocketsOptions } from './kernel/bpf/datagram-sockets.ts';
 import type { BpfLane } from './kernel/bpf/lane.ts';
+import { writeScope } from './kernel/bpf/service-mode.ts';
 import type { Fragment } from './model/fragment.ts';
 import { type Key, keyOf } from './model/items.ts';
 import { type Backend, type BackendSet, type Frontend, isSetId } from './model/services.ts';
@@ -12,8 +13,10 @@ import type { Change } from './reconcile/types.ts';
 export interface SocketServicesOptions {
   readonly lane: BpfLane;
   readonly reconciler: Pick<Reconciler, 'known'>;
-  /** Network namespaces of the pods whose sockets are translated. */
+  /** Network namespaces of the pods. */
   readonly namespaces: DatagramSocketsOptions['namespaces'];
+  /** Whose sockets are translated. */
+  readonly scope: DatagramSocketsOptions['scope'];
   readonly log: Logger;
 }
 
@@ -36,28 +39,44 @@ export class SocketServices {
   readonly #lane: BpfLane;
   readonly #reconciler: Pick<Reconciler, 'known'>;
   readonly #sockets: DatagramSockets;
+  readonly #scope: SocketServicesOptions['scope'];
+  #isWritten = false;
 
-  constructor({ lane, reconciler, namespaces, log }: SocketServicesOptions) {
+  constructor({ lane, reconciler, namespaces, scope, log }: SocketServicesOptions) {
     this.programs = socketPrograms(lane.build);
     this.#lane = lane;
+    this.#scope = scope;
     this.#reconciler = reconciler;
     const { connectedSockets } = lane;
     this.#sockets = new DatagramSockets({
       connectedSockets,
       namespaces,
+      scope,
       backendsOf: (at) => this.#backendsOf(at),
       log,
     });
   }
 
+  /**
+   * Once: all Services were written, for packets too. Until then nobody can tell which sockets have lost their backend (maps of
+   * another size begin empty), and pods that are left to packets from now on had no rules.
+   */
+  written(): void {
+    this.#isWritten = true;
+    writeScope(this.#lane, this.#scope);
+    void this.#sockets.takeOver();
+    void this.#sockets.follow();
+  }
+
   onBatch({ kind, changes }: BatchReport): void {
+    if (!this.#isWritten) return;
     if (kind === 'frontend' && changes.some(mayStrand)) void this.#sockets.follow();
     if (kind === 'attachment' && changes.some(({ action }) => action === 'create')) void this.#sockets.takeOver();
   }
 
   /** Who was just connecting when its backend went was missed. */
-  keep(): Promise<void> {
-    return this.#sockets.follow();
+  async keep(): Promise<void> {
+    if (this.#isWritten) await this.#sockets.follow();
   }
 
   status(): SocketServicesStatus {

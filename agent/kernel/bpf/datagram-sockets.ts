@@ -23,6 +23,8 @@ export interface DatagramSocketsOptions {
   readonly connectedSockets: (signal: AbortSignal) => Promise<readonly ConnectedSocket[]>;
   /** Those of the pods. */
   readonly namespaces: () => readonly Namespace[];
+  /** Whose sockets the programs translate. */
+  readonly scope: 'all' | 'host';
   /** Where the programs lead datagrams now that are sent to this address; undefined: they leave them alone. */
   readonly backendsOf: (frontend: Backend) => readonly Backend[] | undefined;
   readonly log: Logger;
@@ -51,9 +53,10 @@ export class DatagramSockets {
 
   /** Once the programs serve what packets served before. Never rejects. */
   async takeOver(): Promise<void> {
-    const { namespaces, backendsOf } = this.#options;
+    const { namespaces, backendsOf, scope } = this.#options;
     const isUnseen = ({ peer }: DatagramSocket): boolean => backendsOf(peer) !== undefined;
-    for (const place of [HOST, ...namespaces().map(({ path }) => path)])
+    const ofPods = scope === 'all' ? namespaces().map(({ path }) => path) : [];
+    for (const place of [HOST, ...ofPods])
       await this.#destroy(place, async (client) => (await listDatagramSockets(client)).filter(isUnseen));
   }
 

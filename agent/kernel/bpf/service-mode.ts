@@ -96,8 +96,10 @@ const openLane = (settings: ServiceModeSettings): BpfLane =>
 /** With the programs loaded, though not attached: what the verifier refuses shows now. */
 async function openForService(settings: ServiceModeSettings, signal: AbortSignal): Promise<BpfLane> {
   const lane = openLane(settings);
+  const scope = settings['services.ebpf.scope'];
   try {
-    lane.writeSettings(settings['services.ebpf.scope'] === 'host' ? { hostNetns: netnsCookie() } : {});
+    // What is attached goes on for pods, until there are rules for them: see SocketServices.written.
+    if (scope === 'all' || !lane.drivers.attachment.isAttached()) writeScope(lane, scope);
     await lane.load(signal);
     return lane;
   } catch (error) {
@@ -105,6 +107,12 @@ async function openForService(settings: ServiceModeSettings, signal: AbortSignal
     throw error;
   }
 }
+
+/** Whose sockets are translated from now on. */
+export const writeScope = (
+  lane: Pick<BpfLane, 'writeSettings'>,
+  scope: ServiceModeSettings['services.ebpf.scope'],
+): void => lane.writeSettings(scope === 'host' ? { hostNetns: netnsCookie() } : {});
 
 /**
  * What another mode left attached: it is looked for where it is attached, as it goes on without bpffs and pins, too. Pins alone

@@ -1,0 +1,117 @@
+/** What Services have from an agent that starts again: with another scope, without its Node. */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test from 'ava';
+import { families, type IpAddress } from '../../agent/model/ip.ts';
+import { apiPath } from '../../lab/api-writer.ts';
+import { inNode, inPod } from '../../lab/node.ts';
+import { until } from '../../lab/until.ts';
+import { agentStatus } from '../support/agent-status.ts';
+import { type OpenCaller, openCaller } from '../support/caller.ts';
+import { TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
+import { type ServiceApi, type ServiceObject, serviceApi, TCP_AND_UDP } from '../support/service-api.ts';
+import type { Answer, Call } from '../support/socket-caller.ts';
+
+const directory = mkdtempSync(join(tmpdir(), 'tulle-test-restarts-'));
+test.after.always(() => rmSync(directory, { recursive: true, force: true }));
+const configFile = join(directory, 'config.yaml');
+const choose = (services: string) => writeFileSync(configFile, `services: ${services}\n`);
+choose('{ mode: ebpf }');
+
+const WAIT = { deadlineMs: TIMEOUT_MS, intervalMs: 20 };
+const opened: OpenCaller[] = [];
+let inside: readonly OpenCaller[];
+let pod: OpenCaller;
+let neighbour: OpenCaller;
+let api: ServiceApi;
+let web: ServiceObject;
+const lab = useLab({ nodes: 2, agentArgs: ['--config', configFile] }, async () => {
+  const { control } = lab();
+  const open = async (argv: readonly [string, ...string[]]) => {
+    const caller = await openCaller(argv);
+    opened.push(caller);
+    return caller;
+  };
+  const serving = await control.runPod({
+    namespace: 'default',
+    name: 'web-1',
+    node: 'node-1',
+    serve: [{ port: 8080 }],
+  });
+  const idle = await lab().runPod('idle', 'node-1');
+  pod = await open(inPod(node(), idle.netns, []));
+  inside = [pod, await open(inNode(node(), []))];
+  neighbour = await open(inNode(lab().node('node-2'), []));
+  api = serviceApi(control, new Map([['web-1', serving]]));
+  web = await api.createService('web', { type: 'NodePort', ports: TCP_AND_UDP });
+  for (const { family } of families) await api.createSlice({ of: 'web', family, endpoints: '1' });
+  const isServed = async () => (await ask({ how: 'tcp' })).every((each) => each === 'web-1');
+  await until(isServed, { describe: 'the Service', ...WAIT });
+});
+test.after.always(() => Promise.all(opened.map((caller) => caller.end())));
+
+const node = () => lab().node('node-1');
+const serverOf = ({ from, error }: Answer): string => from?.split(' ')[0] ?? error ?? '';
+/** What a pod and the host get at each address of the Service; by the same sockets under the same name. */
+async function ask({ how, name }: { readonly how: Call['how']; readonly name?: string }): Promise<readonly string[]> {
+  const calls = web.clusterIps.map(
+    (ip): Call => ({ how, ip, port: 80, deadlineMs: 2000, ...(name !== undefined && { socket: `${name} ${ip}` }) }),
+  );
+  return (await Promise.all(inside.map((caller) => caller.callAll(calls)))).flat().map(serverOf);
+}
+const EVERYBODY = ['web-1', 'web-1', 'web-1', 'web-1'];
+const isReady = async () => (await agentStatus(node()))?.readiness.ready === true;
+/** The agent again, with these settings. */
+async function restart(services: string): Promise<void> {
+  await lab().control.stopAgent('node-1');
+  choose(services);
+  await lab().control.startAgent('node-1');
+  await until(isReady, { describe: 'the agent to be ready', ...WAIT });
+  await untilSettled(node());
+}
+
+for (const { family } of families) {
+  test.serial(`${family}: from scope all to scope host, and back, no connection of a pod fails`, async (t) => {
+    const ip = web.clusterIps.find((each) => each.includes(':') === (family === 'ipv6')) as IpAddress;
+    const load = pod.load({ ip, port: 80, perSecond: 100 });
+    await restart('{ mode: ebpf, ebpf: { scope: host } }');
+    await restart('{ mode: ebpf }');
+    const { answers, errors } = await load.stop();
+    t.deepEqual(errors, {});
+    t.true((answers?.['web-1'] ?? 0) > 100);
+  });
+}
+
+test.serial(
+  'from scope host to scope all: sockets of pods that rules translated are destroyed, and no others',
+  async (t) => {
+    await restart('{ mode: ebpf, ebpf: { scope: host } }');
+    t.deepEqual(await ask({ how: 'udp-connected', name: 'scope' }), EVERYBODY);
+    await restart('{ mode: ebpf }');
+    const ofPod = async () => (await ask({ how: 'udp-connected', name: 'scope' })).slice(0, 2);
+    const isDestroyed = async () => (await ofPod()).every((each) => !/^(web-1|ECONNREFUSED)$/.test(each));
+    await until(isDestroyed, { describe: 'the sockets to be destroyed', ...WAIT });
+    t.deepEqual((await ask({ how: 'udp-connected', name: 'scope' })).slice(2), ['web-1', 'web-1'], 'those of the host');
+    t.deepEqual(await ask({ how: 'udp-connected', name: 'anew' }), EVERYBODY);
+  },
+);
+
+test.serial('node ports go on while the Node is away, also over a restart', async (t) => {
+  const port = web.ports[0]?.nodePort as number;
+  const atNode = async () =>
+    (await neighbour.callAll(node().addresses.map((ip): Call => ({ how: 'tcp', ip, port, deadlineMs: 2000 })))).map(
+      serverOf,
+    );
+  t.deepEqual(await atNode(), ['web-1', 'web-1']);
+  await lab().control.callApi({ method: 'DELETE', path: apiPath.node('node-1') });
+  const isAway = async () => (await agentStatus(node()))?.underlay?.suspended === true;
+  await until(isAway, { describe: 'the agent to miss its Node', ...WAIT });
+  await untilSettled(node());
+  t.deepEqual(await atNode(), ['web-1', 'web-1']);
+  await lab().control.stopAgent('node-1');
+  await lab().control.startAgent('node-1');
+  await until(isAway, { describe: 'the agent to miss its Node again', ...WAIT });
+  await untilSettled(node());
+  t.deepEqual(await atNode(), ['web-1', 'web-1']);
+});
