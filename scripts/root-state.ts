@@ -47,6 +47,7 @@ export async function readRootState(): Promise<RootState> {
     ['sysctl', readSysctls()],
     ['host name', [hostname()]],
     ['bpffs', globSync('**', { cwd: '/sys/fs/bpf' }).sort()],
+    ['programs', await linesOf(`bpftool cgroup show ${cgroupRoot() ?? '/nonexistent'}`)],
     ['cgroups', globSync('{tulle,kubepods}*/**/', { cwd: cgroupRoot() ?? '/nonexistent' }).sort()],
   ]);
 }

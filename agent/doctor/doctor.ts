@@ -13,6 +13,7 @@ import { networkd } from './networkd.ts';
 import { nodeAddress } from './node-address.ts';
 import { podCidr } from './pod-cidr.ts';
 import { runDir } from './run-dir.ts';
+import { services } from './services.ts';
 import { conntrack, neighbours } from './tables.ts';
 import { tools } from './tools.ts';
 import { tunnel } from './tunnel.ts';
@@ -34,6 +35,7 @@ export const CHECKS: readonly Check[] = [
   tunnelDevice,
   tunnel,
   mtu,
+  services,
   conntrack,
   neighbours,
   tools,

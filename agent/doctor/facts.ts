@@ -29,6 +29,8 @@ export interface AgentAnswer {
   readonly readiness: { readonly ready: true } | { readonly ready: false; readonly reason: string };
   readonly host: { readonly iptables: string };
   readonly problems: readonly string[];
+  /** Absent where another proxy serves them. */
+  readonly services?: { readonly mode: string };
   readonly kernel: {
     readonly failing: readonly { readonly key: string; readonly error: string; readonly attempts: number }[];
     readonly blocked: readonly { readonly key: string; readonly by: string }[];

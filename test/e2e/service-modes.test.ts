@@ -4,13 +4,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import type { AgentStatus } from '../../agent/agent.ts';
+import type { CheckReport } from '../../agent/doctor/doctor.ts';
 import { families, type IpAddress } from '../../agent/model/ip.ts';
-import { inNode, inPod } from '../../lab/node.ts';
+import { inNode, inPod, pathOnHost } from '../../lab/node.ts';
 import type { PodStatus } from '../../lab/pods.ts';
 import { until } from '../../lab/until.ts';
 import { agentStatus } from '../support/agent-status.ts';
 import { type OpenCaller, openCaller } from '../support/caller.ts';
-import { output, shIn, TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
+import { output, shIn, TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
 import { type ServiceApi, type ServiceObject, serviceApi, TCP_AND_UDP } from '../support/service-api.ts';
 import type { Answer, Call } from '../support/socket-caller.ts';
 
@@ -167,6 +168,28 @@ test.serial(
     });
   },
 );
+
+test.serial('who calls a Service where no program sees it is refused, and the doctor says so', async (t) => {
+  const services = async () => {
+    const { stdout } = await tulle(node(), 'doctor', '--json');
+    const { checks } = JSON.parse(stdout) as { checks: readonly CheckReport[] };
+    return checks.find(({ check }) => check === 'services');
+  };
+  await untilServed('web-1');
+  const before = await services();
+  t.is(before?.state, 'ok', before?.findings[0]?.evidence.join());
+  // As a virtual machine in the pod: in its network, and not below the node's cgroup.
+  const idle = (await lab().control.status()).pods.find(({ name }) => name === 'idle');
+  const netns = pathOnHost(node(), `/run/netns/${idle?.netns}`);
+  const stranger = await openCaller(['nsenter', `--net=${netns}`, '--']);
+  const calls = web.clusterIps.flatMap((ip) => Array.from({ length: 25 }, (): Call => ({ how: 'tcp', ip, port: 80 })));
+  const answers = await stranger.callAll(calls);
+  await stranger.end();
+  t.deepEqual(new Set(answers.map(serverOf)), new Set(['ECONNREFUSED']));
+  const after = await services();
+  t.is(after?.findings[0]?.evidence.length, 2, 'one rule a family');
+  t.regex(after?.findings[0]?.summary ?? '', /^packets to cluster addresses were refused/);
+});
 
 test.serial('a full map is told, with the setting, and what is in it goes on', async (t) => {
   choose('services: { mode: ebpf, ebpf: { maxFrontends: 64 } }');
