@@ -29,6 +29,10 @@ for (const { family } of families) {
     // A socket of IPv6 that speaks IPv4 is one of IPv6 to the kernel.
     const mapped: Call = { ...service('mapped'), ip: family === 'ipv4' ? `::ffff:${VIPS.ipv4}` : VIPS.ipv6 };
     t.is((await caller.call(mapped)).from, gone);
+    // What the programs wrote into it stays when it is connected to somebody else.
+    const moved: Call = { ...service('moved'), ip: stays, port: SERVER_PORT };
+    t.is((await caller.call(service('moved'))).from, gone);
+    t.is((await caller.call(moved)).from, stays);
     await program(lane, frontends(1));
     t.is((await caller.call(service('new'))).from, stays);
     for (const call of [direct, loose]) t.is((await caller.call(call)).from, gone);
@@ -51,6 +55,7 @@ for (const { family } of families) {
     for (const call of [service('old'), mapped])
       t.regex((await caller.call(call)).error ?? '', /^(ECONNABORTED|EDESTADDRREQ)$/);
     t.is((await caller.call(service('new'))).from, stays);
+    t.is((await caller.call(moved)).from, stays);
     for (const call of [direct, loose]) t.is((await caller.call(call)).from, gone);
     t.is(await destroySockets(client, sockets.filter(isOf(gone))), 0, 'it is no such socket any more');
     // Whoever opens a socket anew is served.

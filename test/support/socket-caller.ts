@@ -16,7 +16,7 @@ export interface Call {
   readonly how: 'tcp' | 'tcp-open' | 'udp' | 'udp-connected' | 'load';
   readonly ip: string;
   readonly port: number;
-  /** A socket of an earlier call with this name is used again. */
+  /** A socket of an earlier call with this name is used again; one of datagrams that is connected elsewhere is connected anew. */
   readonly socket?: string;
   readonly perSecond?: number;
   /** How long to wait for an answer that may not come. */
@@ -83,15 +83,24 @@ async function callOpenTcp({ ip, port, socket: name = '', deadlineMs = DEADLINE_
 }
 
 const sockets = new Map<string, Socket>();
+/** Where connected ones were connected to. */
+const targets = new WeakMap<Socket, string>();
 
 async function openDatagrams({ ip, port, how, socket: name }: Call): Promise<Socket> {
   const known = name === undefined ? undefined : sockets.get(name);
-  if (known) return known;
+  const target = show(ip, port);
+  if (known && (how === 'udp' || targets.get(known) === target)) return known;
+  if (known) known.disconnect();
+  if (known) return connectDatagrams(known, ip, port);
   const socket = createSocket(ip.includes(':') ? 'udp6' : 'udp4');
   if (name !== undefined) sockets.set(name, socket);
   // What happens to it between two calls is told by the next one.
   socket.on('error', () => {});
-  if (how === 'udp') return socket;
+  return how === 'udp' ? socket : connectDatagrams(socket, ip, port);
+}
+
+async function connectDatagrams(socket: Socket, ip: string, port: number): Promise<Socket> {
+  targets.set(socket, show(ip, port));
   try {
     socket.connect(port, ip);
     await once(socket, 'connect', { signal: AbortSignal.timeout(DEADLINE_MS) });

@@ -39,12 +39,28 @@ export interface DatagramSocket extends NamedSocket {
   readonly peer: Backend;
 }
 
-/** What the iterator `tulle_peers_iter` wrote, struct socket_row each. */
+/**
+ * What the iterator `tulle_peers_iter` wrote, struct socket_row each. Without sockets that have been connected elsewhere or
+ * disconnected since: what was stored in them stays.
+ */
 export function readSocketRows(rows: Buffer): readonly ConnectedSocket[] {
   const { bytes } = STRUCTS.socket_row;
-  return Array.from({ length: Math.floor(rows.length / bytes) }, (_, i) =>
-    readRow(rows.subarray(i * bytes, (i + 1) * bytes)),
+  const all = Array.from({ length: Math.floor(rows.length / bytes) }, (_, i) =>
+    rows.subarray(i * bytes, (i + 1) * bytes),
   );
+  return all.flatMap((row) => {
+    const socket = readRow(row);
+    const { ip, port } = readOther(row);
+    return ip === socket.backend.ip && port === socket.backend.port ? socket : [];
+  });
+}
+
+/** Whom the socket is connected with. */
+function readOther(row: Buffer): Backend {
+  const { family, other, other_port } = STRUCTS.socket_row.fields;
+  const isIpv4 = row.readUInt16LE(family.offset) === FAMILIES.ipv4.addressFamily;
+  const ip = isIpv4 ? ipFromBytes(row.subarray(other.offset, other.offset + 4)) : readAddress(row, other.offset);
+  return { ip, port: row.readUInt16BE(other_port.offset) };
 }
 
 function readRow(row: Buffer): ConnectedSocket {
