@@ -90,6 +90,18 @@ test('without rules for cluster addresses, node ports have theirs', (t) => {
   t.true(textOf(made).includes('-d 172.30.0.11 -p tcp --dport 30080 -g'));
 });
 
+test('without rules for cluster addresses, SCTP has them: no program translates its sockets', (t) => {
+  const context = { zone: undefined, nodePortIps: [], guard };
+  const given = service('web', { ports: 'a:80 b:80/SCTP' });
+  const endpoints = [slice('web', '10.84.0.5', { on: 'a:8080 b:8080/SCTP' })];
+  const { frontends, sets } = planService(given, endpoints, context, () => undefined);
+  const made = textOf(iptablesItems('service default/web', frontends, sets, { clusterAddresses: false }));
+  t.regex(made, /-d 10\.96\.0\.7 -p sctp --dport 80 -g SVC0/);
+  t.regex(made, /-A SVC0 -p sctp -j DNAT --to-destination 10\.84\.0\.5:8080/);
+  t.regex(made, /svc-translated-4 10\.96\.0\.7\/32,SCTP:80/);
+  t.notRegex(made, /tcp/i);
+});
+
 test('other endpoints change one chain in place; two owners of one place contest one key and share no chain', (t) => {
   const keysOf = (made: Made) => made.items.map(({ key }) => key).sort();
   const [two, three] = [render({}, '10.84.0.5 10.84.1.5'), render({}, '10.84.0.5 10.84.1.5 10.84.1.6')];

@@ -29,7 +29,7 @@ export interface IptablesItems {
 export interface IptablesOptions {
   /**
    * Whether cluster addresses have rules. Where sockets translate, only packets from other hosts and from containers inside
-   * pods need them; without, such packets are refused.
+   * pods need them; without, such packets are refused. SCTP has them in any case: no program translates its sockets.
    */
   readonly clusterAddresses: boolean;
 }
@@ -47,7 +47,8 @@ export function iptablesItems(
 ): IptablesItems {
   const addresses = frontends.filter(({ protocol }) => protocol === 'any');
   const placed = frontends.filter(
-    (each): each is PlacedFrontend => each.protocol !== 'any' && (clusterAddresses || each.kind !== 'cluster'),
+    (each): each is PlacedFrontend =>
+      each.protocol !== 'any' && (clusterAddresses || each.kind !== 'cluster' || each.protocol === 'SCTP'),
   );
   const chains = chainsOf(owner, placed, new Map(sets.map((set) => [set.id, set])));
   const pairs = Map.groupBy(placed, ({ ip, port, protocol }) => `${ip} ${port} ${protocol}`);
