@@ -202,6 +202,8 @@ async function sweep(
   const stop = new AbortController();
   reconciler.start(AbortSignal.any([signal, stop.signal]));
   try {
+    // In batches of the drivers' own: to remove any rule of legacy iptables takes a second, and all of them not much more.
+    await reconciler.rest();
     await settleAll(reconciler, keys, signal);
   } finally {
     stop.abort(new Error('done'));
