@@ -199,3 +199,24 @@ test('after the abort nothing is written any more', async (t) => {
   t.is(rig.routes.store.size, 0);
   t.is(rig.routes.applies, 1);
 });
+
+test('whatever goes on changing, what has to go goes, later kinds are written, and the lane comes to rest', async (t) => {
+  let changes = 0;
+  const rig = await startRig(t, {
+    options: {
+      // Something else is wanted after each batch of sysctls, the first kind of the lane.
+      onBatch: ({ kind }) => {
+        if (kind === 'sysctl') rig.put(fragment('unsteady', [sysctl(9, String(changes++))]));
+      },
+    },
+    fragments: [fragment('leaves', [sysctl(1)])],
+  });
+  await rig.reconciler.settle([sysctl(1).key], bound());
+  const isSteady = () => rig.sysctls.store.has(sysctl(1).key);
+  rig.drop('leaves');
+  rig.put(fragment('comes', [route(1)]));
+  await until(() => !isSteady() && rig.routes.store.has(route(1).key), 'both');
+  const before = changes;
+  await rig.reconciler.rest();
+  t.true(before > 0);
+});

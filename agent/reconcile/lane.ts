@@ -51,6 +51,21 @@ export interface LaneContext {
   onList(report: ListReport): void;
 }
 
+/** Somebody who waits for what there was to write. */
+interface Resting {
+  /** Begun since, with every kind listed. */
+  cycles: number;
+  readonly resolve: () => void;
+}
+
+/**
+ * Batches of one kind beyond what there was at first: for what becomes free by these, level by level. Then the kinds after it
+ * and removals get their turn, however fast more comes.
+ */
+const EXTRA_BATCHES = 16;
+/** So often all there was is tried, also what the last kind has made free for the first. */
+const CYCLES_TO_REST = 2;
+
 /**
  * One loop that does everything its drivers do, one thing at a time: lists, and batches in apply order, creates and updates
  * first and removals in reverse. Between any two batches those who settle get their turn, then lists that are due.
@@ -62,7 +77,7 @@ export class LaneLoop {
   readonly #context: LaneContext;
   readonly #bell = new Doorbell();
   readonly #errands: Errand[] = [];
-  #resting: (() => void)[] = [];
+  #resting: Resting[] = [];
   #ended: AbortSignal | undefined;
   #cycles = 0;
   #work: LaneWork | undefined;
@@ -100,7 +115,7 @@ export class LaneLoop {
       await this.#bell.wait(this.#nextDueMs() - this.#context.now());
     }
     this.#ended = signal;
-    this.#endRest();
+    this.#endRest(0);
     for (const errand of this.#errands.splice(0)) errand.cancel(signal.reason);
   }
 
@@ -132,18 +147,22 @@ export class LaneLoop {
   rest(): Promise<void> {
     if (this.#ended) return Promise.resolve();
     const { promise, resolve } = Promise.withResolvers<void>();
-    this.#resting.push(resolve);
+    this.#resting.push({ cycles: 0, resolve });
     this.ring();
     return promise;
   }
 
-  #endRest(): void {
-    for (const resolve of this.#resting.splice(0)) resolve();
+  /** For those who have waited for so many cycles. */
+  #endRest(cycles: number): void {
+    const isOver = (each: Resting): boolean => each.cycles >= cycles;
+    for (const { resolve } of this.#resting.filter(isOver)) resolve();
+    this.#resting = this.#resting.filter((each) => !isOver(each));
   }
 
   async #cycle(signal: AbortSignal): Promise<void> {
     this.#cycles++;
     await this.#interlude(signal);
+    const resting = this.#ledgers.every(isListed) ? [...this.#resting] : [];
     for (const ledger of this.#ledgers)
       await this.#drain(ledger, () => ledger.takeWrites(this.#limitOf(ledger)), signal);
     for (const ledger of this.#ledgers.toReversed()) {
@@ -151,7 +170,9 @@ export class LaneLoop {
     }
     this.#context.settles.check();
     for (const ledger of this.#ledgers) ledger.collect();
-    if (this.#ledgers.every(hasTried)) this.#endRest();
+    if (this.#ledgers.every(isListed)) for (const each of resting) each.cycles++;
+    // Where more comes all the time, something is always left to be tried.
+    this.#endRest(this.#ledgers.every(hasTried) ? 0 : CYCLES_TO_REST);
   }
 
   #limitOf({ driver }: Ledger): number {
@@ -159,7 +180,9 @@ export class LaneLoop {
   }
 
   async #drain(ledger: Ledger, take: () => readonly Change[], signal: AbortSignal): Promise<void> {
-    for (let batch = take(); batch.length > 0; batch = take()) {
+    for (let left = Math.ceil(ledger.dirty.size / this.#limitOf(ledger)) + EXTRA_BATCHES; left > 0; left--) {
+      const batch = take();
+      if (batch.length === 0) return;
       await this.#apply(ledger, batch, signal);
       await this.#interlude(signal);
     }
@@ -299,8 +322,9 @@ export class LaneLoop {
 }
 
 /** Of what cannot be listed, nothing can be written. */
-const hasTried = ({ dirty, schedule }: Ledger): boolean =>
-  schedule.stale === undefined ? !dirty.hasPending : schedule.failing !== undefined;
+const isListed = ({ schedule }: Ledger): boolean => schedule.stale === undefined || schedule.failing !== undefined;
+const hasTried = (ledger: Ledger): boolean =>
+  isListed(ledger) && (ledger.schedule.stale !== undefined || !ledger.dirty.hasPending);
 
 const asError = (value: unknown): Error =>
   value instanceof Error ? value : new Error(String(value), { cause: value });
