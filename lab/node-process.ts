@@ -114,7 +114,9 @@ export class NodeProcess {
 
   async #killChild(): Promise<false> {
     const pid = await this.#pid();
-    if (pid !== undefined) killIfAlive(pid);
+    if (pid === undefined) return false;
+    this.#isKilled = true;
+    killIfAlive(pid);
     return false;
   }
 
