@@ -6,6 +6,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
+import { setTimeout as delay } from 'node:timers/promises';
 import { execa } from 'execa';
 import type { AgentStatus } from '../agent/agent.ts';
 import type { NodeRef } from '../lab/node.ts';
@@ -30,6 +31,7 @@ const WRITTEN = ['chain-part', 'frontend'] as const;
 const LAG_READER = join(import.meta.dirname, 'lag-reader.ts');
 /** To ask ten times as often was a fifth of an agent's work among 10,000 Services. */
 const POLL_MS = 200;
+const QUIET_MS = 500;
 /** Of one change, with a page of metrics that is up to a second old. */
 const CHANGE_DEADLINE_MS = 30_000;
 
@@ -135,16 +137,19 @@ async function measureChanges(
 ): Promise<readonly number[]> {
   using reader = new LagReader(node);
   const durations: number[] = [];
+  let before = await reader.read();
   for (let index = 0; index < changes; index++) {
-    const before = await reader.read();
     // Spread over all of them.
     await movePhantomEndpoint(control, services, Math.floor((index * services.count) / changes), 1);
     const isDone = async () => {
+      // Not asked while it is at work: a page of metrics costs it more than a change.
+      await delay(QUIET_MS);
       const now = await reader.read();
       return now.count > before.count && now;
     };
-    const after = await until(isDone, { describe: 'the change', deadlineMs: CHANGE_DEADLINE_MS, intervalMs: 100 });
+    const after = await until(isDone, { describe: 'the change', deadlineMs: CHANGE_DEADLINE_MS, intervalMs: 0 });
     durations.push(((after.seconds - before.seconds) * 1000) / (after.count - before.count));
+    before = after;
   }
   return durations;
 }
