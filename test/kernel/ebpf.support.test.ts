@@ -1,5 +1,8 @@
 /** What is asked of a kernel before Services are translated at its sockets, asked of this one. */
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import test from 'ava';
+import { execa } from 'execa';
 import { findCgroupRoot, possibleCpus } from '../../agent/kernel/bpf/place.ts';
 import { probeSocketSupport } from '../../agent/kernel/bpf/support.ts';
 import { KernelError } from '../../agent/kernel/errors.ts';
@@ -20,10 +23,41 @@ test('what is not there is named, with what follows and what to do', (t) => {
   const { lacking } = probeSocketSupport({ cgroupRoots: ['/proc'], bpffs: '/proc', kernelBtf: '/proc/none' });
   t.deepEqual(
     lacking.map(({ name, state }) => `${name}: ${state}`),
-    ['cgroup v2: missing', 'bpffs: missing', 'type information of the kernel: missing'],
+    [
+      'cgroup v2: missing',
+      'bpffs: missing',
+      'type information of the kernel: missing',
+      'room beside other programs: missing',
+    ],
   );
   t.regex(lacking[0]?.evidence ?? '', /expected cgroup v2 at \/proc, got none/);
   t.regex(lacking[1]?.evidence ?? '', /expected a bpffs, got a file system of type 0x9fa0/);
+});
+
+test('a program of somebody who shares with nobody is named, with what to do', async (t) => {
+  const { cgroup, bpffs, directory } = await createEbpfNode(t);
+  const [source, object, pin] = [join(directory, 'foreign.c'), join(directory, 'foreign.o'), join(bpffs, 'foreign')];
+  writeFileSync(
+    source,
+    '#include <linux/bpf.h>\nint foreign(struct bpf_sock_addr *ctx) __attribute__((section("cgroup/sendmsg6")));\n' +
+      'int foreign(struct bpf_sock_addr *ctx) { return 1; }\nchar _license[] __attribute__((section("license"))) = "GPL";\n',
+  );
+  const multiarch = `/usr/include/${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-linux-gnu`;
+  await execa('clang-14', ['-target', 'bpf', '-O2', '-g', '-idirafter', multiarch, '-c', source, '-o', object]);
+  await execa('bpftool', ['-n', 'prog', 'load', object, pin]);
+  const lackingHere = () => probeSocketSupport({ cgroupRoots: [cgroup], bpffs }).lacking;
+  await execa('bpftool', ['cgroup', 'attach', cgroup, 'sendmsg6', 'pinned', pin, 'multi']);
+  t.deepEqual(lackingHere(), []);
+  await execa('bpftool', ['cgroup', 'detach', cgroup, 'sendmsg6', 'pinned', pin]);
+  await execa('bpftool', ['cgroup', 'attach', cgroup, 'sendmsg6', 'pinned', pin]);
+  const [lacking] = lackingHere();
+  t.is(lacking?.name, 'room beside other programs');
+  const evidence =
+    /program \d+ \(foreign\) has for itself; stop who attached it, then (bpftool cgroup detach .* id \d+)\)$/;
+  t.regex(lacking?.evidence ?? '', evidence);
+  const [file = '', ...args] = evidence.exec(lacking?.evidence ?? '')?.[1]?.split(' ') ?? [];
+  await execa(file, args);
+  t.deepEqual(lackingHere(), []);
 });
 
 test('the root of the cgroups is found, on pure and hybrid hosts alike', (t) => {

@@ -9,7 +9,7 @@ import { type Attachment, type Key, keyOf, SOCKET_HOOKS, type SocketHook } from 
 import { BPF_PREFIX } from '../../model/kernel-names.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
 import type { Run } from '../command.ts';
-import { isNotFound } from '../errors.ts';
+import { isNotFound, KernelError } from '../errors.ts';
 import {
   detachProgram,
   OBJECT_NAME_MAX,
@@ -104,9 +104,25 @@ async function applyOne(
   for (const { id } of own) if (id !== current) detach(cgroup, hook, id);
 }
 
+/** Throws KernelError when another program leaves no room at a hook of this cgroup. */
+export function requireRoom(cgroup: string): void {
+  for (const hook of SOCKET_HOOKS) {
+    const { ids, isExclusive } = withCgroup(cgroup, (fd) => queryPrograms(fd, ATTACH_TYPES[hook]));
+    const [id = 0] = ids;
+    if (!isExclusive) continue;
+    const name = readById(id, openProgramById, readProgramInfo)?.name;
+    throw new KernelError({
+      code: 'EBUSY',
+      operation: 'attach to',
+      object: `${hook} of ${cgroup}`,
+      detail: `expected a hook that can be shared, got one that program ${id} (${name}) has for itself; stop who attached it, then bpftool cgroup detach ${cgroup} ${hook} id ${id}`,
+    });
+  }
+}
+
 /** Tulle's programs at a hook, in the order in which they run. */
 const ownAt = (cgroup: string, hook: SocketHook): readonly ProgramInfo[] =>
-  withCgroup(cgroup, (fd) => queryPrograms(fd, ATTACH_TYPES[hook]).flatMap((id) => ownProgram(id, hook) ?? []));
+  withCgroup(cgroup, (fd) => queryPrograms(fd, ATTACH_TYPES[hook]).ids.flatMap((id) => ownProgram(id, hook) ?? []));
 
 const detach = (cgroup: string, hook: SocketHook, id: number): void =>
   withCgroup(cgroup, (fd) =>

@@ -157,8 +157,18 @@ const nameAt = (info: Buffer, offset: number): string =>
 /** More programs than this on one hook are not a thing that happens (the kernel's limit is 64). */
 const ATTACHED_MAX = 64;
 
-/** Ids of what is attached to exactly this cgroup, in the order in which it runs. */
-export function queryPrograms(cgroupFd: number, attachType: number): readonly number[] {
+/** BPF_F_ALLOW_MULTI */
+const ALLOW_MULTI = 2;
+
+export interface AttachedPrograms {
+  /** In the order in which they run. */
+  readonly ids: readonly number[];
+  /** Whoever attached the only one lets nobody else attach. */
+  readonly isExclusive: boolean;
+}
+
+/** What is attached to exactly this cgroup. */
+export function queryPrograms(cgroupFd: number, attachType: number): AttachedPrograms {
   const ids = Buffer.alloc(4 * ATTACHED_MAX);
   const attribute = Buffer.alloc(64);
   attribute.writeUInt32LE(cgroupFd, 0);
@@ -167,7 +177,10 @@ export function queryPrograms(cgroupFd: number, attachType: number): readonly nu
   const what = { operation: 'list', object: `programs of attach type ${attachType}` };
   bpf(COMMAND.PROG_QUERY, attribute, [{ at: 16, to: ids }], what);
   const count = attribute.readUInt32LE(24);
-  return Array.from({ length: count }, (_, i) => ids.readUInt32LE(4 * i));
+  return {
+    ids: Array.from({ length: count }, (_, i) => ids.readUInt32LE(4 * i)),
+    isExclusive: count > 0 && (attribute.readUInt32LE(12) & ALLOW_MULTI) === 0,
+  };
 }
 
 /** Takes a program, by its descriptor, from a hook of this cgroup. */

@@ -2,7 +2,7 @@
 import { closeSync, existsSync } from 'node:fs';
 import { KernelError } from '../errors.ts';
 import type { Feature } from '../features.ts';
-import { ATTACH_TYPES } from './attachment.ts';
+import { ATTACH_TYPES, requireRoom } from './attachment.ts';
 import { createMap, loadSocketProgram, SK_STORAGE } from './commands.ts';
 import { findCgroupRoot } from './place.ts';
 import { requireBpffs } from './store.ts';
@@ -70,6 +70,14 @@ const PROBES: readonly Probe[] = [
     consequence: 'Services cannot be translated at sockets; needs Linux 5.8 with CONFIG_CGROUP_BPF',
     // The youngest of the hooks.
     probe: () => load('getpeername6', instruction(MOVE, 0, 1), instruction(EXIT, 0, 0)),
+  },
+  {
+    name: 'room beside other programs',
+    consequence: 'no program can be attached to the cgroups of this node beside those of others',
+    probe({ cgroupRoots }) {
+      requireRoom(findCgroupRoot(cgroupRoots));
+      return 'nobody has a hook for himself';
+    },
   },
   {
     name: 'storage in sockets',
