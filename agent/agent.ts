@@ -377,7 +377,8 @@ class Agent {
     this.#sweeps = true;
     await this.#reconciler.rest();
     if (signal.aborted) return;
-    this.#services.written();
+    await this.#services.written();
+    if (signal.aborted) return;
     this.#reconciler.enableSweep();
     await this.#kernel.sweepOtherBackend(signal);
   }

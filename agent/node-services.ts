@@ -1,6 +1,7 @@
 /** What this node does for Services beside planning and writing them: who looks them up, who asks for them, what is told. */
 import type { Logger } from 'pino';
 import type { Config } from './config.ts';
+import { DatagramSockets } from './kernel/bpf/datagram-sockets.ts';
 import type { ServiceMode } from './kernel/bpf/service-mode.ts';
 import type { Cluster } from './model/cluster.ts';
 import { families } from './model/ip.ts';
@@ -74,9 +75,18 @@ export class NodeServices {
     if (programs) this.#options.state.replace(programs.id, programs);
   }
 
-  /** Once, when everything that was to be written for Services was tried. */
-  written(): void {
+  /**
+   * Once, when everything that was to be written for Services was tried. Resolves when what was served before may go; never
+   * rejects. Datagram sockets that programs connected would stay with their backend, and nobody would see that it is gone.
+   */
+  async written(): Promise<void> {
     this.#sockets?.written();
+    const { served, attachments, log } = this.#options;
+    const { formerSockets: connectedSockets } = served;
+    const namespaces = () => attachments().map(({ netns }) => netns);
+    const backendsOf = () => undefined;
+    if (connectedSockets)
+      await new DatagramSockets({ connectedSockets, namespaces, scope: 'all', backendsOf, log }).follow();
   }
 
   onBatch(report: BatchReport): void {

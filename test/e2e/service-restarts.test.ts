@@ -97,6 +97,20 @@ test.serial(
   },
 );
 
+test.serial('from sockets to packets: sockets that programs connected are destroyed, and no others', async (t) => {
+  const { pods } = await lab().control.status();
+  const to = pods.find(({ name }) => name === 'web-1')?.addresses[0] as IpAddress;
+  const direct = () => pod.call({ how: 'udp-connected', ip: to, port: 8080, socket: 'direct' });
+  t.deepEqual(await ask({ how: 'udp-connected', name: 'mode' }), EVERYBODY);
+  t.is(serverOf(await direct()), 'web-1');
+  await restart('{ mode: iptables }');
+  const isDestroyed = async () =>
+    (await ask({ how: 'udp-connected', name: 'mode' })).every((each) => !/^(web-1|ECONNREFUSED)$/.test(each));
+  await until(isDestroyed, { describe: 'the sockets to be destroyed', ...WAIT });
+  t.is(serverOf(await direct()), 'web-1');
+  t.deepEqual(await ask({ how: 'udp-connected', name: 'packets' }), EVERYBODY);
+});
+
 test.serial('node ports go on while the Node is away, also over a restart', async (t) => {
   const port = web.ports[0]?.nodePort as number;
   const atNode = async () =>

@@ -83,15 +83,7 @@ export function openPrograms({ store, run, object = OBJECT_FILE }: ProgramsOptio
       renameSync(loading, directory);
     },
     hasPinnedMaps: () => store.isPinned(),
-    async readPeers(signal) {
-      const path = join(directory, `${BPF_PREFIX}peers_iter`);
-      // Made when it is first needed: nothing else depends on it.
-      if (!existsSync(path)) {
-        const args = ['-n', 'iter', 'pin', PEERS_FILE, path, 'map', 'pinned', store.peersPath];
-        await run({ file: 'bpftool', args, timeoutMs: LOAD_TIMEOUT_MS, signal });
-      }
-      return readFileSync(path);
-    },
+    readPeers: (signal) => readPeers({ directory, map: store.peersPath, run }, signal),
     removeOthers() {
       store.removeOtherPins();
       for (const name of namesIn(parent))
@@ -99,6 +91,31 @@ export function openPrograms({ store, run, object = OBJECT_FILE }: ProgramsOptio
     },
     removeAll: () => store.removeDirectory(),
   };
+}
+
+interface PeersSource {
+  /** Where the iterator is pinned. */
+  readonly directory: string;
+  /** Path of the map. */
+  readonly map: string;
+  readonly run: Run;
+}
+
+async function readPeers({ directory, map, run }: PeersSource, signal: AbortSignal): Promise<Buffer> {
+  const path = join(directory, `${BPF_PREFIX}peers_iter`);
+  // Made when it is first needed: nothing else depends on it.
+  if (!existsSync(path)) {
+    const args = ['-n', 'iter', 'pin', PEERS_FILE, path, 'map', 'pinned', map];
+    await run({ file: 'bpftool', args, timeoutMs: LOAD_TIMEOUT_MS, signal });
+  }
+  return readFileSync(path);
+}
+
+/** Programs.readPeers of an earlier agent; empty where its pins are gone. */
+export async function readFormerPeers(directory: string, run: Run, signal: AbortSignal): Promise<Buffer> {
+  const maps = join(directory, 'maps');
+  const name = namesIn(maps).find((each) => each.startsWith(`${BPF_PREFIX}peers-`));
+  return name === undefined ? Buffer.alloc(0) : readPeers({ directory, map: join(maps, name), run }, signal);
 }
 
 function readPin(path: string): ProgramInfo | undefined {

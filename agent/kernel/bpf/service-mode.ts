@@ -12,7 +12,8 @@ import { netnsCookie } from '../libc.ts';
 import { createAttachmentDriver } from './attachment.ts';
 import { type BpfLane, openBpfLane } from './lane.ts';
 import { findCgroupRoot } from './place.ts';
-import { formerPrograms } from './programs.ts';
+import { formerPrograms, readFormerPeers } from './programs.ts';
+import { type ConnectedSocket, readSocketRows } from './stale-sockets.ts';
 import type { MapSizes } from './store.ts';
 import { probeSocketSupport } from './support.ts';
 
@@ -38,6 +39,8 @@ export interface ServiceMode {
   readonly drivers: readonly AnyDriver[];
   /** Where sockets are served. */
   readonly lane?: BpfLane;
+  /** Where they were served until now: the datagram sockets that the programs connected. */
+  readonly formerSockets?: (signal: AbortSignal) => Promise<readonly ConnectedSocket[]>;
 }
 
 const BPFFS = '/sys/fs/bpf';
@@ -51,7 +54,7 @@ export async function openServiceMode(
 ): Promise<ServiceMode> {
   const asked = settings['services.mode'];
   if (asked === 'off' || asked === 'iptables') {
-    return { mode: asked, reason: 'the settings say so', features: [], drivers: leftover(settings, log) };
+    return { mode: asked, reason: 'the settings say so', features: [], ...leftover(settings, log) };
   }
   const cgroupRoots = cgroupRootsOf(settings);
   const { features, lacking } = probeSocketSupport({ cgroupRoots, bpffs: BPFFS });
@@ -72,7 +75,7 @@ export async function openServiceMode(
     log.warn({ err: error }, 'Services are served by iptables, as sockets cannot be had');
     const problem =
       asked === 'ebpf' ? { problem: `services.mode is ebpf, but Services are served by iptables: ${reason}` } : {};
-    return { mode: 'iptables', reason, ...problem, features, drivers: leftover(settings, log) };
+    return { mode: 'iptables', reason, ...problem, features, ...leftover(settings, log) };
   }
 }
 
@@ -118,17 +121,21 @@ export const writeScope = (
  * What another mode left attached: it is looked for where it is attached, as it goes on without bpffs and pins, too. Pins alone
  * serve nobody and go at once.
  */
-function leftover(settings: ServiceModeSettings, log: Logger): readonly AnyDriver[] {
+function leftover(settings: ServiceModeSettings, log: Logger): Pick<ServiceMode, 'drivers' | 'formerSockets'> {
   try {
     const cgroup = findCgroupRoot(cgroupRootsOf(settings));
     const programs = formerPrograms(DIRECTORY);
     const attachment = createAttachmentDriver({ cgroup, programs, run });
-    if (attachment.isAttached()) return [attachment as AnyDriver];
+    if (attachment.isAttached()) {
+      const formerSockets = async (signal: AbortSignal) =>
+        readSocketRows(await readFormerPeers(DIRECTORY, run, signal));
+      return { drivers: [attachment as AnyDriver], formerSockets };
+    }
     programs.removeAll();
   } catch (err) {
     // Who cannot have programs has none, unless there are pins.
     if (existsSync(DIRECTORY))
       log.error({ err }, 'what an earlier agent left for sockets cannot be looked at, and stays');
   }
-  return [];
+  return { drivers: [] };
 }
