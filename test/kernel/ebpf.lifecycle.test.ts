@@ -17,6 +17,7 @@ import { execa } from 'execa';
 import { openPin, readProgramInfo } from '../../agent/kernel/bpf/commands.ts';
 import type { BpfLane } from '../../agent/kernel/bpf/lane.ts';
 import { OBJECT_FILE } from '../../agent/kernel/bpf/programs.ts';
+import { type Command, run } from '../../agent/kernel/command.ts';
 import { KernelError } from '../../agent/kernel/errors.ts';
 import type { IpAddress } from '../../agent/model/ip.ts';
 import { SOCKET_HOOKS } from '../../agent/model/items.ts';
@@ -276,6 +277,27 @@ test.serial('an agent that is killed leaves everything at work, and the next one
     ids,
     'not attached again',
   );
+});
+
+test.serial('the loader of an agent that was killed may still be at work', async (t) => {
+  const node = await createEbpfNode(t);
+  const begun: Command[] = [];
+  const killed = node.openLane({
+    run: (command) => {
+      begun.push(command);
+      return Promise.reject(new Error('killed'));
+    },
+  });
+  await t.throwsAsync(killed.load(signal), { message: 'killed' });
+  const lane = node.openLane({
+    run: async (command) => {
+      for (const left of begun.splice(0)) await run(left);
+      return run(command);
+    },
+  });
+  await program(lane, serving(setOf('ipv4', 0)));
+  t.is((await (await node.caller()).call(CALL)).from, SERVERS.ipv4[0]);
+  t.deepEqual(readdirSync(join(node.bpffs, 'tulle/programs')), [lane.build], 'what it made is gone');
 });
 
 test.serial('maps of another size are filled before the programs move to them', async (t) => {

@@ -3,6 +3,7 @@
  * not at all, with the maps of the store. A build is named after the object and the maps, so that what is pinned under it
  * is the very same thing, whoever loaded it.
  */
+import { randomBytes } from 'node:crypto';
 import { closeSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -73,14 +74,20 @@ export function openPrograms({ store, run, object = OBJECT_FILE }: ProgramsOptio
     async load(signal) {
       store.ensurePinned();
       if (SOCKET_HOOKS.every((hook) => pinned(hook) !== undefined)) return;
-      // What a crash left half loaded goes first: a directory is renamed into its place when it is complete.
-      const loading = join(parent, 'loading');
-      for (const path of [loading, directory]) rmSync(path, { recursive: true, force: true });
+      // Renamed into its place when it is complete. Of a name that nobody else has: the loader of an agent that was killed
+      // may still be at work. What that leaves goes with all that is not this build.
+      const loading = join(parent, `loading-${randomBytes(6).toString('hex')}`);
+      rmSync(directory, { recursive: true, force: true });
       mkdirSync(parent, { recursive: true, mode: 0o700 });
       const ownMaps = store.pins.flatMap(({ name, path }) => ['map', 'name', name, 'pinned', path]);
       const args = ['-n', 'prog', 'loadall', object, loading, ...ownMaps];
-      await run({ file: 'bpftool', args, timeoutMs: LOAD_TIMEOUT_MS, signal });
-      renameSync(loading, directory);
+      try {
+        await run({ file: 'bpftool', args, timeoutMs: LOAD_TIMEOUT_MS, signal });
+        renameSync(loading, directory);
+      } catch (error) {
+        rmSync(loading, { recursive: true, force: true });
+        throw error;
+      }
     },
     hasPinnedMaps: () => store.isPinned(),
     readPeers: (signal) => readPeers({ directory, map: store.peersPath, run }, signal),
