@@ -43,10 +43,17 @@ export async function untilConverged(
   await until(isConverged, { describe: 'everything in the kernel', deadlineMs: CONVERGE_DEADLINE_MS, intervalMs });
 }
 
-/** User and system time since its start, of the children that have ended, too (proc(5), /proc/PID/stat, fields 14 to 17). */
+/** User and system time since its start, of the children that have ended, too. */
 export async function cpuMsOf(pid: number | 'self'): Promise<number> {
+  const { own, children } = await cpuTimesOf(pid);
+  return own + children;
+}
+
+/** In milliseconds: of a process itself, and of its children that have ended (proc(5), /proc/PID/stat, fields 14 to 17). */
+export async function cpuTimesOf(pid: number | 'self'): Promise<{ readonly own: number; readonly children: number }> {
   const fields = (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]?.split(' ') ?? [];
-  return fields.slice(11, 15).reduce((sum, field) => sum + Number(field), 0) * MS_PER_TICK;
+  const [user = 0, system = 0, childUser = 0, childSystem = 0] = fields.slice(11, 15).map(Number);
+  return { own: (user + system) * MS_PER_TICK, children: (childUser + childSystem) * MS_PER_TICK };
 }
 
 export async function rssMibOf(pid: number): Promise<number> {

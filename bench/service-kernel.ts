@@ -109,9 +109,10 @@ async function measureLoad(name: WriterName, book: Book): Promise<LoadedNode> {
   const { count, round, plan, samples, nb, context } = book;
   const node = await startServiceNode(`${name} ${count} ${round}`, count, nb, context);
   const writer = await Writer.start(node.node, name);
-  const add = (figure: string, { wallMs, cpuMs, entries }: Cost) => {
+  const add = (figure: string, { wallMs, cpuMs, toolMs, entries }: Cost) => {
     samples.add(`${figure} wall`, name, round, [wallMs]);
     samples.add(`${figure} cpu`, name, round, [cpuMs]);
+    samples.add(`${figure} tools`, name, round, [toolMs]);
     samples.add(`${figure} entries`, name, round, [entries]);
   };
   add('cold', await writer.ask({ do: 'load', count, endpoints: ENDPOINTS }));
@@ -212,6 +213,7 @@ async function measurePath({ name, ends, vip }: LoadedNode, seconds: number, sam
 const LOAD_COLUMNS: readonly Column[] = (['cold', 'change'] as const).flatMap((figure) => [
   { heading: `${figure} ms`, figure: `${figure} wall`, share: 0.5, digits: 0 },
   { heading: `${figure} CPU ms`, figure: `${figure} cpu`, share: 0.5, digits: 0 },
+  { heading: `${figure} tools' CPU`, figure: `${figure} tools`, share: 0.5, digits: 0 },
   { heading: `${figure} entries`, figure: `${figure} entries`, share: 0.5, digits: 0 },
 ]);
 const PATH_COLUMNS: readonly Column[] = [
