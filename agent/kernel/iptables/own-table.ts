@@ -8,8 +8,13 @@ import type { Backend } from './backend.ts';
 import { type FoundChain, ReadBack } from './read-back.ts';
 import { builtinOf, objectName, renderTable } from './render.ts';
 
-/** Less than a lane allows. Legacy iptables takes seconds for a few hundred thousand rules, whatever is changed. */
+/**
+ * Less than a lane allows, and short where there is little to do, so that a tool that hangs is told soon. Legacy iptables takes
+ * seconds for a few hundred thousand rules, whatever is changed.
+ */
 const DEADLINE_MS = 45_000;
+const LEAST_DEADLINE_MS = 10_000;
+const MS_A_CHAIN = 4;
 /** How long iptables waits for the lock of other iptables commands; less than the deadline. */
 const LOCK_WAIT_SECONDS = 5;
 
@@ -80,11 +85,15 @@ export class OwnTable {
     const file = this.#backend.commands[this.family].restore;
     const args = ['--noflush', `--wait=${LOCK_WAIT_SECONDS}`];
     try {
-      await this.#run({ file, args, stdin, timeoutMs: DEADLINE_MS, signal });
+      await this.#run({ file, args, stdin, timeoutMs: this.#deadlineMs(next.size), signal });
     } catch (error) {
       throw withLine(error, stdin);
     }
     for (const [chain, parts] of next) this.#hold(chain, parts);
+  }
+
+  #deadlineMs(touchedChains: number): number {
+    return Math.min(DEADLINE_MS, LEAST_DEADLINE_MS + MS_A_CHAIN * (this.#chains.size + touchedChains));
   }
 
   #hold(chain: string, parts: ReadonlyMap<string, ChainPart>): void {
