@@ -376,6 +376,7 @@ class Agent {
     if (this.#sweeps) return;
     this.#sweeps = true;
     await this.#reconciler.rest();
+    await this.#services.attached();
     if (signal.aborted) return;
     await this.#services.written();
     if (signal.aborted) return;

@@ -75,6 +75,11 @@ export class NodeServices {
     if (programs) this.#options.state.replace(programs.id, programs);
   }
 
+  /** Resolves once what looks Services up is there. Never, while it cannot be: what served before goes on. */
+  async attached(): Promise<void> {
+    await this.#sockets?.attached();
+  }
+
   /**
    * Once, when everything that was to be written for Services was tried. Resolves when what was served before may go; never
    * rejects. Datagram sockets that programs connected would stay with their backend, and nobody would see that it is gone.

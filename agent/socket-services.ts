@@ -4,7 +4,7 @@ import { DatagramSockets, type DatagramSocketsOptions } from './kernel/bpf/datag
 import type { BpfLane } from './kernel/bpf/lane.ts';
 import { writeScope } from './kernel/bpf/service-mode.ts';
 import type { Fragment } from './model/fragment.ts';
-import { type Key, keyOf } from './model/items.ts';
+import { type Key, keyOf, SOCKET_HOOKS } from './model/items.ts';
 import { type Backend, type BackendSet, type Frontend, isSetId } from './model/services.ts';
 import { socketPrograms } from './plan/services/socket-items.ts';
 import type { BatchReport, Reconciler } from './reconcile/reconciler.ts';
@@ -40,6 +40,7 @@ export class SocketServices {
   readonly #reconciler: Pick<Reconciler, 'known'>;
   readonly #sockets: DatagramSockets;
   readonly #scope: SocketServicesOptions['scope'];
+  readonly #attached = Promise.withResolvers<void>();
   #isWritten = false;
 
   constructor({ lane, reconciler, namespaces, scope, log }: SocketServicesOptions) {
@@ -68,7 +69,13 @@ export class SocketServices {
     void this.#sockets.follow();
   }
 
+  /** Resolves once the programs are attached: until then no socket is served, whatever was tried. */
+  async attached(): Promise<void> {
+    if (!this.#isAttached()) await this.#attached.promise;
+  }
+
   onBatch({ kind, changes }: BatchReport): void {
+    if (kind === 'attachment' && this.#isAttached()) this.#attached.resolve();
     if (!this.#isWritten) return;
     if (kind === 'frontend' && changes.some(mayStrand)) void this.#sockets.follow();
     if (kind === 'attachment' && changes.some(({ action }) => action === 'create')) void this.#sockets.takeOver();
@@ -91,6 +98,11 @@ export class SocketServices {
       ([map, { used, max }]) =>
         `the map of ${map} holds ${used} of at most ${max}: set ${SETTING_OF[map as keyof typeof SETTING_OF]} higher before it is full`,
     );
+  }
+
+  #isAttached(): boolean {
+    const { build } = this.#lane;
+    return SOCKET_HOOKS.every((hook) => this.#reconciler.known(keyOf('attachment', { hook, build }))?.build === build);
   }
 
   /** By what is known of the maps. Undefined where the programs leave datagrams alone. */

@@ -9,7 +9,7 @@ import { inNode, inPod } from '../../lab/node.ts';
 import { until } from '../../lab/until.ts';
 import { agentStatus } from '../support/agent-status.ts';
 import { type OpenCaller, openCaller } from '../support/caller.ts';
-import { TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
+import { output, shIn, TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
 import { type ServiceApi, type ServiceObject, serviceApi, TCP_AND_UDP } from '../support/service-api.ts';
 import type { Answer, Call } from '../support/socket-caller.ts';
 
@@ -109,6 +109,33 @@ test.serial('from sockets to packets: sockets that programs connected are destro
   await until(isDestroyed, { describe: 'the sockets to be destroyed', ...WAIT });
   t.is(serverOf(await direct()), 'web-1');
   t.deepEqual(await ask({ how: 'udp-connected', name: 'packets' }), EVERYBODY);
+  const programs = () => output(shIn(node(), 'bpftool cgroup show /sys/fs/cgroup | grep -c tulle_ || true'));
+  await until(async () => (await programs()).trim() === '0', { describe: 'the programs to go', ...WAIT });
+});
+
+/** A bpftool that does everything but attach. */
+const LOADER = `
+  cp /usr/sbin/bpftool /run/bpftool
+  printf '#!/bin/sh\\n[ "$3" = attach ] && exit 1\\nexec /run/bpftool "$@"\\n' >/run/loader
+  chmod +x /run/loader
+  mount --bind /run/loader /usr/sbin/bpftool`;
+
+test.serial('from packets to sockets: packets go on to be served while no program can be attached', async (t) => {
+  t.deepEqual(await ask({ how: 'tcp' }), EVERYBODY);
+  await lab().control.stopAgent('node-1');
+  await output(shIn(node(), LOADER));
+  choose('{ mode: ebpf }');
+  await lab().control.startAgent('node-1');
+  const isFailing = async () =>
+    ((await agentStatus(node()))?.kernel.failing ?? []).some(
+      ({ key, attempts }) => key.startsWith('attachment ') && attempts > 3,
+    );
+  await until(isFailing, { describe: 'attachments to fail', ...WAIT });
+  t.deepEqual(await ask({ how: 'tcp' }), EVERYBODY);
+  await output(shIn(node(), 'umount /usr/sbin/bpftool'));
+  const rules = () => output(shIn(node(), `iptables-save -t nat | grep -c -e '-d ${web.clusterIps[0]}' || true`));
+  await until(async () => (await rules()).trim() === '0', { describe: 'rules to go', ...WAIT, deadlineMs: 60_000 });
+  t.deepEqual(await ask({ how: 'tcp' }), EVERYBODY);
 });
 
 test.serial('node ports go on while the Node is away, also over a restart', async (t) => {
