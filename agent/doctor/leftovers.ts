@@ -6,7 +6,7 @@ import { listAllSets } from '../kernel/ipset/set.ts';
 import type { RuleScan } from '../kernel/iptables/scan.ts';
 import type { LinkFacts } from '../kernel/netlink/rtnetlink.ts';
 import { listTables, type NftTable } from '../kernel/nftables.ts';
-import type { Facts } from './facts.ts';
+import { type Facts, runningAgent } from './facts.ts';
 import { type Check, type Finding, type Fix, several, verdict } from './finding.ts';
 import { type Chains, describeRemoval, removeLeftovers } from './leftover-removal.ts';
 import { PRODUCTS, type Product } from './products.ts';
@@ -108,9 +108,11 @@ const commentOf = (rule: string): string => {
 };
 
 function findingOf(product: Product, traces: Traces, host: Survey, facts: Facts): Finding | undefined {
-  const signs = signsOfLife(product, host);
+  const ownPorts = servesServices(facts) ? [facts.config['services.healthPort']] : [];
+  const signs = signsOfLife(product, host, ownPorts);
   const evidence = describeTraces(traces);
-  if (evidence.length === 0 || (product.isWelcome && signs.length > 0)) return undefined;
+  const isRival = product.isWelcome && servesServices(facts);
+  if (evidence.length === 0 || (product.isWelcome && !isRival && signs.length > 0)) return undefined;
   const pods = traces.podLinks.map(({ name }) => name);
   // Whether a product runs is known by its processes, and its leftovers may be what it works with.
   const isGone = signs.length === 0 && pods.length === 0 && !IN_CONTAINER;
@@ -123,7 +125,9 @@ function findingOf(product: Product, traces: Traces, host: Survey, facts: Facts)
     evidence: [...evidence, ...signs],
     cause:
       signs.length > 0
-        ? 'Two networks on one node undo each other: both own the pods, the routes and the first network configuration.'
+        ? isRival
+          ? 'Two proxies on one node serve the same Services: whose rules come first decides, and one of them lacks its health port.'
+          : 'Two networks on one node undo each other: both own the pods, the routes and the first network configuration.'
         : pods.length > 0
           ? `It was removed from the cluster, but ${pods.length} pods still have their network from it: ${several(pods)}.`
           : 'It was removed from the cluster, which does not remove what it made on the nodes. Its rules still see every packet.',
@@ -131,17 +135,31 @@ function findingOf(product: Product, traces: Traces, host: Survey, facts: Facts)
       pods.length > 0
         ? `${product.remedy}; then drain the node, so that these pods are made again`
         : signs.length > 0
-          ? product.remedy
+          ? isRival
+            ? `let services.mode be off, or take ${product.name} away (kubectl -n kube-system delete daemonset ${product.name}) and then: ${product.remedy}`
+            : product.remedy
           : `--fix=${product.name} ${IN_CONTAINER ? 'on the node itself, not in a container, ' : ''}removes what is listed, or a reboot does for all but the files; ${product.remedy}, if it is still there`,
     ...(isGone && { fix: removal(product, traces, facts) }),
   };
 }
 
-/** Why it is believed to run. */
-function signsOfLife({ programs = [], ports = [] }: Product, host: Survey): readonly string[] {
+/** Whether Tulle does the work of kube-proxy: by the agent's own word, else as the settings say. */
+function servesServices(facts: Facts): boolean {
+  const agent = runningAgent(facts);
+  return agent ? agent.services !== undefined : facts.config['services.mode'] !== 'off';
+}
+
+/** Why it is believed to run. `ownPorts` are Tulle's. */
+function signsOfLife(
+  { programs = [], ports = [] }: Product,
+  host: Survey,
+  ownPorts: readonly number[],
+): readonly string[] {
   return [
     ...programs.filter((name) => host.programs.has(name)).map((name) => `process ${name} runs`),
-    ...ports.filter((port) => host.ports.has(port)).map((port) => `something listens on TCP port ${port}`),
+    ...ports
+      .filter((port) => host.ports.has(port) && !ownPorts.includes(port))
+      .map((port) => `something listens on TCP port ${port}`),
   ];
 }
 

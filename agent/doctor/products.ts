@@ -26,7 +26,7 @@ export interface Product {
   readonly ports?: readonly number[];
   /** Names of its programs, as far as they can be seen from here. */
   readonly programs?: readonly string[];
-  /** It may run beside Tulle: only what is left of it when it does not run is a finding. */
+  /** It may run beside Tulle where Tulle does not serve Services: only what is left of it when it does not run is a finding. */
   readonly isWelcome?: true;
   /** How its own tools remove it. */
   readonly remedy: string;

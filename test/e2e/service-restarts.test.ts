@@ -9,7 +9,7 @@ import { inNode, inPod } from '../../lab/node.ts';
 import { until } from '../../lab/until.ts';
 import { agentStatus } from '../support/agent-status.ts';
 import { type OpenCaller, openCaller } from '../support/caller.ts';
-import { output, shIn, TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
+import { output, shIn, TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
 import { type ServiceApi, type ServiceObject, serviceApi, TCP_AND_UDP } from '../support/service-api.ts';
 import type { Answer, Call } from '../support/socket-caller.ts';
 
@@ -155,4 +155,11 @@ test.serial('node ports go on while the Node is away, also over a restart', asyn
   await until(isAway, { describe: 'the agent to miss its Node again', ...WAIT });
   await untilSettled(node());
   t.deepEqual(await atNode(), ['web-1', 'web-1']);
+});
+
+test.serial("kube-proxy's rules are found, though the agent has the port by which it is known", async (t) => {
+  const chains = 'iptables-nft -t nat -N KUBE-SERVICES; iptables-nft -t nat -A PREROUTING -j KUBE-SERVICES';
+  await output(shIn(lab().node('node-2'), `ss -Hltn | grep -q :10256; ${chains}`));
+  const { stdout } = await tulle(lab().node('node-2'), 'doctor');
+  t.regex(stdout, /kube-proxy has left things on this node[\s\S]*nat: chains KUBE-SERVICES/);
 });
