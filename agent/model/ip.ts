@@ -190,15 +190,29 @@ function ipFromBits(bits: bigint, family: Family): IpAddress {
   return ipFromBytes(bytes);
 }
 
+/** Digit by digit: there are hundreds of thousands of addresses among many Services. */
 function parseIpv4Bytes(text: string): Uint8Array | undefined {
-  const parts = text.split('.');
-  if (parts.length !== 4) return undefined;
   const bytes = new Uint8Array(4);
-  for (const [i, part] of parts.entries()) {
-    if (!/^(0|[1-9]\d{0,2})$/.test(part) || Number(part) > 255) return undefined;
-    bytes[i] = Number(part);
+  let at = 0;
+  for (let i = 0; i < 4; i++) {
+    if (i > 0 && text.charCodeAt(at++) !== DOT) return undefined;
+    const start = at;
+    let value = 0;
+    for (let digit = digitAt(text, at); digit >= 0; digit = digitAt(text, ++at)) value = 10 * value + digit;
+    const digits = at - start;
+    const isCanonical = digits === 1 || (digits > 1 && digits < 4 && text.charCodeAt(start) !== ZERO);
+    if (!isCanonical || value > 255) return undefined;
+    bytes[i] = value;
   }
-  return bytes;
+  return at === text.length ? bytes : undefined;
+}
+
+const [DOT, ZERO] = [0x2e, 0x30];
+
+/** Negative for what is no digit. */
+function digitAt(text: string, at: number): number {
+  const digit = text.charCodeAt(at) - ZERO;
+  return digit <= 9 ? digit : -1;
 }
 
 function parseIpv6Bytes(text: string): Uint8Array | undefined {
