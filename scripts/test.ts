@@ -5,7 +5,7 @@
  * machines, one test runs at a time, each is shown as it ends, and the bounds against hanging are wider.
  */
 import { existsSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { execa } from 'execa';
 import { missingCapabilities } from './capabilities.ts';
 import { createOwnCgroup, isolated, sweepCgroups } from './isolation.ts';
@@ -52,27 +52,27 @@ const GROUPS: readonly Group[] = [
     name: 'unit',
     about: 'unit and property tests',
     needsRoot: false,
-    run: (report, pace) => runAva('{agent,cni,deploy,lab,scripts,bench}/**/*.test.ts', report, pace),
+    run: (report, pace) => runAva(['{agent,cni,deploy,lab,scripts,bench}/**/*.test.ts'], report, pace),
   },
   {
     name: 'kernel',
     about: 'drivers against the kernel',
     needsRoot: true,
-    run: (report, pace) => runIsolated('test/kernel/**/*.test.ts', report, pace),
+    run: (report, pace) => runIsolated(['test/kernel/**/*.test.ts'], report, pace),
   },
   {
     name: 'e2e',
     about: 'agents, pods and packets in the lab',
     needsRoot: true,
-    run: (report, pace) => runIsolated('test/e2e/**/*.test.ts', report, pace),
+    run: (report, pace) => runIsolated(['test/e2e/**/*.test.ts'], report, pace),
   },
 ];
 
 async function main(args: readonly string[]): Promise<number> {
   const pace = args.includes('--slow') ? SLOW : NORMAL;
   const names = args.filter((arg) => arg !== '--slow');
-  const known = [...GROUPS, ...names.filter(isTestFile).map(groupOfFile)];
-  const unknown = names.find((name) => !known.some((group) => group.name === name));
+  const files = names.filter(isTestFile);
+  const unknown = names.find((name) => !files.includes(name) && !GROUPS.some((group) => group.name === name));
   if (unknown !== undefined) {
     const expected = `${GROUPS.map(({ name }) => name).join(', ')}, a file test/*/*.test.ts, or nothing for all`;
     console.error(`cannot run ${unknown}: expected ${expected}`);
@@ -83,9 +83,9 @@ async function main(args: readonly string[]): Promise<number> {
     tally[result.outcome === 'passed' ? 'passed' : 'failed']++;
     print(result, pace);
   };
-  const groups = known.filter(({ name }) => names.length === 0 || names.includes(name));
+  const groups = GROUPS.filter(({ name }) => names.length === 0 || names.includes(name));
   try {
-    await runGroups(groups, { report, tally, pace });
+    await runGroups([...groups, ...(files.length > 0 ? [groupOfFiles(files)] : [])], { report, tally, pace });
   } catch (error) {
     report({ title: 'the run broke off', outcome: 'failed', details: (error as Error).stack ?? String(error) });
   }
@@ -96,11 +96,11 @@ async function main(args: readonly string[]): Promise<number> {
 const isTestFile = (name: string): boolean =>
   /^test\/[\w-]+\/[\w.-]+\.test\.ts$/.test(name) && existsSync(join(HOME, name));
 
-const groupOfFile = (name: string): Group => ({
-  name,
-  about: 'this file alone',
+const groupOfFiles = (files: readonly string[]): Group => ({
+  name: files.length === 1 ? 'one file' : `${files.length} files`,
+  about: files.map((file) => basename(file, '.test.ts')).join(', '),
   needsRoot: true,
-  run: (report, pace) => runIsolated(name, report, pace),
+  run: (report, pace) => runIsolated(files, report, pace),
 });
 
 interface Run {
@@ -147,18 +147,18 @@ async function runChecks(report: Report): Promise<void> {
   }
 }
 
-const avaCommand = (files: string, { flags }: Pace): readonly [string, ...string[]] => [
+const avaCommand = (files: readonly string[], { flags }: Pace): readonly [string, ...string[]] => [
   process.execPath,
   join(HOME, 'node_modules/ava/entrypoints/cli.js'),
   '--tap',
   ...flags,
-  files,
+  ...files,
 ];
 
-const runAva = (files: string, report: Report, pace: Pace): Promise<void> =>
+const runAva = (files: readonly string[], report: Report, pace: Pace): Promise<void> =>
   reportTap(avaCommand(files, pace), report, pace);
 
-async function runIsolated(files: string, report: Report, pace: Pace): Promise<void> {
+async function runIsolated(files: readonly string[], report: Report, pace: Pace): Promise<void> {
   using cgroup = createOwnCgroup();
   const [file, args] = isolated(cgroup, avaCommand(files, pace));
   await reportTap([file, ...args], report, pace);

@@ -427,7 +427,7 @@ test.serial('the verifier takes every program without a warning', async (t) => {
     closeSync(fd);
     return [hook, verifiedInstructions] as const;
   });
-  // A tenth of the kernel's limit of a million, so that an older verifier, which prunes less, takes them too.
-  for (const [hook, count] of steps) t.true(count > 0 && count < 100_000, `${hook}: ${count}`);
+  // A fifth of the kernel's limit of a million: older verifiers prune less. That of 6.1 needs a third more than that of 6.18.
+  for (const [hook, count] of steps) t.true(count > 0 && count < 200_000, `${hook}: ${count}`);
   t.log(`verified instructions: ${steps.map((each) => each.join(' ')).join(', ')}`);
 });

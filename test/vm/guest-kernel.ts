@@ -65,14 +65,22 @@ async function download(cache: string): Promise<string> {
   return release;
 }
 
-/** Writes the initramfs to `file`: busybox, the early modules, and init.sh. */
-export async function buildInitramfs(kernel: GuestKernel, init: string, file: string): Promise<void> {
+/**
+ * Writes the initramfs to `file`: busybox, the early modules, init.sh, and what that is to become, of which no part holds a
+ * line break. The kernel's own command line would take 32 words.
+ */
+export async function buildInitramfs(
+  kernel: GuestKernel,
+  { init, command }: { readonly init: string; readonly command: readonly string[] },
+  file: string,
+): Promise<void> {
   const root = `${file}.d`;
   await mkdir(join(root, 'bin'), { recursive: true });
   await mkdir(join(root, 'modules'));
   await copyFile(await staticBusybox(), join(root, 'bin/busybox'));
   await copyFile(init, join(root, 'init'));
   await chmod(join(root, 'init'), 0o755);
+  await writeFile(join(root, 'command'), `${command.join('\n')}\n`);
   const modules = inLoadOrder(await readFile(join(kernel.modules, 'modules.dep'), 'latin1'), EARLY_MODULES);
   for (const path of modules) await copyFile(join(kernel.modules, path), join(root, 'modules', basename(path)));
   await writeFile(join(root, 'modules/order'), `${modules.map((path) => basename(path)).join('\n')}\n`);

@@ -11,7 +11,7 @@ import type { VxlanLink } from '../../agent/model/items.ts';
 import { macOf } from '../../agent/model/mac.ts';
 import { create, holds, hosts } from '../support/netlink-host.ts';
 
-const isGuest = readFileSync('/proc/cmdline', 'latin1').includes('test/vm/guest.sh');
+const isGuest = readFileSync('/proc/cmdline', 'latin1').split(/\s/).includes('tulle.vm');
 
 const MODULE = join('/lib/modules', release(), 'kernel/drivers/net/vxlan/vxlan.ko');
 const AWAY = `${MODULE}.away`;
