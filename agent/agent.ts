@@ -10,6 +10,7 @@ import { Installer } from './installer.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
 import type { Feature } from './kernel/features.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
+import { giveMemoryBack } from './memory.ts';
 import { addressesOf, type Host } from './model/host.ts';
 import { parseIpPort } from './model/ip-port.ts';
 import { NodeServices, type NodeServicesStatus } from './node-services.ts';
@@ -376,12 +377,12 @@ class Agent {
     if (this.#sweeps) return;
     this.#sweeps = true;
     await this.#reconciler.rest();
-    await this.#services.attached();
-    if (signal.aborted) return;
-    await this.#services.written();
+    await this.#services.takeOver(signal);
     if (signal.aborted) return;
     this.#reconciler.enableSweep();
     await this.#kernel.sweepOtherBackend(signal);
+    await this.#reconciler.rest();
+    giveMemoryBack();
   }
 
   /** The last one that was followed, for the next start; until it could be written, housekeeping tries again. */

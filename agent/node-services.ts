@@ -75,16 +75,14 @@ export class NodeServices {
     if (programs) this.#options.state.replace(programs.id, programs);
   }
 
-  /** Resolves once what looks Services up is there. Never, while it cannot be: what served before goes on. */
-  async attached(): Promise<void> {
-    await this.#sockets?.attached();
-  }
-
   /**
-   * Once, when everything that was to be written for Services was tried. Resolves when what was served before may go; never
-   * rejects. Datagram sockets that programs connected would stay with their backend, and nobody would see that it is gone.
+   * Once, when everything that was to be written for Services was tried. Resolves when what served before may go, as what
+   * looks Services up is there; never, while it cannot be. Never rejects. Datagram sockets that programs connected would stay
+   * with their backend, and nobody would see that it is gone.
    */
-  async written(): Promise<void> {
+  async takeOver(signal: AbortSignal): Promise<void> {
+    await this.#sockets?.attached();
+    if (signal.aborted) return;
     this.#sockets?.written();
     const { served, attachments, log } = this.#options;
     const { formerSockets: connectedSockets } = served;

@@ -70,7 +70,7 @@ export async function benchAgents(context: Context): Promise<Report> {
   for (const [i, subject] of subjects.entries()) {
     context.progress(`${subject.name}: lab`);
     const lab = await startTulle(`services-${i}`, { nodes: 1, families: ['ipv4'], agentArgs: subject.agentArgs });
-    evidence.push(...(await measure(lab, subject, { samples, context, rounds, changes: quick ? 3 : 20 })));
+    evidence.push(...(await measure(lab, subject, { samples, context, rounds, changes: quick ? 3 : 100 })));
     await lab.control.stopAgent(NODE);
   }
   const names = subjects.map(({ name }) => name);
@@ -114,13 +114,14 @@ async function measure(
     await control.startAgent(NODE);
     await untilConverged(node, isThere, POLL_MS);
     samples.add('warm', name, round, [performance.now() - startMs]);
-    samples.add('rss', name, round, [await rssMibOf(await pid())]);
     context.progress(`${name}: round ${round + 1} of ${rounds}`);
   }
   const before = await statusOf(node);
   const cpuMs = await cpuMsOf(await pid());
   const durations = await measureChanges(node, control, services, Math.min(changes, services.count));
   samples.add('change', name, 0, durations);
+  // At the end: an agent gives back what its start took.
+  samples.add('rss', name, 0, [await rssMibOf(await pid())]);
   samples.add('change cpu', name, 0, [((await cpuMsOf(await pid())) - cpuMs) / durations.length]);
   return [`${name}: ${durations.length} changes: ${describeWork(before, await statusOf(node))}`];
 }
