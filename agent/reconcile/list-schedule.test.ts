@@ -25,6 +25,14 @@ test('ListSchedule: the first list is due at once, the next one after about an i
   t.is(schedule.dueMs, 1_005);
 });
 
+test('ListSchedule: what takes long to list is listed less often', (t) => {
+  const { schedule, advance } = scheduleAt(0);
+  schedule.begin();
+  const nowMs = advance(400);
+  schedule.succeeded(agree);
+  t.is(schedule.dueMs - nowMs, 80_000);
+});
+
 test('ListSchedule: what became stale during a list stays stale and is listed again', (t) => {
   const { schedule } = scheduleAt(0);
   schedule.begin();

@@ -10,6 +10,9 @@ export interface ListTiming {
 }
 
 export const FAILING_AFTER = 3;
+/** The most of the time that lists of one kind without a reason may take, if they take so long that others have to wait. */
+const LISTING_SHARE = 0.005;
+const LONG_MS = 250;
 
 /** When a kind is listed next, and whether what its last list said can still be trusted. Requests coalesce. */
 export class ListSchedule {
@@ -23,6 +26,7 @@ export class ListSchedule {
   /** Failures, or contradictions, in a row. */
   #attempts = 0;
   #dueMs = 0;
+  #beganMs = 0;
 
   constructor(timing: ListTiming) {
     this.#timing = timing;
@@ -55,6 +59,7 @@ export class ListSchedule {
   }
 
   begin(): void {
+    this.#beganMs = this.#timing.now();
     this.#requested = false;
     this.#staleDuringList = false;
   }
@@ -74,9 +79,14 @@ export class ListSchedule {
     this.#dueMs = this.#timing.now() + this.#backoffMs();
   }
 
-  /** Spread from half to one and a half intervals, so that kinds which were listed together drift apart. */
+  /**
+   * Spread from half to one and a half intervals, so that kinds which were listed together drift apart; longer for what takes
+   * long to list, as nothing of the lane is written meanwhile.
+   */
   #resyncMs(): number {
-    return this.#timing.resyncIntervalMs * (0.5 + this.#timing.random());
+    const durationMs = this.#timing.now() - this.#beganMs;
+    const leastMs = durationMs < LONG_MS ? 0 : durationMs / LISTING_SHARE;
+    return Math.max(this.#timing.resyncIntervalMs, leastMs) * (0.5 + this.#timing.random());
   }
 
   #backoffMs(): number {
