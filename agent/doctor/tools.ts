@@ -29,10 +29,11 @@ const NEEDED: Readonly<Record<string, (config: Needs) => boolean>> = {
   'VXLAN links': ({ backend }) => backend === 'vxlan',
   'bridge links': ({ podLink }) => podLink === 'bridge',
   'locked bridge ports': ({ podLink }) => podLink === 'bridge',
+  'destruction of datagram sockets': (config) => ['auto', 'ebpf'].includes(config['services.mode']),
   // The check of podCIDRs says so where one of IPv6 is given; many hosts are IPv4 only on purpose.
   IPv6: () => false,
 };
-type Needs = Pick<Config, 'backend' | 'podLink'>;
+type Needs = Pick<Config, 'backend' | 'podLink' | 'services.mode'>;
 
 /** Findings for features that are missing and that these settings use. Pure. */
 export const lacks = (features: readonly Feature[], config: Needs): readonly Finding[] =>

@@ -15,6 +15,7 @@ const refusing = (code: string): NetlinkClient => {
 const ground = (code: string): FeatureGround => ({
   route: refusing(code),
   netfilter: refusing(code),
+  socketDiag: refusing(code),
   read: () => undefined,
 });
 
@@ -39,6 +40,7 @@ test('features: a kernel without ip sets says EINVAL', async (t) => {
     'ip sets of addresses: missing',
     'ip sets of networks: missing',
     'ip sets of ports: missing',
+    'destruction of datagram sockets: unknown',
     'IPv6: missing',
   ]);
 });

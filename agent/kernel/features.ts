@@ -6,6 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { families } from '../model/ip.ts';
 import type { IpSet } from '../model/items.ts';
+import { probeDestruction } from './bpf/stale-sockets.ts';
 import { isUnsupported, KernelError } from './errors.ts';
 import { askType, named, readRevision } from './ipset/protocol.ts';
 import { inNewNetns } from './libc.ts';
@@ -31,6 +32,7 @@ export interface FeatureGround {
   /** Sockets of an empty network namespace. */
   readonly route: NetlinkClient;
   readonly netfilter: NetlinkClient;
+  readonly socketDiag: NetlinkClient;
   /** Text of a file of the host, undefined when there is none. */
   read(path: string): string | undefined;
 }
@@ -82,6 +84,12 @@ const PROBES: readonly Probe[] = [
     probe: ({ netfilter }) => findSetType(netfilter, 'hash:ip,port'),
   },
   {
+    name: 'destruction of datagram sockets',
+    consequence:
+      'with services.mode ebpf, connected datagram sockets go on to backends that are gone; modprobe udp_diag, needs CONFIG_INET_DIAG_DESTROY',
+    probe: ({ socketDiag }) => probeDestruction(socketDiag),
+  },
+  {
     name: 'IPv6',
     consequence: 'pods have IPv4 only; boot without ipv6.disable=1',
     probe: ({ read }) => read('/proc/sys/net/ipv6/conf/all/forwarding') && '/proc/sys/net/ipv6',
@@ -105,10 +113,12 @@ export async function probeKernel(): Promise<readonly Feature[]> {
     return socket;
   };
   try {
-    const [route, netfilter] = inNewNetns(
-      () => [open(NETLINK_PROTOCOL.ROUTE), open(NETLINK_PROTOCOL.NETFILTER)] as const,
-    );
-    return await probeFeatures({ route, netfilter, read: readIfAny });
+    const clients = inNewNetns(() => ({
+      route: open(NETLINK_PROTOCOL.ROUTE),
+      netfilter: open(NETLINK_PROTOCOL.NETFILTER),
+      socketDiag: open(NETLINK_PROTOCOL.SOCK_DIAG),
+    }));
+    return await probeFeatures({ ...clients, read: readIfAny });
   } catch (error) {
     const evidence = (error as Error).message;
     return PROBES.map(({ name, consequence }) => ({ name, state: 'unknown', evidence, consequence }));

@@ -104,13 +104,18 @@ export async function listDatagramSockets(client: NetlinkClient): Promise<readon
 }
 
 function listRequest(family: number): NetlinkRequest {
-  const payload = Buffer.alloc(REQUEST_BYTES);
-  payload[0] = family;
-  payload[1] = IPPROTO_UDP;
-  payload.writeUInt32LE(ANY_STATE, 4);
+  return { type: SOCK_DIAG_BY_FAMILY, payload: everySocket(family), operation: 'list', object: 'datagram sockets' };
+}
+
+/** To a list: all of the family. To what names one socket: one without addresses and ports, which nobody has. */
+function everySocket(family: number): Buffer {
+  const request = Buffer.alloc(REQUEST_BYTES);
+  request[0] = family;
+  request[1] = IPPROTO_UDP;
+  request.writeUInt32LE(ANY_STATE, 4);
   // INET_DIAG_NOCOOKIE
-  payload.fill(0xff, 48, 56);
-  return { type: SOCK_DIAG_BY_FAMILY, payload, operation: 'list', object: 'datagram sockets' };
+  request.fill(0xff, 48, 56);
+  return request;
 }
 
 /** struct inet_diag_msg: the 48 bytes of struct inet_diag_sockid after the first four are those of a request from 8 on. */
@@ -134,6 +139,21 @@ export async function destroySockets(client: NetlinkClient, sockets: readonly Na
   const failure = outcomes.find((error) => error !== undefined && !isNotFound(error));
   if (failure) throw failure;
   return outcomes.filter((error) => error === undefined).length;
+}
+
+/**
+ * Whether there is anybody to destroy datagram sockets, asked where there is none, with what was seen; undefined: the kernel
+ * has no udp_diag. Rejects with KernelError, EOPNOTSUPP where that cannot destroy.
+ */
+export async function probeDestruction(client: NetlinkClient): Promise<string | undefined> {
+  try {
+    await listDatagramSockets(client);
+  } catch (error) {
+    if (isNotFound(error)) return undefined;
+    throw error;
+  }
+  await destroySockets(client, [{ request: everySocket(FAMILIES.ipv4.addressFamily) }]);
+  return 'nobody was found to destroy';
 }
 
 const destroyRequest = (payload: Buffer): NetlinkRequest => ({
