@@ -23,6 +23,8 @@ export interface SocketServicesOptions {
 /** What `tulle status --json` and the metrics show. */
 export interface SocketServicesStatus {
   readonly usage: ReturnType<BpfLane['usage']>;
+  /** Whose sockets are translated; absent until all Services were written: that of an agent before this one may still hold. */
+  readonly scope?: SocketServicesOptions['scope'];
   /** Sockets and datagrams by what became of them, since the maps were made. Up to 2^53, then inexact. */
   readonly counters: Readonly<Record<string, number>>;
 }
@@ -88,7 +90,8 @@ export class SocketServices {
 
   status(): SocketServicesStatus {
     const counters = Object.entries(this.#lane.counters()).map(([name, count]) => [name, Number(count)]);
-    return { usage: this.#lane.usage(), counters: Object.fromEntries(counters) };
+    const scope = this.#isWritten ? { scope: this.#scope } : {};
+    return { usage: this.#lane.usage(), ...scope, counters: Object.fromEntries(counters) };
   }
 
   /** One sentence for each map that will soon be full: what does not fit is not served at sockets. */

@@ -9,7 +9,7 @@ import { families, type IpAddress } from '../../agent/model/ip.ts';
 import { inNode, inPod, pathOnHost } from '../../lab/node.ts';
 import type { PodStatus } from '../../lab/pods.ts';
 import { until } from '../../lab/until.ts';
-import { agentStatus } from '../support/agent-status.ts';
+import { agentStatus, isInCharge } from '../support/agent-status.ts';
 import { type OpenCaller, openCaller } from '../support/caller.ts';
 import { output, shIn, TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
 import { type ServiceApi, type ServiceObject, serviceApi, TCP_AND_UDP } from '../support/service-api.ts';
@@ -78,8 +78,7 @@ async function restart(whileAway: () => Promise<void> = async () => {}) {
   await lab().control.stopAgent('node-1');
   await whileAway();
   await lab().control.startAgent('node-1');
-  const isReady = async () => (await agentStatus(node()))?.readiness.ready === true;
-  await until(isReady, { describe: 'the agent to be ready', ...WAIT });
+  await until(() => isInCharge(node()), { describe: 'the agent to be in charge', ...WAIT });
   await untilSettled(node());
   return said();
 }

@@ -7,7 +7,7 @@ import { families, type IpAddress } from '../../agent/model/ip.ts';
 import { apiPath } from '../../lab/api-writer.ts';
 import { inNode, inPod } from '../../lab/node.ts';
 import { until } from '../../lab/until.ts';
-import { agentStatus } from '../support/agent-status.ts';
+import { agentStatus, isInCharge } from '../support/agent-status.ts';
 import { type OpenCaller, openCaller } from '../support/caller.ts';
 import { output, shIn, TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
 import { type ServiceApi, type ServiceObject, serviceApi, TCP_AND_UDP } from '../support/service-api.ts';
@@ -61,13 +61,12 @@ async function ask({ how, name }: { readonly how: Call['how']; readonly name?: s
   return (await Promise.all(inside.map((caller) => caller.callAll(calls)))).flat().map(serverOf);
 }
 const EVERYBODY = ['web-1', 'web-1', 'web-1', 'web-1'];
-const isReady = async () => (await agentStatus(node()))?.readiness.ready === true;
 /** The agent again, with these settings. */
 async function restart(services: string): Promise<void> {
   await lab().control.stopAgent('node-1');
   choose(services);
   await lab().control.startAgent('node-1');
-  await until(isReady, { describe: 'the agent to be ready', ...WAIT });
+  await until(() => isInCharge(node()), { describe: 'the agent to be in charge', ...WAIT });
   await untilSettled(node());
 }
 

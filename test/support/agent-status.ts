@@ -15,3 +15,9 @@ export async function agentStatus(node: NodeRef): Promise<AgentStatus | undefine
     throw error;
   }
 }
+
+/** Whether it is ready for pods, and serves Services as it was told: until that of an agent before it may hold. */
+export async function isInCharge(node: NodeRef): Promise<boolean> {
+  const { readiness, services } = (await agentStatus(node)) ?? {};
+  return readiness?.ready === true && (services?.sockets === undefined || services.sockets.scope !== undefined);
+}

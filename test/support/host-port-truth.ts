@@ -221,7 +221,7 @@ export function hostPortTruth(mode: ServicesMode): void {
     async (t) => {
       await serve('gone', BOTH(8088));
       const loads = (['fabric', 'host-1', 'idle-1'] as const).map((client) =>
-        caller(client).load({ ip: node().addresses[0] as string, port: 8080, perSecond: 50 }),
+        caller(client).load({ ip: node().addresses[0] as string, port: 8080, perSecond: 200 }),
       );
       await lab().control.killAgent('node-1');
       await untilReady();
