@@ -13,7 +13,7 @@ import { buildInitramfs, type GuestKernel, guestKernel } from './guest-kernel.ts
 
 const HERE = import.meta.dirname;
 const HOME = join(HERE, '../..');
-/** All of them are the default. A file takes one to five minutes of a processor, most of it for starting Node. */
+/** All of them are the default. A file takes one to eleven minutes of a processor, all some forty. */
 const SETS: Readonly<Record<string, () => readonly string[]>> = {
   drivers: () => filesIn('test/kernel').filter((file) => !isOfServices(file)),
   services: () => [...filesIn('test/kernel').filter(isOfServices), 'test/vm/services.test.ts'],
