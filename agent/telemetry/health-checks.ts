@@ -28,7 +28,10 @@ export interface HealthPlan {
 
 /** Over all ports together. */
 const MAX_CONNECTIONS = 128;
-/** Nothing tells when a port gets free. */
+/**
+ * The kernel gives no notice of a port that gets free, so that it has to be tried; sooner than the agent's housekeeping does, as
+ * load balancers keep away from the node meanwhile. Only runs while a port is taken.
+ */
 const RETRY_MS = 5_000;
 /** Owner of the node's own port; no Service has such a name. */
 const NODE = '';
