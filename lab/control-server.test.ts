@@ -33,6 +33,7 @@ function fakeLab(calls: unknown[]): Lab {
     },
     stopAgent: async (node: string) => void calls.push(['stop', node]),
     startAgent: (node: string) => void calls.push(['start', node]),
+    putUnchecked: (kind: string, object: unknown) => void calls.push(['unchecked', kind, object]),
     loadPhantomServices: async (request: unknown) => void calls.push(['phantoms', request]),
     setApiFault: (fault: string) => void calls.push(['fault', fault]),
   } as unknown as Lab;
@@ -65,6 +66,8 @@ test('labControl and the supervisor agree on every call', async (t) => {
   await control.terminatePod('default', 'web', 30);
   const phantoms: PhantomServices = { count: 3, endpoints: 2, families: ['ipv4'] };
   await control.loadPhantomServices(phantoms);
+  const odd = { metadata: { namespace: 'default', name: 'odd' } };
+  await control.putUnchecked('service', odd);
   t.deepEqual(calls, [
     pod,
     ['check', { namespace: 'a b', name: 'c/d' }],
@@ -76,6 +79,7 @@ test('labControl and the supervisor agree on every call', async (t) => {
     ['ready', { namespace: 'default', name: 'web' }, false],
     ['terminate', { namespace: 'default', name: 'web' }, 30],
     ['phantoms', phantoms],
+    ['unchecked', 'service', odd],
   ]);
 
   const error = await t.throwsAsync(control.runPod({ ...pod, node: 'absent' }), { instanceOf: SupervisorError });

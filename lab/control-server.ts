@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { json } from 'node:stream/consumers';
 import type { Logger } from 'pino';
-import type { ApiFault, ApiRequest } from './control.ts';
+import type { ApiFault, ApiRequest, NamespacedObject, UncheckedKind } from './control.ts';
 import type { Lab } from './lab.ts';
 import { messageOf } from './lab-error.ts';
 import type { PhantomServices } from './phantom-services.ts';
@@ -26,6 +26,8 @@ const ROUTES: Readonly<Record<string, Handler>> = {
   'POST /nodes/*/start-agent': async (lab, [node = '']) => lab.startAgent(node),
   'POST /api-fault': async (lab, _, body) => lab.setApiFault((body as { fault: ApiFault }).fault),
   'POST /api': (lab, _, body, signal) => lab.callApi(body as ApiRequest, signal),
+  'POST /unchecked/*': async (lab, [kind = ''], body) =>
+    lab.putUnchecked(kind as UncheckedKind, body as NamespacedObject),
   'POST /phantom-services': (lab, _, body) => lab.loadPhantomServices(body as PhantomServices),
 };
 

@@ -82,6 +82,13 @@ export interface ApiRequest {
   readonly object?: unknown;
 }
 
+export type UncheckedKind = 'service' | 'endpointSlice';
+
+/** As far as it takes to find its place; the rest is as it comes. */
+export interface NamespacedObject {
+  readonly metadata: { readonly namespace: string; readonly name: string };
+}
+
 export interface LabControl {
   status(): Promise<LabStatus>;
   runPod(pod: LabPodRequest): Promise<PodStatus>;
@@ -98,6 +105,11 @@ export interface LabControl {
   setApiFault(fault: ApiFault): Promise<void>;
   /** Answers with the object as it is then. */
   callApi(request: ApiRequest): Promise<ApiObject>;
+  /**
+   * What a faulty API server would serve: an object of this kind as it is, new or in the place of the one of that name,
+   * past all checks. Its spec has the right types.
+   */
+  putUnchecked(kind: UncheckedKind, object: NamespacedObject): Promise<void>;
   /** Creates them past the REST interface, which would take minutes. */
   loadPhantomServices(request: PhantomServices): Promise<void>;
 }
@@ -122,6 +134,7 @@ export function labControl({ controlSocket }: Pick<LabLayout, 'controlSocket'>, 
     startAgent: async (node) => void (await ask('POST', nodePath(node, 'start-agent'))),
     setApiFault: async (fault) => void (await ask('POST', '/api-fault', { fault })),
     callApi: async (request) => (await ask('POST', '/api', request)) as ApiObject,
+    putUnchecked: async (kind, object) => void (await ask('POST', `/unchecked/${kind}`, object)),
     loadPhantomServices: async (request) => void (await ask('POST', '/phantom-services', request)),
   };
 }

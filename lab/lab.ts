@@ -4,11 +4,20 @@ import { mkdir } from 'node:fs/promises';
 import type { Logger } from 'pino';
 import { addressAt, type Cidr, type Family, type IpAddress, parseCidr, parseIp } from '../agent/model/ip.ts';
 import { ipPortText } from '../agent/model/ip-port.ts';
+import { KINDS } from './api-server/kinds.ts';
 import { type ApiServer, startApiServer } from './api-server/server.ts';
 import { type ApiObject, ApiWriter } from './api-writer.ts';
 import { BIN_DIR, CONF_DIR, hasNetworkList } from './cni-client.ts';
 import type { Containerd } from './containerd.ts';
-import type { ApiFault, ApiRequest, LabNodeStatus, LabOptions, LabStatus } from './control.ts';
+import type {
+  ApiFault,
+  ApiRequest,
+  LabNodeStatus,
+  LabOptions,
+  LabStatus,
+  NamespacedObject,
+  UncheckedKind,
+} from './control.ts';
 import { type Attachment, attachNode, buildFabric, planAttachment, routerAddress, segmentCidr } from './fabric.ts';
 import { LabError } from './lab-error.ts';
 import { DIR_IN_NODE, type LabLayout, type NodeLayout, nodeLayout } from './layout.ts';
@@ -133,6 +142,11 @@ export class Lab {
   /** With all rights. Throws LabError when the API server refuses. */
   callApi({ method, path, object }: ApiRequest, signal: AbortSignal): Promise<ApiObject> {
     return this.#api.writer.send(method, path, object, signal);
+  }
+
+  /** Throws StatusError for what is no object of the kind. */
+  putUnchecked(kind: UncheckedKind, object: NamespacedObject): void {
+    this.#api.server.store.putUnchecked(KINDS[kind], object, object.metadata.namespace);
   }
 
   loadPhantomServices(request: PhantomServices): Promise<void> {

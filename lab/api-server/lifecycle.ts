@@ -53,6 +53,12 @@ export function parseObject(row: KindRow, body: unknown, { namespace, name }: Ob
   };
 }
 
+/** With an identity and an age, those of the object in whose place it comes or new ones; else as it is. */
+export function bornObject(sent: ApiObject, before: ApiObject | undefined, now: Date): ApiObject {
+  const { uid = randomUUID(), creationTimestamp = timestamp(now) } = before?.metadata ?? {};
+  return { ...sent, metadata: { uid, creationTimestamp, ...sent.metadata } };
+}
+
 /** The first version of an object. Throws StatusError 400 or 422. */
 export function newObject(row: KindRow, sent: ApiObject, now: Date): ApiObject {
   if (sent.metadata.resourceVersion) throw badRequest('resourceVersion should not be set on objects to be created');

@@ -38,8 +38,8 @@ export interface ServiceSpec extends JsonObject {
 
 const TIMEOUT_SECONDS = 10_800;
 
-/** Without checks: for an object that went through prepareService. */
-export const specOf = (service: ApiObject): ServiceSpec => service['spec'] as ServiceSpec;
+/** Without checks: for an object that went through prepareService, or one that is to be wrong and may have none. */
+export const specOf = (service: ApiObject): ServiceSpec => (service['spec'] ?? {}) as ServiceSpec;
 
 export const isHeadless = ({ clusterIP }: ServiceSpec): boolean => clusterIP === 'None';
 /** Everything but ExternalName, unknown types included. */

@@ -227,3 +227,26 @@ test('listAt: shows every version that history reaches back to, exactly as it wa
     '504 Timeout',
   );
 });
+
+test('putUnchecked: an object is as it is sent, keeps its identity, is watched and listed, and can be mended', (t) => {
+  const store = new Store();
+  const spec = { ports: [{ name: 'tcp', protocol: 'TCP', port: 80 }] };
+  const { object: sound } = store.create(KINDS.service, { metadata: { name: 'web' }, spec }, 'default');
+  const wrong = { ports: [{ port: 0, protocol: 'DCCP' }] };
+  const { object, revision } = store.putUnchecked(KINDS.service, { metadata: { name: 'web' }, spec: wrong }, 'default');
+  t.deepEqual(object['spec'], wrong);
+  t.deepEqual(
+    [object.metadata.uid, object.metadata.creationTimestamp],
+    [sound.metadata.uid, sound.metadata.creationTimestamp],
+  );
+  const history = store.history(KINDS.service);
+  const last = history.at(history.next - 1);
+  t.deepEqual([last.revision, last.before?.object, last.after?.object], [revision, sound, object]);
+  const { object: bare } = store.putUnchecked(KINDS.service, { metadata: { name: 'Not_A_Name' } }, 'default');
+  t.regex(bare.metadata.uid ?? '', /^[0-9a-f-]{36}$/);
+  t.is(store.list(KINDS.service).objects.length, 2);
+  store.update(KINDS.service, at('web', 'default'), withSpec(spec));
+  t.like(store.get(KINDS.service, at('web', 'default')).object['spec'], { type: 'ClusterIP' });
+  store.delete(KINDS.service, at('Not_A_Name', 'default'));
+  t.is(failureOf(t, () => store.putUnchecked(KINDS.service, [], 'default')), '400 BadRequest');
+});
