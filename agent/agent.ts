@@ -39,6 +39,7 @@ import { serveControl } from './telemetry/control-server.ts';
 import { Endpoint } from './telemetry/endpoint.ts';
 import { healthPage, stuckLanes } from './telemetry/health.ts';
 import { Metrics } from './telemetry/metrics.ts';
+import { ProblemLog } from './telemetry/problem-log.ts';
 
 /** How often attachments whose pods vanished without a DEL are looked for. */
 const COLLECT_INTERVAL_MS = 30_000;
@@ -300,9 +301,9 @@ class Agent {
       this.#planning.request({ isEvent: false });
     });
     this.#planning.start((plan, before) => this.#planned(plan, before, signal), signal);
-    const timer = setInterval(() => void this.#housekeep(), COLLECT_INTERVAL_MS);
-    timer.unref();
+    const timer = setInterval(() => void this.#housekeep(), COLLECT_INTERVAL_MS).unref();
     signal.addEventListener('abort', () => clearInterval(timer));
+    new ProblemLog(this.#options.log).follow(() => [...this.#watch.problems(), ...this.#state.problems()], signal);
   }
 
   /** A pair that vanished and cannot be made again: its namespace may be gone, and no runtime may ever tell. */

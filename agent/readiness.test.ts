@@ -16,6 +16,7 @@ const watch = (resource: string, status: Partial<ListWatchStatus>) => ({
   expired: 0,
   objects: 0,
   problems: [],
+  problemCount: 0,
   ...status,
 });
 const synced = { synced: true };

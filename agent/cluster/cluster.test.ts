@@ -159,6 +159,7 @@ test('status says where each resource stands, and the last snapshot stays throug
     relists: 0,
     error: undefined,
     problems: [],
+    problemCount: 0,
   });
   const { nodes } = watch.snapshot();
   down = true;
@@ -184,7 +185,8 @@ test('an unusable object is named in the status and takes no other with it', asy
   t.deepEqual([...watch.snapshot().nodes.keys()].sort(), ['n1', 'n2']);
   t.deepEqual([...watch.snapshot().pods.keys()], ['default/web']);
   t.deepEqual(watch.status().resources[0]?.problems, ['n1: spec.podCIDRs has "bad": expected a CIDR']);
-  t.is(watch.status().resources[1]?.problems.length, 1);
+  t.is(watch.status().resources[1]?.problemCount, 2);
+  t.is(watch.problems().length, 3);
 });
 
 test('synced rejects when the signal aborts before, and stopped resolves', async (t) => {

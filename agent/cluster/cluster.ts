@@ -20,8 +20,10 @@ export interface ClusterChange {
 
 export interface ResourceStatus extends ListWatchStatus {
   readonly objects: number;
-  /** What could not be used of the objects, one sentence each, with their names; at most 20. */
+  /** What could not be used of the objects, one sentence each, with their names; at most PROBLEMS_SHOWN. */
   readonly problems: readonly string[];
+  /** How many there are. */
+  readonly problemCount: number;
 }
 
 export interface ClusterStatus {
@@ -40,6 +42,8 @@ interface ClusterWatchOptions {
 
 type AnyCache = Pick<ObjectCache<unknown>, 'size' | 'problems' | 'apply' | 'startReplacement'>;
 
+/** In a status: who has thousands of bad objects begins with the first. */
+const PROBLEMS_SHOWN = 20;
 const NONE: ReadonlySet<string> = new Set();
 const NO_CHANGE: ClusterChange = { nodes: NONE, pods: NONE, services: NONE, endpointSlices: NONE };
 
@@ -124,12 +128,24 @@ export class ClusterWatch {
   }
 
   status(): ClusterStatus {
-    const resources = this.#watches.map(({ watch, cache }) => ({
-      ...watch.status(),
-      objects: cache.size,
-      problems: cache.problems(),
-    }));
+    const resources = this.#watches.map(({ watch, cache }) => {
+      const problems = cache.problems();
+      return {
+        ...watch.status(),
+        objects: cache.size,
+        problems: problems.slice(0, PROBLEMS_SHOWN),
+        problemCount: problems.length,
+      };
+    });
     return { resources };
+  }
+
+  /** All of them, by what is watched. */
+  problems(): readonly { readonly cause: string; readonly problem: string }[] {
+    return this.#watches.flatMap(({ watch, cache }) => {
+      const cause = watch.status().resource;
+      return cache.problems().map((problem) => ({ cause, problem }));
+    });
   }
 
   #cache<T>(

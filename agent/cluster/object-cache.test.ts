@@ -75,17 +75,18 @@ test('an object that cannot be narrowed is absent and a problem; the others are 
   const sized = (name: string, size?: number) => ({ metadata: { name }, size });
   cache.apply([set(sized('a', 1)), set(sized('bad')), set(sized('b', 2)), set({ metadata: {} })]);
   t.deepEqual([...cache.objects.keys()].sort(), ['a', 'b']);
-  t.deepEqual(cache.problems(), ['bad: no size', '(no usable name): no size']);
+  t.deepEqual(cache.problems(), ['bad: no size', 'no size']);
   cache.apply([set(sized('a')), set(sized('bad', 3))]);
   t.deepEqual([...cache.objects.keys()].sort(), ['b', 'bad']);
   t.deepEqual(changes, [
     ['a', 'b'],
     ['a', 'bad'],
   ]);
-  t.deepEqual(cache.problems(), ['(no usable name): no size', 'a: no size']);
-  t.is(cache.problems(1).length, 1);
+  t.deepEqual(cache.problems(), ['a: no size', 'no size']);
   cache.apply([remove(sized('a'))]);
-  t.deepEqual(cache.problems(), ['(no usable name): no size']);
+  t.deepEqual(cache.problems(), ['no size']);
+  cache.apply([remove({ metadata: {} })]);
+  t.deepEqual(cache.problems(), []);
 });
 
 test('problems of a list take the place of all former ones', (t) => {
@@ -93,7 +94,7 @@ test('problems of a list take the place of all former ones', (t) => {
   replace(raw('a', 'nonsense'), { metadata: { name: 'B A D' } });
   t.deepEqual(cache.problems(), [
     'a: spec.podCIDRs has "nonsense": expected a CIDR',
-    '(no usable name): Node ""/"B A D" is left out: expected a name and namespace of DNS form',
+    'Node ""/"B A D" is left out: expected a name and namespace of DNS form',
   ]);
   t.deepEqual([...cache.objects.keys()].sort(), ['a']);
   replace(raw('a'));

@@ -30,8 +30,10 @@ interface ObjectCacheOptions<T> {
 export class ObjectCache<T> {
   readonly #options: ObjectCacheOptions<T>;
   #objects: PersistentMap<T> = persistentMap();
-  /** By key, or by sentence where there is no key. */
+  /** By key. */
   readonly #problems = new Map<string, readonly string[]>();
+  /** What is said of objects without a key, which is all that tells one from another. */
+  #nameless = new Set<string>();
 
   constructor(options: ObjectCacheOptions<T>) {
     this.#options = options;
@@ -46,10 +48,10 @@ export class ObjectCache<T> {
     return this.#objects.size;
   }
 
-  /** What could not be used of the objects, with their names; at most `limit` sentences. */
-  problems(limit = 20): readonly string[] {
-    const sentences = [...this.#problems].flatMap(([key, list]) => list.map((text) => `${key}: ${text}`));
-    return sentences.slice(0, limit);
+  /** What could not be used of the objects, with their names. */
+  problems(): readonly string[] {
+    const ofNamed = [...this.#problems].flatMap(([key, list]) => list.map((text) => `${key}: ${text}`));
+    return [...ofNamed, ...this.#nameless];
   }
 
   /** Applies events in order, as one change. */
@@ -57,7 +59,7 @@ export class ObjectCache<T> {
     const changes = new Map<string, T | undefined>();
     for (const { type, object } of events) {
       const key = this.#options.keyOf(object);
-      if (key === undefined) this.#noteNameless(object);
+      if (key === undefined) this.#noteNameless(type, object);
       else if (type === 'set') changes.set(key, this.#take(key, object));
       else {
         changes.set(key, undefined);
@@ -70,18 +72,21 @@ export class ObjectCache<T> {
   startReplacement(): Replacement {
     const next = new Draft<T>(persistentMap());
     const problems = new Map<string, readonly string[]>();
+    const nameless = new Set<string>();
     return {
       add: (objects) => {
         for (const object of objects) {
           const { value, problems: found } = this.#options.narrow(object);
           const key = this.#options.keyOf(object);
           if (key !== undefined && value !== undefined) next.set(key, keepIdentity(value, this.#objects.get(key)));
-          if (found.length > 0) problems.set(key ?? NAMELESS, found);
+          if (key === undefined) for (const text of found) nameless.add(text);
+          else if (found.length > 0) problems.set(key, found);
         }
       },
       commit: () => {
         this.#problems.clear();
         for (const [key, found] of problems) this.#problems.set(key, found);
+        this.#nameless = nameless;
         this.#become(next.done());
       },
     };
@@ -95,9 +100,11 @@ export class ObjectCache<T> {
     return value === undefined ? undefined : keepIdentity(value, this.#objects.get(key));
   }
 
-  /** Cannot be followed from event to event, so the last one stands for all until the next list. */
-  #noteNameless(object: unknown): void {
-    this.#problems.set(NAMELESS, this.#options.narrow(object).problems);
+  #noteNameless(type: ObjectEvent['type'], object: unknown): void {
+    for (const text of this.#options.narrow(object).problems) {
+      if (type === 'set') this.#nameless.add(text);
+      else this.#nameless.delete(text);
+    }
   }
 
   #become(objects: PersistentMap<T>): void {
@@ -107,8 +114,6 @@ export class ObjectCache<T> {
     this.#options.changed(changed);
   }
 }
-
-const NAMELESS = '(no usable name)';
 
 const keepIdentity = <T>(value: T, former: T | undefined): T =>
   former !== undefined && isDeepStrictEqual(former, value) ? former : value;

@@ -93,11 +93,17 @@ function kernelLines({ kernel }: AgentStatus): readonly string[] {
   return table([['kind', 'wanted', 'held', 'dirty', 'failing', 'blocked', 'changes', 'repaired'], ...rows]);
 }
 
+function watchTroubles({ resource, problems, problemCount }: Watch): readonly string[] {
+  const more = problemCount - problems.length;
+  const lines = problems.map((problem) => `problem   ${problem}`);
+  return more > 0 ? [...lines, `problem   and ${more} more of ${resource}, which the log has`] : lines;
+}
+
 function troubleLines({ kernel, cluster, problems }: AgentStatus): readonly string[] {
   return [
     ...problems.map((problem) => `problem   ${problem}`),
     ...kernel.problems.map(({ problem }) => `problem   ${problem}`),
-    ...cluster.resources.flatMap(({ problems }) => problems.map((problem) => `problem   ${problem}`)),
+    ...cluster.resources.flatMap(watchTroubles),
     ...kernel.failing.map(({ key, error, attempts }) => `failing   ${key}: ${error} (${attempts} attempts)`),
     ...kernel.blocked.map(({ key, by }) => `blocked   ${key} by ${by}`),
   ];

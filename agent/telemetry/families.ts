@@ -38,7 +38,7 @@ interface WatchView {
   readonly lastEventMs: number | undefined;
   readonly relists: number;
   readonly expired: number;
-  readonly problems: readonly unknown[];
+  readonly problemCount: number;
 }
 
 /** A value and the texts of the labels, in their order. */
@@ -132,7 +132,7 @@ const NODE: readonly Family[] = [
     labels: ['about'],
     read: ({ problems, cluster, kernel }) => [
       [problems.length, 'attachments'],
-      [cluster.resources.reduce((sum, watch) => sum + watch.problems.length, 0), 'cluster'],
+      [cluster.resources.reduce((sum, { problemCount }) => sum + problemCount, 0), 'cluster'],
       [kernel.problems.length, 'plan'],
     ],
   },

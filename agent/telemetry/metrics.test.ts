@@ -14,7 +14,7 @@ const WATCH = {
   lastEventMs: 1500,
   relists: 3,
   expired: 1,
-  problems: ['b: odd'],
+  problemCount: 1,
 };
 
 /** Over a reconciler whose second route cannot be written, and whose third waits for a sysctl. */
@@ -29,7 +29,7 @@ async function stand(t: ExecutionContext) {
     addresses: [{ family: 'ipv4', used: 2, resting: 1, free: 250 }],
     problems: [],
     cluster: {
-      resources: [WATCH, { ...WATCH, resource: 'pods', synced: false, lastEventMs: undefined, problems: [] }],
+      resources: [WATCH, { ...WATCH, resource: 'pods', synced: false, lastEventMs: undefined, problemCount: 0 }],
     },
     kernel: rig.reconciler.status(),
   });

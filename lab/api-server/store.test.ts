@@ -248,5 +248,8 @@ test('putUnchecked: an object is as it is sent, keeps its identity, is watched a
   store.update(KINDS.service, at('web', 'default'), withSpec(spec));
   t.like(store.get(KINDS.service, at('web', 'default')).object['spec'], { type: 'ClusterIP' });
   store.delete(KINDS.service, at('Not_A_Name', 'default'));
-  t.is(failureOf(t, () => store.putUnchecked(KINDS.service, [], 'default')), '400 BadRequest');
+  t.is(
+    failureOf(t, () => store.putUnchecked(KINDS.service, [], 'default')),
+    '400 BadRequest',
+  );
 });
