@@ -42,6 +42,16 @@ test('every bad value names its setting, what was expected and what came', (t) =
   t.throws(() => resolveConfig({ nodeName: 'n' }, {}, new Map([['vxlan.vnj', '1']])), { message: /vxlan\.vnj/ });
 });
 
+test('encryption needs the file of a secret', (t) => {
+  for (const encryption of ['aes-gcm', 'chacha20-poly1305']) {
+    const given = { nodeName: 'n', 'tun.encryption': encryption };
+    const error = t.throws(() => resolveConfig(given, {}), { instanceOf: ConfigError, message: /Secret/ });
+    t.is(error.key, 'tun.secretFile');
+    t.is(resolveConfig({ ...given, 'tun.secretFile': '/etc/s' }, {})['tun.secretFile'], '/etc/s');
+  }
+  t.notThrows(() => resolveConfig({ nodeName: 'n' }, {}));
+});
+
 test('where to listen is an address of either family, or off', (t) => {
   for (const [given, expected] of [
     ['[FD00::1]:80', '[fd00::1]:80'],

@@ -4,6 +4,7 @@ import { parse as parseYaml } from 'yaml';
 import { ConfigError } from './model/config-error.ts';
 import { type Cidr, parseCidr } from './model/ip.ts';
 import { ipPortText, parseIpPort } from './model/ip-port.ts';
+import { TUN_CARRIAGES, TUN_ENCRYPTIONS } from './model/items.ts';
 
 /** Plugins that work without a configuration of their own: hostPort, and the bandwidth annotations. */
 const CHAINED_PLUGINS = ['portmap', 'bandwidth'] as const;
@@ -106,6 +107,22 @@ export const SETTINGS = {
     'transmit checksum offload of the tunnel device; auto: off before Linux 5.7',
   ),
   'vxlan.directRouting': setting(flag, false, 'plain routes to peers on the same segment, the tunnel for the rest'),
+  'tun.port': setting(integer(1, 65535), 8285, 'UDP port of the tunnel of backend tun; equal on all nodes'),
+  'tun.carriage': setting(
+    choice(...TUN_CARRIAGES),
+    'segments',
+    'how large packets travel; whole: in datagrams that IP fragments, faster where fragments pass: probed, and given up by itself',
+  ),
+  'tun.encryption': setting(
+    choice(...TUN_ENCRYPTIONS),
+    'none',
+    'how the tunnel of backend tun is sealed, with keys from tun.secretFile; equal on all nodes. See docs/tun.md',
+  ),
+  'tun.secretFile': setting(
+    path,
+    '',
+    'file of at least 32 bytes that all nodes share, such as a mounted Secret; may change at any time. For tun.encryption',
+  ),
   backend: setting(choice('vxlan', 'host-gw'), 'vxlan', 'how pod traffic reaches other nodes; the same on all nodes'),
   podLink: setting(
     choice('routed', 'bridge'),
@@ -230,12 +247,23 @@ type Environment = Readonly<Record<string, string | undefined>>;
 /** The settings of an agent: those of resolveSettings, with a node's name among them. Throws ConfigError. */
 export function resolveConfig(flags: Flags, environment: Environment, file?: ReadonlyMap<string, string>): Config {
   const config = resolveSettings(flags, environment, file);
+  requireSecret(config);
   if (config.nodeName !== '') return config;
   throw new ConfigError({
     key: 'nodeName',
     expected: `--node-name or ${environmentName('nodeName')}`,
     received: 'nothing',
     remedy: 'a DaemonSet takes it from spec.nodeName',
+  });
+}
+
+function requireSecret(config: Config): void {
+  if (config['tun.encryption'] === 'none' || config['tun.secretFile'] !== '') return;
+  throw new ConfigError({
+    key: 'tun.secretFile',
+    expected: `a file, since tun.encryption is ${config['tun.encryption']}`,
+    received: 'nothing',
+    remedy: 'mount a Secret of at least 32 random bytes, the same on all nodes',
   });
 }
 

@@ -26,6 +26,9 @@ const SOCKET_KINDS = { 'backend-set': 'same', frontend: 'one', attachment: 'same
   Kernel['merge']
 >;
 
+/** Kinds whose drivers come with the backend `tun`. */
+const TUN_KINDS = { 'tun-path': 'one', 'tun-peer': 'one' } as const satisfies Partial<Kernel['merge']>;
+
 export interface KernelSettings extends ServiceModeSettings {
   readonly runDir: string;
   readonly procSys: string;
@@ -86,7 +89,9 @@ export async function openKernel(
       backend,
       onServed: (family, places) => void forgetFlows(nfnetlink, log, family, places),
     }),
-  } satisfies { readonly [K in Exclude<Kind, keyof typeof SOCKET_KINDS>]: { readonly kind: K } };
+  } satisfies {
+    readonly [K in Exclude<Kind, keyof typeof SOCKET_KINDS | keyof typeof TUN_KINDS>]: { readonly kind: K };
+  };
   const host = new HostWatch({
     ...netlink,
     randomFully: backend.randomFully,
@@ -106,6 +111,7 @@ export async function openKernel(
     drivers,
     merge: {
       ...SOCKET_KINDS,
+      ...TUN_KINDS,
       ...Object.fromEntries(drivers.map(({ kind, merge }) => [kind, merge])),
     } as Kernel['merge'],
     iptables: `${backend.backend} (${backend.reason})`,

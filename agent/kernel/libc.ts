@@ -90,6 +90,18 @@ export function ioctl(
   if (ioctlCall(fd, request, argument) < 0) throw new KernelError({ code: lastErrno(), ...what });
 }
 
+const ioctlNumberCall = libc.func('int ioctl(int fd, unsigned long request, unsigned long argument)');
+
+/** ioctl(2) whose argument is a number itself. */
+export function ioctlNumber(
+  fd: number,
+  request: number,
+  argument: number,
+  what: { operation: string; object: string },
+): void {
+  if (ioctlNumberCall(fd, request, argument) < 0) throw new KernelError({ code: lastErrno(), ...what });
+}
+
 /** Address of a buffer for structures that hold pointers (ifreq.ifr_data). The buffer must stay referenced. */
 export const addressOf = (buffer: Uint8Array): bigint => koffi.address(buffer);
 

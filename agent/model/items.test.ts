@@ -47,6 +47,11 @@ const objects: { readonly [K in keyof Objects]: readonly [value: Objects[K], key
     'pod-link tl0123456789ab',
   ],
   fdb: [{ link: 'tulle.84', mac, destination: '192.0.2.2' as IpAddress }, 'fdb tulle.84 02:00:00:00:00:01'],
+  'tun-path': [
+    { link: 'tulle-tun', local: '192.0.2.1' as IpAddress, port: 8285, carriage: 'segments', encryption: 'none' },
+    'tun-path tulle-tun',
+  ],
+  'tun-peer': [{ node: 'b', end: '192.0.2.2' as IpAddress, podCidrs: ['10.244.1.0/24' as Cidr] }, 'tun-peer b'],
   neighbour: [{ link: 'tulle.84', ip, mac }, 'neighbour tulle.84 10.244.1.2'],
   route: [
     { destination: '10.244.1.0/24' as Cidr, metric: 0, type: 'unicast', link: 'tulle.84' },

@@ -14,7 +14,7 @@ export interface Sysctl {
 }
 
 /** A device of the node's own. A backend that needs another type adds it to this union. */
-export type Link = VxlanLink | BridgeLink;
+export type Link = VxlanLink | BridgeLink | TunLink;
 
 export interface VxlanLink {
   readonly type: 'vxlan';
@@ -39,6 +39,19 @@ export interface BridgeLink {
   /** IFLA_IFALIAS; starts with `tulle:`. */
   readonly alias: string;
   readonly mac: MacAddress;
+  readonly mtuBytes: number;
+}
+
+/**
+ * A persistent TUN device: packets of the node enter and leave user space here. It has no MAC address, and no carrier while
+ * nobody has it open; its addresses and routes stay.
+ */
+export interface TunLink {
+  readonly type: 'tun';
+  readonly name: string;
+  /** IFLA_IFALIAS; starts with `tulle:`. */
+  readonly alias: string;
+  readonly mac?: undefined;
   readonly mtuBytes: number;
 }
 
@@ -115,6 +128,37 @@ export interface Fdb {
   readonly destination?: IpAddress;
 }
 
+/** How a large packet travels: as datagrams that fit the path each, or in one that IP fragments. */
+export const TUN_CARRIAGES = ['segments', 'whole'] as const;
+export type TunCarriage = (typeof TUN_CARRIAGES)[number];
+
+/** How datagrams of the tunnel are sealed; see docs/tun.md. */
+export const TUN_ENCRYPTIONS = ['none', 'aes-gcm', 'chacha20-poly1305'] as const;
+export type TunEncryption = (typeof TUN_ENCRYPTIONS)[number];
+
+/** What carries packets between a TUN device and a UDP socket: threads of this process. */
+export interface TunPathItem {
+  /** The TUN device. */
+  readonly link: string;
+  /** Own address of the tunnel; the socket is bound to it. */
+  readonly local: IpAddress;
+  /** UDP port of the socket, and of all peers. */
+  readonly port: number;
+  readonly carriage: TunCarriage;
+  readonly encryption: TunEncryption;
+  /** File of the secret that all nodes share; there with encryption. */
+  readonly secretFile?: string;
+}
+
+/** Another node as a TUN path knows it: what is for its pods goes to its end, and only from there it comes with their addresses. */
+export interface TunPeerItem {
+  /** Name of the Node. */
+  readonly node: string;
+  /** Tunnel end. */
+  readonly end: IpAddress;
+  readonly podCidrs: readonly Cidr[];
+}
+
 /** Header of an ip set. */
 export interface IpSet {
   readonly name: string;
@@ -189,6 +233,8 @@ export interface Objects {
   'chain-part': ChainPart;
   'pod-link': PodLink;
   fdb: Fdb;
+  'tun-path': TunPathItem;
+  'tun-peer': TunPeerItem;
   neighbour: Neighbour;
   route: Route;
   'backend-set': BackendSet;
@@ -210,6 +256,8 @@ export const APPLY_ORDER: readonly Kind[] = [
   'chain-part',
   'pod-link',
   'fdb',
+  'tun-path',
+  'tun-peer',
   'neighbour',
   'route',
   'backend-set',
@@ -227,6 +275,8 @@ const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
   'chain-part': ({ family, table, chain, order }) => `${family} ${table} ${chain} ${order}`,
   'pod-link': ({ name }) => name,
   fdb: ({ link, mac }) => `${link} ${mac}`,
+  'tun-path': ({ link }) => link,
+  'tun-peer': ({ node }) => node,
   neighbour: ({ link, ip }) => `${link} ${ip}`,
   route: ({ destination, metric }) => `${destination} metric ${metric}`,
   'backend-set': ({ id }) => id,

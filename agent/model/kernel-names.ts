@@ -31,6 +31,9 @@ const CHAIN_NAME_MAX = 28;
 
 export const vxlanLinkName = (vni: number): string => limited(`tulle.${vni}`, LINK_NAME_MAX);
 
+/** The device of the backend `tun`. */
+export const TUN_LINK_NAME = 'tulle-tun';
+
 /** Every host side of a pod link, and nothing else of Tulle's, has a name of this shape. */
 export const POD_LINK_NAME = /^tl[0-9a-f]{12}$/;
 

@@ -13,6 +13,7 @@ import {
   prefixLengthOf,
   sizeOf,
 } from '../model/ip.ts';
+import type { TunCarriage, TunEncryption } from '../model/items.ts';
 import { addressesOf, heldCidrs, type Losses } from './claims.ts';
 import type { ServiceSettings } from './services/settings.ts';
 
@@ -22,6 +23,11 @@ export interface PlanSettings extends ServiceSettings {
   readonly 'vxlan.port': number;
   readonly 'vxlan.txChecksumOffload': 'auto' | 'on' | 'off';
   readonly 'vxlan.directRouting': boolean;
+  readonly 'tun.port': number;
+  readonly 'tun.carriage': TunCarriage;
+  readonly 'tun.encryption': TunEncryption;
+  /** Empty without encryption. */
+  readonly 'tun.secretFile': string;
   readonly tunnelFamily: 'auto' | Family;
   /** Of what leaves a pod and of the tunnel; 0: from the underlay. */
   readonly mtuBytes: number;

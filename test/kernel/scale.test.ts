@@ -12,6 +12,7 @@ import { Links } from '../../agent/kernel/netlink/links.ts';
 import { NETLINK_PROTOCOL, type NetlinkClient, type NetlinkRequest } from '../../agent/kernel/netlink/message.ts';
 import { NetlinkMonitor } from '../../agent/kernel/netlink/monitor.ts';
 import { NetlinkSocket } from '../../agent/kernel/netlink/socket.ts';
+import { tunsOf } from '../../agent/kernel/netlink/tun.ts';
 import { openPodNetns } from '../../agent/kernel/netns/netns.ts';
 import { openSysctls } from '../../agent/kernel/sysctl/files.ts';
 import { createSysctlDriver } from '../../agent/kernel/sysctl/sysctl.ts';
@@ -84,7 +85,9 @@ async function openNode(t: ExecutionContext) {
   const sets = traffic.count(nfnetlink);
   const reaper = new CollectingReaper(client);
   const drivers = [
-    ...Object.values(createNetlinkDrivers({ client, links, monitor, sysctls, ethtool, reaper, openPodNetns })),
+    ...Object.values(
+      createNetlinkDrivers({ client, links, monitor, sysctls, ethtool, tuns: tunsOf(netnsFd), reaper, openPodNetns }),
+    ),
     createSysctlDriver({ files: sysctls, stateFile: `${makeRunDir(t)}/sysctl.json`, monitor }),
     createSetDriver({ run, client: sets }),
     createMemberDriver({ client: sets }),

@@ -1,4 +1,4 @@
-/** Links of a fake network namespace: what fake-netlink.ts knows of vxlan, veth and bridge, and how a link is written in a message. */
+/** Links of a fake network namespace: what fake-netlink.ts knows of vxlan, veth, bridge and tun, and how a link is written in a message. */
 import {
   attribute,
   nested,
@@ -28,6 +28,15 @@ const NEW_BRIDGE: readonly (readonly [number, Buffer])[] = [
   [7, number(1, 0)],
   [23, number(1, 1)],
 ];
+/** IFLA_TUN_*: owner, type, packet information, virtio-net header, persistent, several queues. */
+const NEW_TUN: readonly (readonly [number, Buffer])[] = [
+  [1, number(4, 0)],
+  [3, number(1, 1)],
+  [4, number(1, 0)],
+  [5, number(1, 1)],
+  [6, number(1, 1)],
+  [7, number(1, 0)],
+];
 /** IFLA_BRPORT_*: hairpin, learning, flood, proxy_arp, mcast_flood, bcast_flood, isolated, locked. */
 const NEW_PORT: readonly (readonly [number, number])[] = [
   [4, 0],
@@ -40,6 +49,8 @@ const NEW_PORT: readonly (readonly [number, number])[] = [
   [39, 0],
 ];
 
+const NEW_DATA: Readonly<Record<string, readonly (readonly [number, Buffer])[]>> = { bridge: NEW_BRIDGE, tun: NEW_TUN };
+
 export interface FakeLink {
   readonly ifindex: number;
   name: string;
@@ -49,7 +60,7 @@ export interface FakeLink {
   mtuBytes: number;
   alias: string;
   group: number;
-  /** IFLA_INFO_DATA of a vxlan or a bridge. */
+  /** IFLA_INFO_DATA of a vxlan, a bridge or a TUN device. */
   readonly data: Map<number, Buffer>;
   /** Index of the bridge that it is a port of. */
   masterIfindex: number;
@@ -97,7 +108,7 @@ export function newLink(ifindex: number, { attributes, name, kind, data, up }: L
     mtuBytes: u32Of(attributes.get(IFLA.MTU)) ?? 1500,
     alias: '',
     group: u32Of(attributes.get(IFLA.GROUP)) ?? 0,
-    data: new Map([...(kind === 'bridge' ? NEW_BRIDGE : []), ...(kind === 'veth' ? [] : data)]),
+    data: new Map([...(NEW_DATA[kind] ?? []), ...(kind === 'veth' ? [] : data)]),
     masterIfindex: 0,
     port: new Map(),
     ipv4Conf: new Map(),
@@ -125,7 +136,7 @@ export function linkMessage(link: FakeLink): NetlinkMessage {
     text(IFLA.IFNAME, link.name),
     u32(IFLA.MTU, link.mtuBytes),
     u32(IFLA.GROUP, link.group),
-    attribute(IFLA.ADDRESS, macBytes(link.mac)),
+    ...(link.kind === 'tun' ? [] : [attribute(IFLA.ADDRESS, macBytes(link.mac))]),
     ...(link.alias ? [text(IFLA.IFALIAS, link.alias)] : []),
     ...(link.peerIfindex ? [u32(IFLA.LINK, link.peerIfindex)] : []),
     ...(link.masterIfindex ? [u32(IFLA.MASTER, link.masterIfindex)] : []),

@@ -1,5 +1,5 @@
 /**
- * A small kernel behind NetlinkClient: links (vxlan, veth, bridge), addresses, routes, neighbours and forwarding entries of several
+ * A small kernel behind NetlinkClient: links (vxlan, veth, bridge, tun), addresses, routes, neighbours and forwarding entries of several
  * network namespaces. It refuses what Linux refuses, and loses in silence what Linux loses. Its truth is held against a real
  * kernel by test/kernel/netlink.contract.test.ts.
  */
@@ -12,7 +12,8 @@ import {
   type NetlinkRequest,
   NLM,
 } from '../../agent/kernel/netlink/message.ts';
-import { AF, addressHeader, IFA, IFF_UP, IFLA, ipOf, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
+import { AF, addressHeader, IFA, IFF_UP, IFLA, ipOf, linkHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
+import type { Tuns } from '../../agent/kernel/netlink/tun.ts';
 import type { SysctlFiles } from '../../agent/kernel/sysctl/files.ts';
 import { bytesOf, factsOf, familyOf } from '../../agent/model/ip.ts';
 import { macFromBytes } from '../../agent/model/mac.ts';
@@ -90,6 +91,13 @@ export class FakeNetns implements NetlinkClient {
       if (link) link.txChecksum = on;
     },
     close: () => {},
+  };
+
+  readonly tuns: Tuns = {
+    create: (name) => {
+      const { attributes, data, port } = parseLinkRequest(linkHeader());
+      this.#add({ attributes, data, port, name, kind: 'tun', up: false });
+    },
   };
 
   async request(request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {

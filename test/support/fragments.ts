@@ -23,6 +23,8 @@ export const MERGE = {
   'chain-part': 'one',
   'pod-link': 'one',
   fdb: 'one',
+  'tun-path': 'one',
+  'tun-peer': 'one',
   neighbour: 'one',
   route: 'one',
   'backend-set': 'same',

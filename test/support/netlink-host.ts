@@ -1,6 +1,7 @@
 /** A host to try netlink drivers on, either a real network namespace or the fake kernel, with pods' namespaces beside it. */
 import { closeSync, openSync } from 'node:fs';
 import type { ExecutionContext } from 'ava';
+import { inNetns } from '../../agent/kernel/libc.ts';
 import { createNetlinkDrivers } from '../../agent/kernel/netlink/drivers.ts';
 import { type Ethtool, openEthtool } from '../../agent/kernel/netlink/ethtool.ts';
 import { type DoomedLink, deleteLinks } from '../../agent/kernel/netlink/group-deletion.ts';
@@ -9,6 +10,7 @@ import { NETLINK_PROTOCOL, type NetlinkClient } from '../../agent/kernel/netlink
 import { describePodLink } from '../../agent/kernel/netlink/pod-link-check.ts';
 import type { LinkReaper } from '../../agent/kernel/netlink/reaper.ts';
 import { NetlinkSocket } from '../../agent/kernel/netlink/socket.ts';
+import { type Tuns, tunsOf } from '../../agent/kernel/netlink/tun.ts';
 import { identifyNetns, type OpenNetns, type OpenPodNetns, openPodNetns } from '../../agent/kernel/netns/netns.ts';
 import { openSysctls, type SysctlFiles } from '../../agent/kernel/sysctl/files.ts';
 import { item, type Key, type Kind, keyOf, type Objects, type PodLink } from '../../agent/model/items.ts';
@@ -20,6 +22,8 @@ export type NetlinkDrivers = ReturnType<typeof createNetlinkDrivers>;
 
 export interface NetlinkHost {
   readonly client: NetlinkClient;
+  /** Runs an action within the namespace; only on a real kernel. */
+  inside?<T>(action: () => T): T;
   readonly drivers: NetlinkDrivers;
   readonly sysctls: SysctlFiles;
   readonly reaper: CollectingReaper;
@@ -67,6 +71,7 @@ interface Parts {
   readonly client: NetlinkClient;
   readonly sysctls: SysctlFiles;
   readonly ethtool: Ethtool;
+  readonly tuns: Tuns;
   readonly openPodNetns: OpenPodNetns;
 }
 
@@ -88,7 +93,7 @@ async function openFakeHost(): Promise<NetlinkHost> {
     const { fd, sysctls, ...pod } = podOf(kernel.byFd(Number(inode)));
     return { fd, sysctls, client: pod.client, close: () => {} };
   };
-  const parts = { client: host, sysctls: host.sysctls, ethtool: host.ethtool, openPodNetns: openPod };
+  const parts = { client: host, sysctls: host.sysctls, ethtool: host.ethtool, tuns: host.tuns, openPodNetns: openPod };
   const newPod = async () => {
     const { fd } = kernel.netns();
     return { path: `/fake/${fd}`, device: '4', inode: String(fd) };
@@ -110,12 +115,12 @@ async function openRealHost(t: ExecutionContext): Promise<NetlinkHost> {
   });
   const identity = identifyNetns(path);
   const openPod: OpenPodNetns = (netns) => openPodNetns(netns, { host: identity });
-  const parts = { client, sysctls: openSysctls({ netnsFd }), ethtool, openPodNetns: openPod };
+  const parts = { client, sysctls: openSysctls({ netnsFd }), ethtool, tuns: tunsOf(netnsFd), openPodNetns: openPod };
   const newPod = async () => {
     const pod = await createNetns(t, 'pod');
     return { path: pod.path, ...identifyNetns(pod.path) };
   };
-  return { ...assemble(parts), newPod };
+  return { ...assemble(parts), newPod, inside: (action) => inNetns(netnsFd, action) };
 }
 
 const signal = AbortSignal.timeout(600_000);

@@ -14,6 +14,7 @@ import { objectDriver } from './object-driver.ts';
 import { podLinkDriver } from './pod-link.ts';
 import type { LinkReaper } from './reaper.ts';
 import { routeDriver } from './route.ts';
+import type { Tuns } from './tun.ts';
 
 export interface NetlinkDriversOptions {
   readonly client: NetlinkClient;
@@ -21,6 +22,7 @@ export interface NetlinkDriversOptions {
   /** /proc/sys of the host's namespace. */
   readonly sysctls: SysctlFiles;
   readonly ethtool: Ethtool;
+  readonly tuns: Tuns;
   readonly reaper: LinkReaper;
   readonly openPodNetns: OpenPodNetns;
   /** Without it the drivers watch nothing. */

@@ -5,16 +5,22 @@ import type { Ethtool } from './ethtool.ts';
 import type { TOWARDS_PODS } from './link-conf.ts';
 import type { Altered } from './object-driver.ts';
 import type { LinkFacts } from './rtnetlink.ts';
+import type { Tuns } from './tun.ts';
 
 /** What is set otherwise than by netlink. */
 export interface LinkFiles {
   readonly ethtool: Ethtool;
   readonly sysctls: SysctlFiles;
+  readonly tuns: Tuns;
 }
 
 export interface LinkType<L extends Link> {
   /** IFLA_INFO_KIND. */
   readonly type: L['type'];
+  /** Makes a device of a type that rtnetlink makes none of. Throws KernelError. */
+  create?(link: L, files: LinkFiles): void;
+  /** Of a type without MAC addresses: whether a device without a mark is as `create` leaves it. */
+  isOwnMake?(facts: LinkFacts): boolean;
   /** IFLA_INFO_DATA of a new device. */
   data(link: L): readonly Buffer[];
   /** IFLA_INFO_DATA that turns `found` into `wanted` in place; undefined when only another device will do. */

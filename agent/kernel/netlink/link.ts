@@ -15,11 +15,13 @@ import { type Netconf, readNetconf } from './netconf.ts';
 import { type Altered, isAltered } from './object-driver.ts';
 import type { LinkReaper } from './reaper.ts';
 import { ADDR_GEN_MODE_NONE, AF, IFF_UP, IFLA, type LinkFacts, linkHeader, RTM, readLinkFacts } from './rtnetlink.ts';
+import { tunType } from './tun.ts';
 import { vxlanType } from './vxlan.ts';
 
 const LINK_TYPES: { readonly [T in Link['type']]: LinkType<Extract<Link, { type: T }>> } = {
   vxlan: vxlanType,
   bridge: bridgeType,
+  tun: tunType,
 };
 /** A type is only ever given links of its own. */
 const typeOf = ({ type }: Pick<Link, 'type'>): LinkType<Link> => LINK_TYPES[type] as LinkType<Link>;
@@ -133,8 +135,10 @@ async function ensureLink(wanted: Link, options: LinkDriverOptions): Promise<voi
 }
 
 /** A device that an earlier process made and could not mark any more: nobody else gives it this name and address. */
-const isHalfMade = (wanted: Link, { alias, kind, mac }: LinkFacts): boolean =>
-  alias === '' && kind === wanted.type && mac === wanted.mac;
+function isHalfMade(wanted: Link, facts: LinkFacts): boolean {
+  if (facts.alias !== '' || facts.kind !== wanted.type) return false;
+  return wanted.mac === undefined ? typeOf(wanted).isOwnMake?.(facts) === true : facts.mac === wanted.mac;
+}
 
 const foreignLink = ({ name, type }: Link, { alias }: LinkFacts): KernelError =>
   new KernelError({
@@ -146,11 +150,13 @@ const foreignLink = ({ name, type }: Link, { alias }: LinkFacts): KernelError =>
 
 async function createLink(wanted: Link, options: LinkDriverOptions): Promise<void> {
   const { client, reaper } = options;
+  const kind = typeOf(wanted);
   try {
-    await client.request(renderCreation(wanted));
+    if (kind.create) kind.create(wanted, options);
+    else await client.request(renderCreation(wanted));
   } catch (error) {
     if (isExists(error)) throw await explainRival(wanted, error as KernelError, client);
-    throw explainMissingType(error, wanted.type, typeOf(wanted).missingAdvice);
+    throw explainMissingType(error, wanted.type, kind.missingAdvice);
   }
   const facts = await readLink(client, wanted.name);
   if (!facts)
@@ -168,13 +174,15 @@ async function createLink(wanted: Link, options: LinkDriverOptions): Promise<voi
   }
 }
 
+const macOf = ({ mac }: Link): readonly Buffer[] => (mac === undefined ? [] : [attribute(IFLA.ADDRESS, macBytes(mac))]);
+
 /** Without the MTU: a bridge keeps one that is set later, and lets its ports change one that it was made with. */
 function renderCreation(wanted: Link): NetlinkRequest {
   const { type, data } = typeOf(wanted);
   const payload = Buffer.concat([
     linkHeader(),
     text(IFLA.IFNAME, wanted.name),
-    attribute(IFLA.ADDRESS, macBytes(wanted.mac)),
+    ...macOf(wanted),
     nested(IFLA.LINKINFO, text(IFLA.INFO_KIND, type), nested(IFLA.INFO_DATA, ...data(wanted))),
   ]);
   return {
@@ -214,7 +222,7 @@ async function configure(
     object,
   });
   // Setting an address flushes the neighbours of the link, even when it is what it was.
-  const mac = facts.mac === wanted.mac ? [] : [attribute(IFLA.ADDRESS, macBytes(wanted.mac))];
+  const mac = facts.mac === wanted.mac ? [] : macOf(wanted);
   const ipv4 = nested(IFLA.AF_SPEC, renderIpv4Conf(kind.ipv4));
   const marks = [plainText(IFLA.IFALIAS, wanted.alias), u32(IFLA.MTU, wanted.mtuBytes), ...mac, ipv4];
   await client.request(request(RTM.SETLINK, linkHeader({ ifindex }), ...marks));

@@ -7,8 +7,8 @@ import { IFLA, type LinkFacts, linkHeader, RTEXT_FILTER_SKIP_STATS, RTM, readLin
 
 /** IFLA_IFALIAS of every host side of a pod link starts with this. */
 export const POD_ALIAS_PREFIX = `${ALIAS_PREFIX}pod:`;
-/** Names of the node's own devices: `tulle.84`, a backend's, and `tulle0`, the bridge. */
-const NODE_LINK_NAME = /^tulle(\.\d+|0)$/;
+/** Names of the node's own devices: `tulle.84` and `tulle-tun`, of backends, and `tulle0`, the bridge. */
+const NODE_LINK_NAME = /^tulle(\.\d+|-tun|0)$/;
 
 /** Whether a link carries both marks of a device of the node's own: the name's shape and the alias. */
 export const isNodeLink = ({ name, alias }: LinkFacts): boolean =>

@@ -11,6 +11,7 @@ import { NetlinkMonitor } from './monitor.ts';
 import { describePodLink } from './pod-link-check.ts';
 import { BackgroundReaper } from './reaper.ts';
 import { NetlinkSocket } from './socket.ts';
+import { tunsOf } from './tun.ts';
 
 export interface OpenNetlinkOptions {
   /** Another namespace than this process's own, for tests; the caller keeps the fd open. */
@@ -50,7 +51,7 @@ export function openNetlink({ netnsFd, sysctlRoot, onReaperError, onMonitorFault
   const host = netnsFd === undefined ? undefined : fileIdentity(netnsFd);
   const openPod: OpenPodNetns = (netns) =>
     openPodNetns(netns, { host, ...(sysctlRoot !== undefined && { sysctlRoot }) });
-  const parts = { client, links, monitor, sysctls, ethtool, reaper, openPodNetns: openPod };
+  const parts = { client, links, monitor, sysctls, ethtool, tuns: tunsOf(netnsFd), reaper, openPodNetns: openPod };
   return {
     ...parts,
     drivers: createNetlinkDrivers(parts),
