@@ -28,6 +28,8 @@ export interface Report {
   readonly tables: readonly Table[];
   /** What was seen that proves the places to be what they are called. */
   readonly evidence: readonly string[];
+  /** What was to be reached and what was, a line each. */
+  readonly verdicts?: readonly string[];
 }
 
 /** Runs in namespaces of its own that end with the process; a failure of anything measured ends the bench. */

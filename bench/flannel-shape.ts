@@ -1,8 +1,8 @@
 /**
  * Nodes whose kernel is set up as flannel and kube-proxy (iptables mode, no Service) leave it: bridge cni0 seen by
- * iptables, VXLAN device or plain routes, flanneld's chains and kube-proxy's base chains. The daemons themselves do not
- * run; they are in no packet's way. Sources: flannel's documentation of its backends and iptables rules, `iptables-save`
- * of a kubeadm cluster.
+ * iptables, VXLAN device, plain routes or a TUN device, flanneld's chains and kube-proxy's base chains. The daemons
+ * themselves do not run; they are in no packet's way, but for the proxy behind the TUN device (tun-proxy.c). Sources:
+ * flannel's documentation of its backends and iptables rules, `iptables-save` of a kubeadm cluster.
  */
 import { execa } from 'execa';
 import {
@@ -18,7 +18,7 @@ import { createCgroup } from '../lab/cgroup.ts';
 import { MTU_BYTES } from '../lab/fabric.ts';
 import { inNode, type NodeRef, podCgroup } from '../lab/node.ts';
 
-export type FlannelBackend = 'vxlan' | 'host-gw';
+export type FlannelBackend = 'vxlan' | 'host-gw' | 'udp';
 
 export interface FlannelNode {
   readonly node: NodeRef;
@@ -33,6 +33,9 @@ export interface FlannelNode {
 const COMMAND_TIMEOUT_MS = 20_000;
 const VXLAN_DEVICE = 'flannel.1';
 const VXLAN_PORT = 8472;
+export const TUN_DEVICE = 'flannel0';
+/** Ethernet and VXLAN headers, which IP in UDP does without. */
+const BARE_BYTES = 14 + 8;
 const MASQUERADE_MARK = '0x4000/0x4000';
 
 const CLUSTER: Readonly<Record<Family, Cidr>> = {
@@ -41,11 +44,14 @@ const CLUSTER: Readonly<Record<Family, Cidr>> = {
 };
 
 /** 10.84.<number>.0/24, fd84:0:0:<number>::/64. */
-const podCidr = ({ number, family }: FlannelNode): Cidr =>
+export const podCidr = ({ number, family }: Pick<FlannelNode, 'number' | 'family'>): Cidr =>
   parseCidr(family === 'ipv4' ? `10.84.${number}.0/24` : `fd84:0:0:${number.toString(16)}::/64`) as Cidr;
 
-const mtuOf = ({ backend, family }: FlannelNode): number =>
-  MTU_BYTES - (backend === 'vxlan' ? FAMILIES[family].vxlanOverheadBytes : 0);
+const mtuOf = ({ backend, family }: FlannelNode): number => {
+  const { vxlanOverheadBytes } = FAMILIES[family];
+  const overhead = { vxlan: vxlanOverheadBytes, 'host-gw': 0, udp: vxlanOverheadBytes - BARE_BYTES };
+  return MTU_BYTES - overhead[backend];
+};
 
 const vtepMac = ({ number }: FlannelNode): string => `02:00:00:00:84:${number.toString(16).padStart(2, '0')}`;
 
@@ -57,7 +63,7 @@ export async function shapeNode(own: FlannelNode, peers: readonly FlannelNode[])
     `link add cni0 mtu ${mtuOf(own)} type bridge`,
     'link set cni0 up',
     `addr add ${withLength(podCidr(own), 1)} dev cni0 ${noDad(family)}`,
-    ...(backend === 'vxlan' ? vxlanLines(own, peers) : peers.map(plainRouteLine)),
+    ...linesOf[backend](own, peers),
   ];
   await runIn(node, ['ip', '-batch', '-'], lines);
   if (backend === 'vxlan') await runIn(node, ['bridge', '-batch', '-'], peers.map(fdbLine));
@@ -148,10 +154,28 @@ function vxlanLines(own: FlannelNode, peers: readonly FlannelNode[]): readonly s
   ];
 }
 
+/** The device has an address of the whole network, so that what is not of this node goes there. */
+function tunLines(own: FlannelNode): readonly string[] {
+  const address = `${addressAt(podCidr(own), 0)}/${prefixLengthOf(CLUSTER[own.family])}`;
+  return [
+    `tuntap add dev ${TUN_DEVICE} mode tun`,
+    `link set ${TUN_DEVICE} mtu ${mtuOf(own)} up`,
+    `addr add ${address} dev ${TUN_DEVICE} ${noDad(own.family)}`,
+  ];
+}
+
 const fdbLine = (peer: FlannelNode): string =>
   `fdb add ${vtepMac(peer)} dev ${VXLAN_DEVICE} dst ${peer.address} self permanent`;
 
 const plainRouteLine = (peer: FlannelNode): string => `route add ${podCidr(peer)} via ${peer.address} dev eth0`;
+
+const linesOf: Readonly<
+  Record<FlannelBackend, (own: FlannelNode, peers: readonly FlannelNode[]) => readonly string[]>
+> = {
+  vxlan: vxlanLines,
+  'host-gw': (_own, peers) => peers.map(plainRouteLine),
+  udp: tunLines,
+};
 
 const withLength = (cidr: Cidr, host: number): string => `${addressAt(cidr, host)}/${prefixLengthOf(cidr)}`;
 

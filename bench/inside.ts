@@ -27,6 +27,7 @@ async function main({ bench, options, scratch, json }: Request): Promise<void> {
   const report = await found.run({ options, scratch, signal: new AbortController().signal, progress });
   const lines = [...renderMachine(machine), ...report.evidence.map((text) => `seen: ${text}`)];
   for (const table of report.tables) lines.push('', ...renderTable(table));
+  if (report.verdicts) lines.push('', ...report.verdicts);
   console.log(lines.join('\n'));
   if (json === undefined) return;
   await mkdir(dirname(json), { recursive: true });

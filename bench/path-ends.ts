@@ -26,6 +26,12 @@ export interface Exchange {
   readonly p99Ns: number;
 }
 
+/** iperf3's own names. */
+export interface Received {
+  readonly bytes: number;
+  readonly bits_per_second: number;
+}
+
 export type Exchanges = 'rr' | 'crr' | 'udp' | 'stream';
 
 const NB_PORT = 7000;
@@ -62,12 +68,12 @@ export class PathEnds {
     return JSON.parse(stdout) as Exchange;
   }
 
-  /** Bits a second as the receiver counted them: one TCP stream. */
-  async iperf(seconds: number): Promise<number> {
+  /** What the receiver counted of TCP streams side by side. */
+  async iperf(seconds: number, streams = 1): Promise<Received> {
     const argv = ['iperf3', '--client', this.#ends.address, '--port', String(IPERF_PORT), '--json'];
-    const stdout = await this.#run([...argv, '--time', String(seconds), '--affinity', '0'], seconds);
-    return (JSON.parse(stdout) as { end: { sum_received: { bits_per_second: number } } }).end.sum_received
-      .bits_per_second;
+    const times = ['--time', String(seconds), '--parallel', String(streams), '--affinity', '0'];
+    const { end } = JSON.parse(await this.#run([...argv, ...times], seconds)) as { end: { sum_received: Received } };
+    return end.sum_received;
   }
 
   async #run(argv: readonly string[], seconds: number): Promise<string> {
@@ -77,8 +83,8 @@ export class PathEnds {
   }
 }
 
-/** Both servers print something when they listen. */
-async function startServer([file, ...args]: readonly [string, ...string[]]): Promise<void> {
+/** Resolves when the program prints something, which it does once it listens. Its standard input is held open. */
+export async function startServer([file, ...args]: readonly [string, ...string[]]): Promise<void> {
   const server = spawn(file, args, { stdio: ['pipe', 'pipe', 'inherit'] });
   const line = once(createInterface({ input: server.stdout }), 'line');
   const end = once(server, 'exit').then(([code]) => {

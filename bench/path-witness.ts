@@ -6,7 +6,7 @@ import { execa } from 'execa';
 import { FAMILIES, type Family, type IpAddress } from '../agent/model/ip.ts';
 import { bridgeName } from '../lab/fabric.ts';
 import { inNode, type NodeRef } from '../lab/node.ts';
-import type { Enter, PathEnds } from './path-ends.ts';
+import type { Enter, Exchanges, PathEnds } from './path-ends.ts';
 
 export interface Route {
   /** Those whose rules packets pass. */
@@ -45,13 +45,17 @@ const forwarded = ({ nodes, family }: Route): Promise<readonly number[]> =>
   );
 
 /** How many packets of that kind cross the wire during a short exchange. */
-async function captured({ wire, ends }: Route, filter: string): Promise<number> {
+export async function captured(
+  { wire, ends }: Pick<Route, 'wire' | 'ends'>,
+  filter: string,
+  what: Exchanges = 'rr',
+): Promise<number> {
   const [file, ...args] = wire(['tcpdump', '-ni', bridgeName(0), '-w', '/dev/null', filter]);
   const child = spawn(file, args, { stdio: ['ignore', 'ignore', 'pipe'] });
   const lines: string[] = [];
   const output = createInterface({ input: child.stderr }).on('line', (line) => lines.push(line));
   await once(output, 'line');
-  await ends.exchange('rr', SECONDS);
+  await ends.exchange(what, SECONDS);
   child.kill('SIGINT');
   await once(output, 'close');
   return Number(/(\d+) packets? received by filter/.exec(lines.join('\n'))?.[1]);

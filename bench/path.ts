@@ -198,7 +198,7 @@ async function measure({ place, kind, ends }: Path, plan: Plan, samples: Samples
     if (what === 'crr') add('connect', p50Ns / 1000);
     if (what === 'udp') add('lost', ((sent - count) / sent) * 100);
   }
-  samples.add(`${kind} iperf`, place, round, [await ends.iperf(plan.iperfSeconds)]);
+  samples.add(`${kind} iperf`, place, round, [(await ends.iperf(plan.iperfSeconds)).bits_per_second]);
 }
 
 function tablesOf(samples: Samples, paths: readonly Path[]): Report['tables'] {
