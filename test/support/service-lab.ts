@@ -11,6 +11,7 @@ import { until } from '../../lab/until.ts';
 import { type Caller, type OpenCaller, openCaller } from './caller.ts';
 import { output, shIn, type TestLab, TIMEOUT_MS, untilSettled, useLab } from './lab.ts';
 import { type ServiceApi, serviceApi, TCP_AND_UDP } from './service-api.ts';
+import type { Call } from './socket-caller.ts';
 
 export type ServicesMode = 'iptables' | 'ebpf';
 
@@ -88,7 +89,10 @@ function serviceLab(
     addressesOf: (client) => addressesOf(lab, pods, client),
     nodeAddresses: (node) => [...lab.node(node).addresses, ...lab.node(node).podCidrs.map(firstAddress)],
     async written() {
-      await api.deleteService(`written-${count}`).catch(() => undefined);
+      if (count > 0) {
+        await api.deleteService(`written-${count}`);
+        await api.deleteSlice(`written-${count}`, 'ipv4');
+      }
       await announce(api, `written-${++count}`, [caller('host-1'), caller('host-3')]);
       for (const node of ['node-1', 'node-3']) await untilSettled(lab.node(node));
     },
@@ -178,4 +182,20 @@ async function attach(lab: TestLab, supervisorPid: number, pid: number, i: numbe
     const via = lab.node(`node-${i}`).addresses.find((ip) => ip.includes(':') === to.includes(':'));
     await output([...inside(pid), 'route', 'add', to, 'via', String(via)]);
   }
+}
+
+/** As many connections as make chance an unlikely cause of an answer that is missing. */
+const TRIES = 16;
+
+/** Who answers there, sorted, or the errors. */
+export async function serversAt(
+  { caller }: ServiceLab,
+  client: Client,
+  ips: readonly IpAddress[],
+  port = 80,
+  deadlineMs = 10_000,
+): Promise<readonly string[]> {
+  const calls = ips.flatMap((ip) => Array.from({ length: TRIES }, (): Call => ({ how: 'tcp', ip, port, deadlineMs })));
+  const answers = await caller(client).callAll(calls);
+  return [...new Set(answers.map(({ from, error = '' }) => from?.split(' ')[0] ?? error))].sort();
 }

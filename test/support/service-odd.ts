@@ -6,15 +6,8 @@ import { inPod } from '../../lab/node.ts';
 import type { PodStatus } from '../../lab/pods.ts';
 import { output, tulle } from './lab.ts';
 import { SLICES, TCP_AND_UDP } from './service-api.ts';
-import {
-  BALANCERS,
-  CLIENTS,
-  type Client,
-  EXTERNALS,
-  type ServiceLab,
-  type ServicesMode,
-  useServiceLab,
-} from './service-lab.ts';
+import { BALANCERS, CLIENTS, EXTERNALS, type ServicesMode, serversAt, useServiceLab } from './service-lab.ts';
+import { unsoundServices } from './service-unsound.ts';
 import type { Call } from './socket-caller.ts';
 
 /** Call once, at the top of a file. */
@@ -156,21 +149,6 @@ export function serviceOddities(mode: ServicesMode): void {
       t.is((await lab().caller(client).call(call)).from, undefined, client);
     }
   });
-}
 
-/** As many connections as make chance an unlikely cause of an answer that is missing. */
-const TRIES = 16;
-
-/** Who answers there, sorted, or the errors. */
-async function serversAt(
-  { caller }: ServiceLab,
-  client: Client,
-  ips: readonly IpAddress[],
-  port = 80,
-): Promise<readonly string[]> {
-  const calls = ips.flatMap((ip) =>
-    Array.from({ length: TRIES }, (): Call => ({ how: 'tcp', ip, port, deadlineMs: 10_000 })),
-  );
-  const answers = await caller(client).callAll(calls);
-  return [...new Set(answers.map(({ from, error = '' }) => from?.split(' ')[0] ?? error))].sort();
+  unsoundServices(mode, lab);
 }
