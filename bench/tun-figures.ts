@@ -6,7 +6,7 @@ import { execa } from 'execa';
 import { type NodeRef, pathOnHost } from '../lab/node.ts';
 import { type Lag, SOCKET } from './tun-lag.ts';
 
-/** Of everything in these nodes, pods and kernel work on their behalf included (cgroup v2, cpu.stat). */
+/** Of everything in these nodes, pods included, and what the kernel does in their turns; not of its own threads. */
 export async function cpuSecondsOf(nodes: readonly NodeRef[]): Promise<number> {
   const texts = await Promise.all(nodes.map(({ cgroup }) => readFile(`${cgroup}/cpu.stat`, 'utf8')));
   return texts.reduce((sum, text) => sum + Number(/^usage_usec (\d+)/m.exec(text)?.[1]) / 1e6, 0);

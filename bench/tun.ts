@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import type { Family, IpAddress } from '../agent/model/ip.ts';
 import { attachNode, buildFabric, planAttachment } from '../lab/fabric.ts';
 import { inNode, inPod, type NodeRef } from '../lab/node.ts';
+import { until } from '../lab/until.ts';
 import { DEFAULT_OPTIONS } from '../lab/up.ts';
 import { rssMibOf } from './agent-figures.ts';
 import { type Bench, type Context, chosen, type Report, rotated } from './bench.ts';
@@ -33,6 +34,7 @@ const FULL: Plan = { rounds: 7, seconds: 0.5, iperfSeconds: 2 };
 const QUICK: Plan = { rounds: 1, seconds: 0.2, iperfSeconds: 1 };
 const STREAMS = 4;
 const TUN_PORT = 8285;
+const AGREE_DEADLINE_MS = 20_000;
 const SECRET_BYTES = 32;
 
 interface Path {
@@ -42,8 +44,17 @@ interface Path {
   /** Enters the namespace of the bridge that joins the nodes. */
   readonly wire: Enter;
   readonly family: Family;
+  /** What its packets look like on the wire. */
+  readonly expected: Look;
   /** Those that carry packets: none where the kernel does. */
   readonly agents: readonly { readonly node: NodeRef; readonly pid: number }[];
+}
+
+/** Whether packets use the tunnel's port, are sealed, and are cut by IP. */
+interface Look {
+  readonly tunnelled: boolean;
+  readonly sealed: boolean;
+  readonly fragmented: boolean;
 }
 
 interface Tools {
@@ -58,25 +69,33 @@ interface PlaceSpec {
   start(tools: Tools): Promise<Path>;
 }
 
-const tunArgs = (carriage: string, encryption: string, secretFile: string): readonly string[] => [
-  ...['--backend', 'tun', '--tun-carriage', carriage, '--tun-encryption', encryption],
-  ...(encryption === 'none' ? [] : ['--tun-secret-file', secretFile]),
-];
+const KERNEL: Look = { tunnelled: false, sealed: false, fragmented: false };
+const BARE: Look = { ...KERNEL, tunnelled: true };
 
 const PLACES: readonly PlaceSpec[] = [
   { name: PROXY, start: startProxy },
   ...['none', 'aes-gcm', 'chacha20-poly1305'].flatMap((encryption) =>
-    ['segments', 'whole'].map((carriage) => {
-      const name = encryption === 'none' ? `tun ${carriage}` : `tun ${encryption} ${carriage}`;
-      const args = (tools: Tools) => tunArgs(carriage, encryption, tools.secretFile);
-      return { name, start: (tools: Tools) => startLab(name, args(tools), true, tools) };
-    }),
+    ['segments', 'whole'].map((carriage) => tunPlace(carriage, encryption)),
   ),
-  ...['vxlan', 'host-gw'].map((backend) => ({
-    name: backend,
-    start: (tools: Tools) => startLab(backend, ['--backend', backend], false, tools),
+  ...['vxlan', 'host-gw'].map((name) => ({
+    name,
+    start: (tools: Tools) => startLab({ name, agentArgs: ['--backend', name], expected: KERNEL }, tools),
   })),
 ];
+
+function tunPlace(carriage: string, encryption: string): PlaceSpec {
+  const sealed = encryption !== 'none';
+  const name = ['tun', ...(sealed ? [encryption] : []), carriage].join(' ');
+  const expected: Look = { tunnelled: true, sealed, fragmented: carriage === 'whole' };
+  const args = ['--backend', 'tun', '--tun-carriage', carriage, '--tun-encryption', encryption];
+  return {
+    name,
+    start: (tools) => {
+      const agentArgs = [...args, ...(sealed ? ['--tun-secret-file', tools.secretFile] : [])];
+      return startLab({ name, agentArgs, expected }, tools);
+    },
+  };
+}
 
 const LAST_CPU = cpus().length - 1;
 const ALL_CPUS = `0-${LAST_CPU}`;
@@ -108,31 +127,33 @@ async function startProxy({ context, nb, plainNode }: Tools): Promise<Path> {
   const address = await addBridgedPod(two, 'server', 2);
   const ends = await startEnds({ client: podOf(one.node, 'client'), server: podOf(two.node, 'server'), address }, nb);
   const wire: Enter = ([file = '', ...args]) => [file, ...args];
-  return { place: PROXY, nodes: [one.node, two.node], ends, wire, family, agents: [] };
+  return { place: PROXY, nodes: [one.node, two.node], ends, wire, family, expected: BARE, agents: [] };
 }
 
-/** `isCarrier`: the agents carry packets; otherwise they are stopped while it is measured, as no packet needs them. */
-async function startLab(
-  name: string,
-  agentArgs: readonly string[],
-  isCarrier: boolean,
-  { context, nb }: Tools,
-): Promise<Path> {
+interface LabSpec {
+  readonly name: string;
+  readonly agentArgs: readonly string[];
+  readonly expected: Look;
+}
+
+/** Agents that no packet needs are stopped while it is measured. */
+async function startLab({ name, agentArgs, expected }: LabSpec, { context, nb }: Tools): Promise<Path> {
   const { family, kubeProxy } = context.options;
   const agentCommand = withLag(DEFAULT_OPTIONS.agentCommand);
   const options = { nodes: 2, families: [family], agentArgs, agentCommand };
   const { control, status } = await startTulle(name.replaceAll(' ', '-'), options);
-  const [one, two] = status.nodes;
-  if (!one || !two) throw new Error(`cannot measure ${name}: expected a lab of two nodes, got ${status.nodes.length}`);
+  const { nodes, supervisorPid } = status;
+  const [one, two] = nodes;
+  if (!one || !two) throw new Error(`cannot measure ${name}: expected a lab of two nodes, got ${nodes.length}`);
   const run = (pod: string, node: NodeRef) => control.runPod({ namespace: 'default', name: pod, node: node.name });
   const [client, server] = [await run('client', one), await run('server', two)];
   const address = server.addresses[0] as IpAddress;
   const ends = await startEnds({ client: podOf(one, client.netns), server: podOf(two, server.netns), address }, nb);
-  const wire: Enter = (argv) => ['nsenter', '--target', String(status.supervisorPid), '--net', '--', ...argv];
-  if (!isCarrier) for (const node of status.nodes) await control.stopAgent(node.name);
-  if (kubeProxy) for (const node of status.nodes) await applyKubeProxy(node, family);
-  const agents = isCarrier ? status.nodes.map((node) => ({ node, pid: node.agent.pid as number })) : [];
-  return { place: name, nodes: status.nodes, ends, wire, family, agents };
+  const wire: Enter = (argv) => ['nsenter', '--target', String(supervisorPid), '--net', '--', ...argv];
+  if (!expected.tunnelled) for (const node of nodes) await control.stopAgent(node.name);
+  if (kubeProxy) for (const node of nodes) await applyKubeProxy(node, family);
+  const agents = expected.tunnelled ? nodes.map((node) => ({ node, pid: node.agent.pid as number })) : [];
+  return { place: name, nodes, ends, wire, family, expected, agents };
 }
 
 async function run(context: Context): Promise<Report> {
@@ -156,7 +177,7 @@ async function run(context: Context): Promise<Report> {
     progress(`ready: ${name}`);
   }
   const evidence: string[] = [];
-  for (const path of paths) evidence.push(`${path.place}: ${await describeWire(path)}`);
+  for (const path of paths) evidence.push(await witness(path, signal));
   const samples = new Samples();
   for (let round = 0; round < plan.rounds; round++) {
     for (const path of rotated(paths, round)) await measure(path, plan, samples, round);
@@ -173,14 +194,39 @@ const WIRE = {
 /** Of the tunnel's wire format. */
 const SEALED = 1;
 
-/** Small exchanges show whether the tunnel's port is used and data is sealed, a stream whether IP fragments it. */
-async function describeWire(path: Path): Promise<string> {
+interface Seen {
+  readonly tunnelled: number;
+  readonly sealed: number;
+  readonly fragmented: number;
+}
+
+/** Small exchanges show whether the tunnel's port is used and data is sealed, a stream whether IP cuts it. */
+async function lookAt(path: Path): Promise<Seen> {
   const { type, isFragment } = WIRE[path.family];
   const port = `udp port ${TUN_PORT}`;
-  const all = await captured(path, port);
-  const sealed = await captured(path, `${port} and ${type} = ${SEALED}`);
-  const fragments = await captured(path, isFragment, 'stream');
-  return `${all} packets of port ${TUN_PORT}, ${sealed} of them sealed; ${fragments} fragments in a stream`;
+  return {
+    tunnelled: await captured(path, port),
+    sealed: await captured(path, `${port} and ${type} = ${SEALED}`),
+    fragmented: await captured(path, isFragment, 'stream'),
+  };
+}
+
+/** Resolves when the wire shows what the place is called, which peers may have to agree on first. Rejects if it does not. */
+async function witness(path: Path, signal: AbortSignal): Promise<string> {
+  let seen: Seen | undefined;
+  const describe = `packets of ${path.place}: ${JSON.stringify(path.expected)}`;
+  const isAsExpected = async () => {
+    const now = await lookAt(path);
+    seen = now;
+    return (Object.keys(now) as (keyof Seen)[]).every((key) => now[key] > 0 === path.expected[key]);
+  };
+  try {
+    await until(isAsExpected, { describe, deadlineMs: AGREE_DEADLINE_MS, signal });
+  } catch (cause) {
+    throw new Error(`cannot measure ${path.place}: expected ${describe}, got ${JSON.stringify(seen)}`, { cause });
+  }
+  const { tunnelled, sealed, fragmented } = seen as unknown as Seen;
+  return `${path.place}: ${tunnelled} packets of port ${TUN_PORT}, in as many exchanges ${sealed} sealed, in a stream ${fragmented} fragments`;
 }
 
 const EXCHANGES: readonly Exchanges[] = ['rr', 'crr', 'udp'];
