@@ -123,7 +123,11 @@ export const SETTINGS = {
     '',
     'file of at least 32 bytes that all nodes share, such as a mounted Secret; may change at any time. For tun.encryption',
   ),
-  backend: setting(choice('vxlan', 'host-gw'), 'vxlan', 'how pod traffic reaches other nodes; the same on all nodes'),
+  backend: setting(
+    choice('vxlan', 'host-gw', 'tun'),
+    'vxlan',
+    'how pod traffic reaches other nodes; the same on all nodes',
+  ),
   podLink: setting(
     choice('routed', 'bridge'),
     'routed',

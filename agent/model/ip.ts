@@ -27,6 +27,8 @@ export interface FamilyFacts {
   readonly sysctl: 'ipv4' | 'ipv6';
   /** Multicast, never masqueraded (RFC 5771, RFC 4291 section 2.7). */
   readonly multicast: Cidr;
+  /** Of an IP packet without options or extension headers (RFC 791, RFC 8200). */
+  readonly headerBytes: number;
   /** Outer Ethernet + IP + UDP + VXLAN headers, in bytes, when the tunnel runs over this family (RFC 7348 section 5). */
   readonly vxlanOverheadBytes: number;
   /** The least MTU with which the family works (RFC 791, RFC 8200 section 5). */
@@ -43,6 +45,7 @@ export const FAMILIES = {
     setFamily: 'inet',
     sysctl: 'ipv4',
     multicast: '224.0.0.0/4' as Cidr,
+    headerBytes: 20,
     vxlanOverheadBytes: 50,
     minimumMtuBytes: 576,
   },
@@ -55,6 +58,7 @@ export const FAMILIES = {
     setFamily: 'inet6',
     sysctl: 'ipv6',
     multicast: 'ff00::/8' as Cidr,
+    headerBytes: 40,
     vxlanOverheadBytes: 70,
     minimumMtuBytes: 1280,
   },

@@ -8,7 +8,7 @@ import type { PlanSettings, Underlay } from './underlay.ts';
 export interface Backend {
   readonly name: string;
   /** Bytes that a tunnel over this family adds to each packet; absent for a backend without a tunnel. */
-  readonly overheadBytes?: (family: Family) => number;
+  readonly overheadBytes?: (family: Family, settings: PlanSettings) => number;
   /** The device and the rules that every node has once. */
   device(underlay: Underlay, host: Host, settings: PlanSettings): readonly AnyItem[];
   /** How this node reaches the pods of one peer. `podCidrs` are of families that this node has pods of. */

@@ -1,10 +1,12 @@
-/** What every tunnel over UDP needs beside its device: the set of its ends, and a port that is for nodes only. */
-import { FAMILIES, type Family, type IpAddress } from '../model/ip.ts';
+/** What every tunnel over UDP needs beside its device: the node's addresses, the set of its ends, and a port that is for nodes only. */
+import type { Node } from '../model/cluster.ts';
+import { FAMILIES, type Family, factsOf, type IpAddress } from '../model/ip.ts';
 import { type AnyItem, type ChainPart, item, type Key, keyOf, memberOf, type Rule } from '../model/items.ts';
-import { baseChain, CHAIN_PREFIX, POD_INTERFACES, setName } from '../model/kernel-names.ts';
-import type { Underlay } from './underlay.ts';
+import { BRIDGE_NAME, baseChain, CHAIN_PREFIX, POD_INTERFACES, setName } from '../model/kernel-names.ts';
+import type { PeerPlan } from './backend.ts';
+import type { PlanSettings, Underlay } from './underlay.ts';
 
-type Tunnel = NonNullable<Underlay['tunnel']>;
+export type Tunnel = NonNullable<Underlay['tunnel']>;
 
 const NODES_MAX_ELEMENTS = 65_536;
 const TUNNEL_CHAIN = `${CHAIN_PREFIX}TUNNEL`;
@@ -13,6 +15,24 @@ const ORDER = '10-tunnel';
 
 const nodesSet = (family: Family) =>
   ({ name: setName('nodes', FAMILIES[family]), type: 'hash:ip', family, maxElements: NODES_MAX_ELEMENTS }) as const;
+
+/** The node's own addresses in the pod network on a tunnel's device; with bridged pods they are on the bridge. */
+export const nodeAddresses = (link: string, { podNetworks }: Underlay, { podLink }: PlanSettings): readonly AnyItem[] =>
+  podNetworks.flatMap(({ cidr, nodeIp }) =>
+    nodeIp && podLink !== 'bridge'
+      ? [item('address', { link, ip: nodeIp, prefixLength: factsOf(cidr).bits }, [`link ${link}`])]
+      : [],
+  );
+
+/** The key of such an address, wherever it is. */
+export const nodeAddressKey = (link: string, nodeIp: IpAddress, { podLink }: PlanSettings): Key =>
+  keyOf('address', { link: podLink === 'bridge' ? BRIDGE_NAME : link, ip: nodeIp, prefixLength: 0 });
+
+/** A peer that no tunnel of this family leads to. */
+export const withoutEnd = ({ name }: Node, { family }: Tunnel): PeerPlan => ({
+  items: [],
+  problems: [`Node ${name} has no ${family} InternalIP for the tunnel: its pods cannot be reached`],
+});
 
 /** A tunnel end as a member of the set of nodes. */
 export function endItem(end: IpAddress, family: Family): AnyItem {

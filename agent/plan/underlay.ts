@@ -76,7 +76,7 @@ interface UnderlayInput {
   readonly host: Host;
   readonly settings: PlanSettings;
   /** What the backend adds to each packet when it travels over this family; undefined: it has no tunnel. */
-  readonly backend: { readonly overheadBytes?: (family: Family) => number };
+  readonly backend: { readonly overheadBytes?: (family: Family, settings: PlanSettings) => number };
 }
 
 /**
@@ -115,7 +115,7 @@ function underlayOf(
   const used = tunnelFamily ? [tunnelFamily] : podNetworks.map(({ family }) => family);
   problems.push(...used.flatMap((family) => localProblems(self, family, locals[family])));
   const local = tunnelFamily && locals[tunnelFamily]?.ip;
-  const overheadBytes = tunnelFamily ? (backend.overheadBytes?.(tunnelFamily) ?? 0) : 0;
+  const overheadBytes = tunnelFamily ? (backend.overheadBytes?.(tunnelFamily, settings) ?? 0) : 0;
   const mtuOf = (family: Family) => locals[family]?.link?.mtuBytes ?? [];
   const narrowest = used.flatMap(mtuOf).toSorted((a, b) => a - b)[0];
   const derived = narrowest === undefined ? undefined : narrowest - overheadBytes;

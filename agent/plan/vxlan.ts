@@ -5,13 +5,13 @@
  */
 import type { Node } from '../model/cluster.ts';
 import type { Host } from '../model/host.ts';
-import { type Cidr, FAMILIES, factsOf, familyOf, type IpAddress } from '../model/ip.ts';
+import { type Cidr, FAMILIES, familyOf, type IpAddress } from '../model/ip.ts';
 import { type AnyItem, defaultMetric, item, keyOf, type Link } from '../model/items.ts';
-import { ALIAS_PREFIX, BRIDGE_NAME, vtepMac, vxlanLinkName } from '../model/kernel-names.ts';
+import { ALIAS_PREFIX, vtepMac, vxlanLinkName } from '../model/kernel-names.ts';
 import type { Backend, PeerPlan } from './backend.ts';
 import { directMember } from './node-network.ts';
 import { plainRoute } from './plain-route.ts';
-import { endItem, guardKeys, tunnelItems } from './tunnel.ts';
+import { endItem, guardKeys, nodeAddresses, nodeAddressKey, type Tunnel, tunnelItems, withoutEnd } from './tunnel.ts';
 import { nodeIpOf, type PlanSettings, type Underlay, underlayIpOf } from './underlay.ts';
 
 export const vxlan: Backend = {
@@ -21,20 +21,16 @@ export const vxlan: Backend = {
   peer,
 };
 
-type Tunnel = NonNullable<Underlay['tunnel']>;
-
 function device(underlay: Underlay, host: Host, settings: PlanSettings): readonly AnyItem[] {
   const { tunnel } = underlay;
   if (!tunnel) return [];
   const link = item('link', vxlanLink(underlay, tunnel, host, settings), guardKeys(tunnel));
-  // With bridged pods the node's own addresses are on the bridge.
-  const networks = settings.podLink === 'bridge' ? [] : underlay.podNetworks;
-  const addresses = networks.flatMap(({ cidr, nodeIp }) =>
-    nodeIp
-      ? [item('address', { link: link.value.name, ip: nodeIp, prefixLength: factsOf(cidr).bits }, [link.key])]
-      : [],
-  );
-  return [link, ...addresses, ...pathMtuItems(underlay), ...tunnelItems(tunnel, settings['vxlan.port'])];
+  return [
+    link,
+    ...nodeAddresses(link.value.name, underlay, settings),
+    ...pathMtuItems(underlay),
+    ...tunnelItems(tunnel, settings['vxlan.port']),
+  ];
 }
 
 /**
@@ -48,14 +44,9 @@ const pathMtuItems = ({ podNetworks }: Underlay): readonly AnyItem[] =>
 
 function peer(node: Node, podCidrs: readonly Cidr[], underlay: Underlay, settings: PlanSettings): PeerPlan {
   const { tunnel } = underlay;
-  const end = tunnel && underlayIpOf(node, tunnel.family);
   if (!tunnel) return { items: [], problems: [] };
-  if (!end) {
-    return {
-      items: [],
-      problems: [`Node ${node.name} has no ${tunnel.family} InternalIP for the tunnel: its pods cannot be reached`],
-    };
-  }
+  const end = underlayIpOf(node, tunnel.family);
+  if (!end) return withoutEnd(node, tunnel);
   const routed = podCidrs.map((cidr) => (settings['vxlan.directRouting'] && plainRoute(node, cidr, underlay)) || cidr);
   const tunnelled = routed.filter((each): each is Cidr => typeof each === 'string');
   const plain = routed.flatMap((each) => (typeof each === 'string' ? [] : each));
@@ -80,14 +71,12 @@ function tunnelRoutes(
     const gateway = nodeIpOf(destination);
     if (!own?.nodeIp || !gateway) return [];
     const neighbour = item('neighbour', { link, ip: gateway, mac }, [linkKey, fdb.key]);
-    const owner = settings.podLink === 'bridge' ? BRIDGE_NAME : link;
-    const source = keyOf('address', { link: owner, ip: own.nodeIp, prefixLength: 0 });
     const metric = defaultMetric(destination);
     const route = item(
       'route',
       { destination, metric, type: 'unicast', link, gateway, onlink: true, source: own.nodeIp },
       // The exception from masquerade, too: conntrack would keep what an early connection got for its whole life.
-      [neighbour.key, source, keyOf('member', directMember(destination))],
+      [neighbour.key, nodeAddressKey(link, own.nodeIp, settings), keyOf('member', directMember(destination))],
     );
     return [neighbour, route];
   });
