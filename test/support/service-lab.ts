@@ -15,6 +15,8 @@ import type { Call } from './socket-caller.ts';
 
 export type ServicesMode = 'iptables' | 'ebpf';
 
+/** Of all pods that serve, for a selector. */
+export const GROUP = { group: 'web' } as const;
 /** Every pod that serves does so here, over TCP and UDP. */
 const SERVED: readonly ServedPort[] = [{ port: 8080 }, { port: 9090 }];
 /** Where load-balancer and external addresses of a test may be; nobody's own. */
@@ -127,7 +129,7 @@ const ASK_API = ['curl', '-sSk', '--max-time', '20', 'https://10.96.0.1/version'
 async function runPods({ control }: TestLab): Promise<ReadonlyMap<string, PodStatus>> {
   const namespace = 'default';
   const serving = [1, 2, 3].map((i) =>
-    control.runPod({ namespace, name: `web-${i}`, node: `node-${i}`, serve: SERVED }),
+    control.runPod({ namespace, name: `web-${i}`, node: `node-${i}`, labels: GROUP, serve: SERVED }),
   );
   const idle = control.runPod({ namespace, name: 'idle-1', node: 'node-1', command: ASK_API });
   const pods = await Promise.all([...serving, idle]);

@@ -5,9 +5,19 @@ import test from 'ava';
 import { families, type IpAddress } from '../../agent/model/ip.ts';
 import { until } from '../../lab/until.ts';
 import type { Caller } from './caller.ts';
-import { TIMEOUT_MS } from './lab.ts';
+import { TIMEOUT_MS, tulle } from './lab.ts';
 import { type ServiceApi, TCP_AND_UDP } from './service-api.ts';
-import { CLIENTS, type ServiceLab, type ServicesMode, useServiceLab } from './service-lab.ts';
+import {
+  BALANCERS,
+  CLIENTS,
+  type Client,
+  GROUP,
+  nodeOf,
+  type ServiceLab,
+  type ServicesMode,
+  serversAt,
+  useServiceLab,
+} from './service-lab.ts';
 import { SCENARIOS } from './service-scenarios.ts';
 import { askAll, expose } from './service-table.ts';
 import type { Answer, Call } from './socket-caller.ts';
@@ -47,6 +57,7 @@ export function serviceTruth(mode: ServicesMode): void {
     const calls = [...short, ...long].map((ip): Call => ({ how: 'tcp', ip, port: 80 }));
     const askEach = () => Promise.all(INSIDE.map((client) => serversOf(caller(client), calls)));
     const [first, again] = [await askEach(), await askEach()];
+    // The kernel counts the time of affinity, in both modes, and its clock cannot be turned.
     await delay(2000 * SHORT_SECONDS);
     const late = await askEach();
     for (const [i, client] of INSIDE.entries()) {
@@ -83,6 +94,70 @@ export function serviceTruth(mode: ServicesMode): void {
         const wrong = answers.flatMap((answer, i) => (isRefused(answer, i) ? [] : [{ call: calls[i], answer }]));
         t.deepEqual(wrong, [], client);
       }
+    },
+  );
+
+  test.serial(
+    `${mode}: a load balancer without node ports is served at its address, and at a port asked for`,
+    async (t) => {
+      const { api, written, lab: testLab } = lab();
+      const [number, nodePort] = [200, 32_500];
+      const ingress = families.map(({ family }) => ({ ip: `${BALANCERS[family]}${number}` }));
+      const spec = { type: 'LoadBalancer', allocateLoadBalancerNodePorts: false, ports: TCP_AND_UDP };
+      const { clusterIps, ports } = await api.createService('portless', spec, ingress);
+      t.deepEqual(
+        ports.map((port) => port.nodePort),
+        [undefined, undefined],
+      );
+      for (const { family } of families) await api.createSlice({ of: 'portless', family, endpoints: '1 2' });
+      await written();
+      const balancers = ingress.map(({ ip }) => ip as IpAddress);
+      const atNode = (client: Client) =>
+        serversAt(lab(), client, testLab.node(nodeOf(client)).addresses, nodePort, 2000);
+      for (const client of CLIENTS) {
+        t.deepEqual(await serversAt(lab(), client, balancers), ['web-1', 'web-2'], client);
+        t.deepEqual(await atNode(client), ['ECONNREFUSED'], client);
+      }
+      const shown = async () => (await tulle(testLab.node('node-1'), 'service', 'show', 'default/portless')).stdout;
+      t.notRegex(await shown(), /node-port/);
+      await api.patchService('portless', { spec: { ports: TCP_AND_UDP.map((port) => ({ ...port, nodePort })) } });
+      await written();
+      for (const client of CLIENTS) t.deepEqual(await atNode(client), ['web-1', 'web-2'], client);
+      t.regex(await shown(), /node-port/);
+      for (const client of INSIDE) t.deepEqual(await serversAt(lab(), client, clusterIps), ['web-1', 'web-2'], client);
+    },
+  );
+
+  test.serial(
+    `${mode}: Services that prefer what is near follow readiness, zone by zone and node by node`,
+    async (t) => {
+      const { api, lab: testLab } = lab();
+      const create = async (name: string, trafficDistribution: string) =>
+        (await api.createService(name, { selector: GROUP, ports: TCP_AND_UDP, trafficDistribution })).clusterIps;
+      const zoned = [...(await create('close', 'PreferClose')), ...(await create('same-zone', 'PreferSameZone'))];
+      const noded = await create('same-node', 'PreferSameNode');
+      // node-1 and node-3 are in one zone. By client: of Services that prefer the zone, and of the one that prefers the node.
+      const expectAll = async (zone: readonly string[], node: Readonly<Record<'1' | '3', readonly string[]>>) => {
+        for (const client of INSIDE) {
+          await untilServers(lab(), client, zoned, zone);
+          await untilServers(lab(), client, noded, node[client.at(-1) as '1' | '3']);
+        }
+      };
+      await expectAll(['web-1', 'web-3'], { 1: ['web-1'], 3: ['web-3'] });
+      await testLab.control.setPodReady('default', 'web-1', false);
+      await expectAll(['web-3'], { 1: ['web-3'], 3: ['web-3'] });
+      await testLab.control.setPodReady('default', 'web-3', false);
+      await expectAll(['web-2'], { 1: ['web-2'], 3: ['web-2'] });
+      for (const name of ['web-1', 'web-3']) await testLab.control.setPodReady('default', name, true);
+      await expectAll(['web-1', 'web-3'], { 1: ['web-1'], 3: ['web-3'] });
+      const prefers = async (trafficDistribution: string | null) =>
+        api.patchService('same-node', { spec: { trafficDistribution } });
+      await prefers('PreferClose');
+      await expectAll(['web-1', 'web-3'], { 1: ['web-1', 'web-3'], 3: ['web-1', 'web-3'] });
+      await prefers(null);
+      const all = ['web-1', 'web-2', 'web-3'];
+      await expectAll(['web-1', 'web-3'], { 1: all, 3: all });
+      t.pass();
     },
   );
 
@@ -126,18 +201,24 @@ async function serversOf(caller: Caller, calls: readonly Call[]): Promise<readon
   return (await caller.callAll(calls)).map(({ from, error }) => from?.split(' ')[0] ?? error ?? '');
 }
 
+async function untilAnswered(lab: ServiceLab, ips: readonly IpAddress[], expected: string): Promise<void> {
+  for (const client of INSIDE) await untilServers(lab, client, ips, [expected]);
+}
+
 /** A controller of the API comes first, and there is no telling when. */
-async function untilAnswered({ caller }: ServiceLab, ips: readonly IpAddress[], expected: string): Promise<void> {
-  const calls = ips.map((ip): Call => ({ how: 'tcp', ip, port: 80, deadlineMs: 2000 }));
-  for (const client of INSIDE) {
-    let last: readonly string[] = [];
-    const isSo = async () => {
-      last = await serversOf(caller(client), calls);
-      return last.every((each) => each === expected);
-    };
-    const wait = { describe: `${expected} for ${client}`, deadlineMs: TIMEOUT_MS, intervalMs: 50 };
-    await until(isSo, wait).catch((cause: unknown) => {
-      throw new Error(`${client} gets ${last} of ${ips}`, { cause });
-    });
-  }
+async function untilServers(
+  lab: ServiceLab,
+  client: Client,
+  ips: readonly IpAddress[],
+  expected: readonly string[],
+): Promise<void> {
+  let last: readonly string[] = [];
+  const isSo = async () => {
+    last = await serversAt(lab, client, ips, 80, 2000);
+    return last.join() === expected.join();
+  };
+  const wait = { describe: `${expected} for ${client}`, deadlineMs: TIMEOUT_MS, intervalMs: 50 };
+  await until(isSo, wait).catch((cause: unknown) => {
+    throw new Error(`${client} gets ${last} of ${ips}`, { cause });
+  });
 }
