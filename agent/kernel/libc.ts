@@ -294,3 +294,52 @@ export async function receiveDatagramFrom(
   const length = await promise;
   return length >= 0 ? length : undefined;
 }
+
+const eventfdCall = libc.func('int eventfd(unsigned int value, int flags)');
+const bindCall = libc.func('int bind(int fd, const void *address, uint32_t length)');
+/** EFD_CLOEXEC | EFD_NONBLOCK (sys/eventfd.h). */
+const EFD_FLAGS = 0x80800;
+
+/** An eventfd, which wakes whoever waits for it in poll(2). Close it. */
+export function openEventFd(): number {
+  const fd = eventfdCall(0, EFD_FLAGS) as number;
+  if (fd < 0) throw new KernelError({ code: lastErrno(), operation: 'open', object: 'eventfd' });
+  return fd;
+}
+
+/** bind(2) to a struct sockaddr_in or sockaddr_in6. */
+export function bindSocket(fd: number, address: Uint8Array, what: { operation: string; object: string }): void {
+  if (bindCall(fd, address, address.length) !== 0) throw new KernelError({ code: lastErrno(), ...what });
+}
+
+/** getsockopt(2) into a buffer; returns the length that the kernel gave. */
+export function getsockopt(fd: number, level: number, name: number, into: Uint8Array): number {
+  const length = [into.length];
+  if (getsockoptCall(fd, level, name, into, length) === 0) return length[0] as number;
+  throw new KernelError({ code: lastErrno(), operation: 'read', object: `socket option ${level}/${name}` });
+}
+
+/**
+ * Calls for loops that carry packets. Memory is given by its address (addressOf, as a number), so that nothing is made for a
+ * call; it must stay referenced and be no part of V8's heap. Each returns what the kernel does, or -1: see errnoOfLastCall.
+ */
+export const bare = {
+  read: libc.func('intptr_t read(int fd, uintptr_t data, size_t length)') as BareCall<[number, number, number]>,
+  write: libc.func('intptr_t write(int fd, uintptr_t data, size_t length)') as BareCall<[number, number, number]>,
+  writev: libc.func('intptr_t writev(int fd, uintptr_t vector, int count)') as BareCall<[number, number, number]>,
+  /** `array` of struct pollfd. */
+  poll: libc.func('int poll(uintptr_t array, unsigned long count, int timeoutMs)') as BareCall<
+    [number, number, number]
+  >,
+  sendmmsg: libc.func('int sendmmsg(int fd, uintptr_t vector, unsigned int count, int flags)') as BareCall<
+    [number, number, number, number]
+  >,
+  recvmmsg: libc.func(
+    'int recvmmsg(int fd, uintptr_t vector, unsigned int count, int flags, uintptr_t timeout)',
+  ) as BareCall<[number, number, number, number, number]>,
+  recvmsg: libc.func('intptr_t recvmsg(int fd, uintptr_t message, int flags)') as BareCall<[number, number, number]>,
+} as const;
+type BareCall<A extends readonly number[]> = (...args: A) => number;
+
+/** Number of errno after a call that returned -1, on the same thread and before any other call. */
+export const errnoOfLastCall = (): number => koffi.errno();

@@ -1,0 +1,31 @@
+/** What the main thread and the threads of the tunnel tell each other. */
+import type { TunEncryption } from '../../model/items.ts';
+import type { PeerEntry } from './peers.ts';
+
+/** Given to a thread at its start. */
+export interface ThreadData {
+  readonly role: 'outbound' | 'inbound';
+  readonly tunFd: number;
+  readonly takesUdp: boolean;
+  readonly socketFd: number;
+  /** An eventfd: written to after each message to the thread, which waits in poll(2). */
+  readonly wakeFd: number;
+  readonly port: number;
+  readonly encryption: TunEncryption;
+  readonly counters: SharedArrayBuffer;
+  /** What the path to each peer takes, by slot; see PathMtus. */
+  readonly pathMtus: SharedArrayBuffer;
+}
+
+export type ToThread =
+  | { readonly kind: 'peer'; readonly entry: PeerEntry }
+  | { readonly kind: 'no-peer'; readonly slot: number }
+  | { readonly kind: 'stop' };
+
+export type FromThread =
+  | { readonly kind: 'control'; readonly slot: number; readonly bytes: Uint8Array }
+  | { readonly kind: 'unknown-session'; readonly slot: number }
+  /** ICMP said that nobody listens at the peer's end. */
+  | { readonly kind: 'refused'; readonly slot: number }
+  /** The device has gone, or cannot be used any more. */
+  | { readonly kind: 'broken'; readonly reason: string };
