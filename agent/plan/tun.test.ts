@@ -1,6 +1,8 @@
 import test from 'ava';
 import { cluster, host, node, settings } from '../../test/support/cluster-values.ts';
+import { DATA_HEADER, SEAL_BYTES } from '../kernel/tun/wire.ts';
 import type { Cluster } from '../model/cluster.ts';
+import { FAMILIES, families } from '../model/ip.ts';
 import type { AnyItem } from '../model/items.ts';
 import { type Plan, Planner } from './planner.ts';
 import { tun } from './tun.ts';
@@ -62,6 +64,14 @@ test('encryption names its secret and costs room in each packet, over either fam
   t.is(planned.underlay.mtuBytes, 1432);
   t.is(plan(cluster(a, b), { ...settings, tunnelFamily: 'ipv6' }).underlay.mtuBytes, 1440);
   t.is(plan(cluster(a, b), { ...sealed, tunnelFamily: 'ipv6' }).underlay.mtuBytes, 1412);
+});
+
+test('the room that a packet leaves is what the wire format needs', (t) => {
+  for (const { family } of families) {
+    const plain = FAMILIES[family].headerBytes + 8 + DATA_HEADER.bytes;
+    t.is(tun.overheadBytes?.(family, settings), plain);
+    t.is(tun.overheadBytes?.(family, sealed), plain + SEAL_BYTES);
+  }
 });
 
 test('with bridged pods the own addresses are those of the bridge', (t) => {
