@@ -16,6 +16,9 @@ const ground = (code: string): FeatureGround => ({
   route: refusing(code),
   netfilter: refusing(code),
   socketDiag: refusing(code),
+  tun: () => {
+    throw new KernelError({ code, operation: 'open', object: 'link probe-tun' });
+  },
   read: () => undefined,
 });
 
@@ -35,6 +38,7 @@ test('features: a kernel without ip sets says EINVAL', async (t) => {
   t.deepEqual(states, [
     'veth links: unknown',
     'VXLAN links: unknown',
+    'TUN devices: unknown',
     'bridge links: unknown',
     'locked bridge ports: unknown',
     'ip sets of addresses: missing',
@@ -48,4 +52,9 @@ test('features: a kernel without ip sets says EINVAL', async (t) => {
 test('features: what cannot be tried is not said to be missing', async (t) => {
   const states = (await probeFeatures(ground('EPERM'))).map(({ state }) => state);
   t.deepEqual(new Set(states.slice(0, -1)), new Set(['unknown']));
+});
+
+test('features: without a TUN file there are no TUN devices', async (t) => {
+  const found = await probeFeatures(ground('ENOENT'));
+  t.is(found.find(({ name }) => name === 'TUN devices')?.state, 'missing');
 });

@@ -3,11 +3,11 @@
  * requests that the drivers send, so that modules are loaded as they would be for the drivers, by the kernel itself. What
  * is missing is told with what follows from it; nothing here decides anything.
  */
-import { readFileSync } from 'node:fs';
+import { closeSync, readFileSync } from 'node:fs';
 import { families } from '../model/ip.ts';
 import type { IpSet } from '../model/items.ts';
 import { probeDestruction } from './bpf/stale-sockets.ts';
-import { isUnsupported, KernelError } from './errors.ts';
+import { isNotFound, isUnsupported, KernelError } from './errors.ts';
 import { askType, named, readRevision } from './ipset/protocol.ts';
 import { inNewNetns } from './libc.ts';
 import { nested, text, u16Be, u32 } from './netlink/attributes.ts';
@@ -16,6 +16,8 @@ import { readLink } from './netlink/links.ts';
 import { NETLINK_PROTOCOL, type NetlinkClient, type NetlinkRequest, NLM } from './netlink/message.ts';
 import { IFLA, linkHeader, RTM } from './netlink/rtnetlink.ts';
 import { NetlinkSocket } from './netlink/socket.ts';
+import { TUN_FILE, tunsOf } from './netlink/tun.ts';
+import { openTunQueue } from './tun/device.ts';
 
 export interface Feature {
   readonly name: string;
@@ -33,6 +35,8 @@ export interface FeatureGround {
   readonly route: NetlinkClient;
   readonly netfilter: NetlinkClient;
   readonly socketDiag: NetlinkClient;
+  /** Opens a TUN device, and says whether it takes large datagrams of UDP. Throws KernelError. */
+  tun(): boolean;
   /** Text of a file of the host, undefined when there is none. */
   read(path: string): string | undefined;
 }
@@ -55,6 +59,11 @@ const PROBES: readonly Probe[] = [
     consequence: 'the backend vxlan does not work; modprobe vxlan, or set backend to host-gw',
     // IFLA_VXLAN_ID and IFLA_VXLAN_PORT (linux/if_link.h).
     probe: ({ route }) => makeLink(route, 'vxlan', u32(1, 1), u16Be(15, 4789)),
+  },
+  {
+    name: 'TUN devices',
+    consequence: `the backend tun does not work; modprobe tun, or let the agent's container open ${TUN_FILE}`,
+    probe: ({ tun }) => tryTun(tun),
   },
   {
     name: 'bridge links',
@@ -113,12 +122,13 @@ export async function probeKernel(): Promise<readonly Feature[]> {
     return socket;
   };
   try {
-    const clients = inNewNetns(() => ({
+    const ground = inNewNetns(() => ({
       route: open(NETLINK_PROTOCOL.ROUTE),
       netfilter: open(NETLINK_PROTOCOL.NETFILTER),
       socketDiag: open(NETLINK_PROTOCOL.SOCK_DIAG),
+      tun: outcomeOf(openTun),
     }));
-    return await probeFeatures({ ...clients, read: readIfAny });
+    return await probeFeatures({ ...ground, read: readIfAny });
   } catch (error) {
     const evidence = (error as Error).message;
     return PROBES.map(({ name, consequence }) => ({ name, state: 'unknown', evidence, consequence }));
@@ -140,11 +150,38 @@ async function tryOne({ name, consequence, probe }: Probe, ground: FeatureGround
     return {
       name,
       consequence,
-      state: isUnsupported(error) ? 'missing' : 'unknown',
+      state: isMissing(error) ? 'missing' : 'unknown',
       evidence: (error as Error).message,
     };
   }
 }
+
+/** What an action did, to be told later. */
+function outcomeOf<T>(action: () => T): () => T {
+  try {
+    const result = action();
+    return () => result;
+  } catch (error) {
+    return () => {
+      throw error;
+    };
+  }
+}
+
+/** As the backend does: a device that lasts, with room for super-packets. It ends with its namespace. */
+function openTun(): boolean {
+  const name = nameOf('tun');
+  tunsOf().create(name);
+  const { fd, takesUdp } = openTunQueue(name);
+  closeSync(fd);
+  return takesUdp;
+}
+
+const tryTun = (tun: FeatureGround['tun']): string =>
+  `a device was made ${tun() ? 'and takes' : 'but does not take'} large datagrams of UDP`;
+
+/** ENOENT and the others: what a module brings is not there, such as a file below /dev. */
+const isMissing = (error: unknown): boolean => isUnsupported(error) || isNotFound(error);
 
 const nameOf = (kind: string): string => `probe-${kind}`;
 

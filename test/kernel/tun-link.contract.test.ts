@@ -165,6 +165,12 @@ test('kernel: a second one that opens the device is told that it is busy', async
   t.throws(() => attach(t, host), { instanceOf: KernelError, code: 'EBUSY', message: /another process has it open/ });
 });
 
+test('kernel: to open a device that is not there makes none', async (t) => {
+  const host = await hosts.kernel(t);
+  t.throws(() => attach(t, host), { instanceOf: KernelError, code: 'ENODEV', message: /no persistent TUN device/ });
+  t.is(await readLink(host.client, link), undefined);
+});
+
 /** Devices that another program makes with the name, by `ip tuntap`. */
 const STRANGERS: Readonly<Record<string, readonly string[]>> = {
   'a TAP device': ['mode', 'tap', 'user', '0'],

@@ -16,7 +16,9 @@ export const TUN_FILE = '/dev/net/tun';
 const TUNSETIFF = 0x400454ca;
 const TUNSETPERSIST = 0x400454cb;
 const TUNSETOWNER = 0x400454cc;
+const TUNGETIFF = 0x800454d2;
 const IFF_TUN = 0x0001;
+const IFF_PERSIST = 0x0800;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
 /** What the device is made with, and what whoever attaches to it has to ask for. */
@@ -41,11 +43,24 @@ export const tunsOf = (netnsFd?: number): Tuns => ({
   create: (link) => (netnsFd === undefined ? createTun(link) : inNetns(netnsFd, () => createTun(link))),
 });
 
-/**
- * Opens /dev/net/tun and attaches to a device of this thread's network namespace, which the kernel makes if there is none of
- * that name: it vanishes with the descriptor then. Throws KernelError. Close the result.
- */
+/** Opens /dev/net/tun and attaches to a persistent device of this thread's network namespace. Throws KernelError. Close the result. */
 export function attachTun(link: string): number {
+  const fd = attachOrMake(link);
+  const what = { operation: 'open', object: `link ${link}` };
+  try {
+    const ifreq = Buffer.alloc(IFREQ_BYTES);
+    ioctl(fd, TUNGETIFF, ifreq, what);
+    if ((ifreq.readUInt16LE(IFREQ_FLAGS) & IFF_PERSIST) !== 0) return fd;
+    throw new KernelError({ code: 'ENODEV', ...what, detail: `there is no persistent TUN device ${link}` });
+  } catch (error) {
+    // With this goes the device that the kernel made because there was none.
+    closeSync(fd);
+    throw error;
+  }
+}
+
+/** The kernel makes a device that is not there; it lasts as long as the descriptor. */
+function attachOrMake(link: string): number {
   const fd = openTunFile(link);
   try {
     const ifreq = Buffer.alloc(IFREQ_BYTES);
@@ -61,7 +76,7 @@ export function attachTun(link: string): number {
 
 /** The owner is set because without one everybody who can open /dev/net/tun may attach to a device that lasts. */
 function createTun(link: string): void {
-  const fd = attachTun(link);
+  const fd = attachOrMake(link);
   try {
     const what = { operation: 'create', object: `link ${link}` };
     ioctlNumber(fd, TUNSETOWNER, 0, what);
