@@ -2,7 +2,7 @@
 /*
  * What the programs and the agent share: the layouts of keys and values, and the meaning of their numbers. The agent's
  * side is agent/kernel/bpf/layout.ts, which a test compares with the BTF of the object. Every change here needs another
- * number in the LAYOUT of the map that it changes, see agent/kernel/bpf/maps.ts.
+ * number for the layout of the map that it changes, see agent/kernel/bpf/store.ts.
  *
  * Addresses are 16 bytes in network order; IPv4 ones are mapped (::ffff:a.b.c.d), so that both families have one path.
  */

@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 
 const HOME = fileURLToPath(new URL('../..', import.meta.url));
-const PARTS = ['agent', 'cni', 'package.json', 'tulle'];
+const PARTS = ['agent', 'cni', 'ebpf', 'package.json', 'tulle'];
 
 export interface Build {
   readonly version: string;
@@ -22,7 +22,7 @@ export interface Builds {
   remove(): void;
 }
 
-/** Copies the checkout once a build, each with a CNI executable of its own. */
+/** Copies the checkout once a build, each with a CNI executable of its own, and with programs of its own where those are edited. */
 export async function createBuilds(builds: readonly Build[]): Promise<Builds> {
   const directory = mkdtempSync(join(tmpdir(), 'tulle-test-builds-'));
   const current = join(directory, 'current');
@@ -46,5 +46,6 @@ async function copyBuild(home: string, { version, edits = [] }: Build): Promise<
     if (!text.includes(from)) throw new Error(`cannot edit ${file}: expected ${from} in it, got none`);
     writeFileSync(join(home, file), text.replaceAll(from, to));
   }
-  await execa('make', ['-s', '-C', join(home, 'cni')]);
+  const isMade = (part: string) => part === 'cni' || edits.some(({ file }) => file.startsWith(`${part}/`));
+  for (const part of ['cni', 'ebpf'].filter(isMade)) await execa('make', ['-s', '-C', join(home, part)]);
 }

@@ -75,7 +75,11 @@ export function serviceChanges(mode: ServicesMode): void {
 
   test.serial(`${mode}: agents are killed and endpoints change under load: nothing fails or goes astray`, async (t) => {
     t.timeout(120_000);
-    await underLoad(t, lab());
+    await underLoad(t, lab(), async (changeEndpoints) => {
+      await killAgents(lab());
+      await changeEndpoints();
+      await killAgents(lab());
+    });
   });
 }
 
@@ -204,7 +208,11 @@ const RATE = { perSecond: 125, deadlineMs: 60_000 };
  * Four callers make 500 connections a second to Services whose backends all serve on, whichever is chosen: none may fail,
  * and none may end at web-3, which belongs to another Service.
  */
-async function underLoad(t: ExecutionContext, lab: ServiceLab): Promise<void> {
+export async function underLoad(
+  t: ExecutionContext,
+  lab: ServiceLab,
+  disturb: (changeEndpoints: () => Promise<void>) => Promise<void>,
+): Promise<void> {
   const { api, written, caller } = lab;
   const { clusterIps, ports } = await api.createService('loaded', { type: 'NodePort', ports: TCP_AND_UDP });
   await api.createService('other', { ports: TCP_AND_UDP });
@@ -221,13 +229,14 @@ async function underLoad(t: ExecutionContext, lab: ServiceLab): Promise<void> {
     caller('host-3').load({ ip: ipOf(clusterIps, 'ipv4'), port: 80, ...RATE }),
     caller('out-1').load({ ip: ipOf(lab.lab.node('node-1').addresses, 'ipv6'), port: nodePort, ...RATE }),
   ];
-  try {
-    await killAgents(lab);
+  const changeEndpoints = async () => {
     for (const endpoints of ['1', '2', '1 2', '1~ 2', '1 2']) {
       for (const { family } of families) await api.setEndpoints({ of: 'loaded', family, endpoints });
       for (const { family } of families) await api.setEndpoints({ of: 'other', family, endpoints: `${endpoints} 3` });
     }
-    await killAgents(lab);
+  };
+  try {
+    await disturb(changeEndpoints);
   } finally {
     const results = await Promise.all(loads.map((load) => load.stop()));
     const counts = results.map(({ answers = {}, errors = {} }) => ({ answers, errors }));
@@ -240,7 +249,7 @@ async function underLoad(t: ExecutionContext, lab: ServiceLab): Promise<void> {
 }
 
 /** Of both nodes whose Services the callers meet, at once; they are back when this returns. */
-async function killAgents({ lab }: ServiceLab): Promise<void> {
+export async function killAgents({ lab }: ServiceLab): Promise<void> {
   const nodes = ['node-1', 'node-3'].map((name) => lab.node(name));
   const killed = await Promise.all(nodes.map(({ name }) => lab.control.killAgent(name)));
   const pids = new Set(killed.map(({ pid }) => pid));
