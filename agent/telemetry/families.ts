@@ -21,7 +21,25 @@ export interface MetricsView {
   readonly kernel: ReconcilerStatus;
   /** Absent where another proxy serves them. */
   readonly services?: { readonly mode: string; readonly sockets?: SocketsView };
+  /** Absent where the agent carries no tunnel. */
+  readonly tunnel?: TunnelView;
   readonly process: ProcessFigures;
+}
+
+interface TunnelView {
+  readonly peers: readonly {
+    readonly node: string;
+    readonly state: string;
+    readonly sent: TrafficView;
+    readonly received: TrafficView;
+    readonly dropped: Readonly<Record<string, number>>;
+  }[];
+  readonly dropped: Readonly<Record<string, number>>;
+}
+
+interface TrafficView {
+  readonly packets: number;
+  readonly bytes: number;
 }
 
 /** Services at the sockets of this node. */
@@ -217,6 +235,58 @@ const SERVICES: readonly Family[] = [
   },
 ];
 
+const perPeer = (name: keyof TrafficView, help: string): Family => ({
+  name: `tulle_tunnel_peer_${name}_total`,
+  help,
+  type: 'counter',
+  labels: ['node', 'direction'],
+  read: ({ tunnel }) =>
+    (tunnel?.peers ?? []).flatMap(({ node, sent, received }) => [
+      [sent[name], node, 'sent'] as const,
+      [received[name], node, 'received'] as const,
+    ]),
+});
+
+const PEER_STATES = ['agreed', 'silent', 'refused', 'mismatch'] as const;
+
+/** Of a tunnel that the agent carries itself. */
+const TUNNEL: readonly Family[] = [
+  {
+    name: 'tulle_tunnel_peers',
+    help: 'Other nodes, by whether this one and they have agreed on how packets travel; nothing is certain to reach the rest.',
+    type: 'gauge',
+    labels: ['state'],
+    read: ({ tunnel }) =>
+      tunnel ? PEER_STATES.map((state) => [tunnel.peers.filter((peer) => peer.state === state).length, state]) : [],
+  },
+  {
+    name: 'tulle_tunnel_peer_agreed',
+    help: 'Whether this node and a peer have agreed; if not, `tulle status` says why.',
+    type: 'gauge',
+    labels: ['node'],
+    read: ({ tunnel }) => (tunnel?.peers ?? []).map(({ node, state }) => [Number(state === 'agreed'), node]),
+  },
+  perPeer('packets', 'Packets of pods to and from a peer.'),
+  perPeer('bytes', 'Bytes of these packets, with their own headers.'),
+  {
+    name: 'tulle_tunnel_peer_dropped_total',
+    help: 'Packets and datagrams of a peer that were dropped.',
+    type: 'counter',
+    labels: ['node', 'reason'],
+    read: ({ tunnel }) =>
+      (tunnel?.peers ?? []).flatMap(({ node, dropped }) =>
+        Object.entries(dropped).flatMap(([reason, count]) => (count > 0 ? [[count, node, reason] as const] : [])),
+      ),
+  },
+  {
+    name: 'tulle_tunnel_dropped_total',
+    help: 'Packets and datagrams that belong to no peer, and were dropped.',
+    type: 'counter',
+    labels: ['reason'],
+    read: ({ tunnel }) => Object.entries(tunnel?.dropped ?? {}).map(([reason, count]) => [count, reason] as const),
+  },
+];
+
 const WATCH: readonly Family[] = [
   perWatch('gauge', 'synced', 'Whether a list was complete once.', ({ synced }) => Number(synced)),
   perWatch('gauge', 'connected', 'Whether a watch is open.', ({ connected }) => Number(connected)),
@@ -253,4 +323,11 @@ const PROCESS: readonly Family[] = [
   ),
 ];
 
-export const FAMILIES_OF_METRICS: readonly Family[] = [...NODE, ...RECONCILE, ...SERVICES, ...WATCH, ...PROCESS];
+export const FAMILIES_OF_METRICS: readonly Family[] = [
+  ...NODE,
+  ...RECONCILE,
+  ...SERVICES,
+  ...TUNNEL,
+  ...WATCH,
+  ...PROCESS,
+];

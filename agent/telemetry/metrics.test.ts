@@ -1,6 +1,7 @@
 import test, { type ExecutionContext } from 'ava';
 import { fragment, route, sysctl } from '../../test/support/fragments.ts';
 import { quiet, startRig } from '../../test/support/reconcile.ts';
+import { tunPeer, tunStatus } from '../../test/support/tun-values.ts';
 import { until } from '../../test/support/until.ts';
 import { FAMILIES_OF_METRICS, type MetricsView } from './families.ts';
 import { healthPage, stuckLanes } from './health.ts';
@@ -31,6 +32,10 @@ async function stand(t: ExecutionContext) {
     cluster: {
       resources: [WATCH, { ...WATCH, resource: 'pods', synced: false, lastEventMs: undefined, problemCount: 0 }],
     },
+    tunnel: tunStatus(
+      tunPeer('b', { sent: { packets: 3, bytes: 4_000 }, dropped: { replayed: 2, forged: 0 } }),
+      tunPeer('c', { state: 'refused' }),
+    ),
     kernel: rig.reconciler.status(),
   });
   const metrics = new Metrics(view, () => clock.ms);
@@ -72,6 +77,11 @@ test('one line a value, read when somebody asks', async (t) => {
     'tulle_cni_call_duration_seconds_bucket{le="0.003",verb="ADD",code="0"} 1',
     'tulle_cni_call_duration_seconds_count{verb="ADD",code="11"} 1',
     'tulle_reconcile_list_duration_seconds_count{lane="netlink",kind="route"} 1',
+    'tulle_tunnel_peers{state="refused"} 1',
+    'tulle_tunnel_peer_agreed{node="c"} 0',
+    'tulle_tunnel_peer_bytes_total{node="b",direction="sent"} 4000',
+    'tulle_tunnel_peer_packets_total{node="c",direction="received"} 0',
+    'tulle_tunnel_peer_dropped_total{node="b",reason="replayed"} 2',
     'tulle_api_to_kernel_duration_seconds_sum 0.03',
     'tulle_api_to_kernel_behind_seconds 0',
   ])
