@@ -1,9 +1,10 @@
+import { execFileSync } from 'node:child_process';
 import { mkdir, mkdtemp, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { until } from '../../../test/support/until.ts';
-import { parseSecret, SecretFile } from './secret.ts';
+import { openSecret, parseSecret, SecretFile } from './secret.ts';
 
 const FIVE_MINUTES_MS = 300_000;
 const first = 'a'.repeat(40);
@@ -21,34 +22,34 @@ test('a new secret takes the place of the old one, which is good for five minute
   let now = 1_000;
   const source = new SecretFile({ file, clock: () => now });
   await writeFile(file, `${first}\n`);
-  await source.read();
-  t.deepEqual([text(source.current()?.bytes), source.former(), source.problem()], [first, undefined, undefined]);
+  source.read();
+  t.deepEqual([text(source.current?.bytes), source.former, source.problem], [first, undefined, undefined]);
 
-  const before = source.current();
-  await source.read();
-  t.is(source.current(), before, 'the same content is the same value');
+  const before = source.current;
+  source.read();
+  t.is(source.current, before, 'the same content is the same value');
 
   await writeFile(file, second);
-  await source.read();
-  t.deepEqual([text(source.current()?.bytes), text(source.former()?.bytes)], [second, first]);
-  t.notDeepEqual(source.current()?.epoch, source.former()?.epoch);
+  source.read();
+  t.deepEqual([text(source.current?.bytes), text(source.former?.bytes)], [second, first]);
+  t.notDeepEqual(source.current?.epoch, source.former?.epoch);
   now += FIVE_MINUTES_MS - 1;
-  t.is(text(source.former()?.bytes), first);
+  t.is(text(source.former?.bytes), first);
   now += 1;
-  t.is(source.former(), undefined);
+  t.is(source.former, undefined);
 });
 
 test('a file that is empty, too short, too long, a directory or gone is a problem, and the secret stays', async (t) => {
   const dir = await directory(t);
   const file = join(dir, 'secret');
   const source = new SecretFile({ file, clock: () => 0 });
-  await source.read();
-  t.regex(source.problem() ?? '', /^cannot use tun\.secretFile .*secret: expected .* got ENOENT; until then no packet/);
-  t.is(source.current(), undefined);
+  source.read();
+  t.regex(source.problem ?? '', /^cannot use tun\.secretFile .*secret: expected .* got ENOENT; until then no packet/);
+  t.is(source.current, undefined);
 
   await writeFile(file, first);
-  await source.read();
-  t.is(source.problem(), undefined);
+  source.read();
+  t.is(source.problem, undefined);
   for (const [content, got] of [
     ['', 'an empty file'],
     ['\n', 'an empty file'],
@@ -57,16 +58,20 @@ test('a file that is empty, too short, too long, a directory or gone is a proble
     ['x'.repeat(5_000), 'more'],
   ] as const) {
     await writeFile(file, content);
-    await source.read();
-    t.regex(source.problem() ?? '', new RegExp(`got ${got}; the secret read before stays in use$`));
-    t.notRegex(source.problem() ?? '', /xxx/);
-    t.is(text(source.current()?.bytes), first);
+    source.read();
+    t.regex(source.problem ?? '', new RegExp(`got ${got}; the secret read before stays in use$`));
+    t.notRegex(source.problem ?? '', /xxx/);
+    t.is(text(source.current?.bytes), first);
   }
   await rm(file);
   await mkdir(file);
-  await source.read();
-  t.regex(source.problem() ?? '', /got EISDIR/);
-  t.deepEqual([text(source.current()?.bytes), source.former()], [first, undefined]);
+  source.read();
+  t.regex(source.problem ?? '', /got EISDIR/);
+  await rm(file, { recursive: true });
+  execFileSync('mkfifo', [file]);
+  source.read();
+  t.regex(source.problem ?? '', /got an empty file/);
+  t.deepEqual([text(source.current?.bytes), source.former], [first, undefined]);
 });
 
 test('one line end is not part of the secret, whatever else is', (t) => {
@@ -84,7 +89,7 @@ test('one line end is not part of the secret, whatever else is', (t) => {
   }
 });
 
-test('start: notices a secret that is swapped as kubelet does it, until it is ended', async (t) => {
+test('openSecret: notices a secret that is swapped as kubelet does it', async (t) => {
   const dir = await directory(t);
   const publish = async (name: string, content: string): Promise<void> => {
     await mkdir(join(dir, name));
@@ -94,12 +99,10 @@ test('start: notices a secret that is swapped as kubelet does it, until it is en
   };
   await publish('..1', first);
   await symlink(join('..data', 'secret'), join(dir, 'secret'));
-  const ending = new AbortController();
-  t.teardown(() => ending.abort());
-  const source = new SecretFile({ file: join(dir, 'secret'), clock: performance.now.bind(performance) });
-  await source.start(ending.signal);
-  t.is(text(source.current()?.bytes), first);
+  const source = openSecret(join(dir, 'secret'));
+  t.teardown(() => source.close());
+  t.is(text(source.current?.bytes), first);
   await publish('..2', second);
-  await until(() => text(source.current()?.bytes) === second, 'the new secret');
-  t.is(text(source.former()?.bytes), first);
+  await until(() => text(source.current?.bytes) === second, 'the new secret');
+  t.is(text(source.former?.bytes), first);
 });

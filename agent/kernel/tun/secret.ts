@@ -1,15 +1,13 @@
 /** The secret that the nodes share, read from a file that is replaced while the agent runs (a Secret mounted by kubelet). */
-import { open } from 'node:fs/promises';
+import { closeSync, constants, openSync, readSync } from 'node:fs';
 import { type Secret, secretOf } from './keys.ts';
 
 /** Which secrets are good now. */
 export interface SecretSource {
   /** What new sessions are made of; undefined as long as there is none. */
-  current(): Secret | undefined;
+  readonly current: Secret | undefined;
   /** The one before, while nodes may not have the new one yet. */
-  former(): Secret | undefined;
-  /** What is wrong with the file, and what to do. */
-  problem(): string | undefined;
+  readonly former: Secret | undefined;
 }
 
 /** Fewer cannot be 256 bits of chance. */
@@ -26,54 +24,60 @@ export interface SecretFileOptions {
   readonly clock: () => number;
 }
 
-/** Reads the file now and every second until the signal ends it. What was read last stays good when the file is not. */
+/** Reads the file now, and every second until it is closed. */
+export function openSecret(file: string): SecretFile {
+  const secret = new SecretFile({ file, clock: () => performance.now() });
+  secret.follow();
+  return secret;
+}
+
+/** What was read last stays good when the file is not. */
 export class SecretFile implements SecretSource {
   readonly #options: SecretFileOptions;
   #current: Secret | undefined;
   #former: { readonly secret: Secret; readonly untilMs: number } | undefined;
   #problem: string | undefined;
+  #timer: NodeJS.Timeout | undefined;
 
+  /** Reads once; a file that cannot be used is a problem and no exception. */
   constructor(options: SecretFileOptions) {
     this.#options = options;
+    this.read();
   }
 
-  /** Resolves once the file was read for the first time, whatever came of it. */
-  async start(signal: AbortSignal): Promise<void> {
-    await this.read();
-    if (signal.aborted) return;
-    let reading = false;
-    const timer = setInterval(async () => {
-      if (reading) return; // A file system that hangs.
-      reading = true;
-      await this.read();
-      reading = false;
-    }, READ_EVERY_MS);
-    timer.unref();
-    signal.addEventListener('abort', () => clearInterval(timer), { once: true });
+  /** Reads every second. The name leads elsewhere after a change, so there is no one file to watch. */
+  follow(): void {
+    this.#timer ??= setInterval(() => this.read(), READ_EVERY_MS).unref();
   }
 
-  current(): Secret | undefined {
+  close(): void {
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
+  get current(): Secret | undefined {
     return this.#current;
   }
 
-  former(): Secret | undefined {
+  get former(): Secret | undefined {
     return this.#former && this.#options.clock() < this.#former.untilMs ? this.#former.secret : undefined;
   }
 
-  problem(): string | undefined {
+  /** What is wrong with the file, and what follows from it. */
+  get problem(): string | undefined {
     return this.#problem;
   }
 
-  /** Never throws: what is wrong is a problem. */
-  async read(): Promise<void> {
+  read(): void {
     const { file } = this.#options;
     const remedy = this.#current ? 'the secret read before stays in use' : 'until then no packet passes the tunnel';
     try {
-      this.#take(parseSecret(await readStart(file)));
+      this.#take(parseSecret(readStart(file)));
       this.#problem = undefined;
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
-      this.#problem = `cannot use tun.secretFile ${file}: expected ${LEAST_BYTES} to ${MOST_BYTES} bytes, got ${code ?? message}; ${remedy}`;
+      const expected = `a file of ${LEAST_BYTES} to ${MOST_BYTES} bytes`;
+      this.#problem = `cannot use tun.secretFile ${file}: expected ${expected}, got ${code ?? message}; ${remedy}`;
     }
   }
 
@@ -84,11 +88,15 @@ export class SecretFile implements SecretSource {
   }
 }
 
-/** As much of a file as tells that it is too long. */
-async function readStart(file: string): Promise<Buffer> {
-  await using handle = await open(file);
-  const { bytesRead, buffer } = await handle.read(Buffer.alloc(MOST_BYTES + 3), 0);
-  return buffer.subarray(0, bytesRead);
+/** As much of a file as tells that it is too long. A pipe without a writer is an empty file and nothing to wait for. */
+function readStart(file: string): Buffer {
+  const fd = openSync(file, constants.O_RDONLY | constants.O_NONBLOCK);
+  try {
+    const bytes = Buffer.alloc(MOST_BYTES + 3);
+    return bytes.subarray(0, readSync(fd, bytes));
+  } finally {
+    closeSync(fd);
+  }
 }
 
 /** All bytes but one line end, which editors and `echo` put there. Throws RangeError for what is too short or too long. */
@@ -97,5 +105,5 @@ export function parseSecret(content: Uint8Array): Uint8Array {
   const end = hasNewline ? content.length - (content.at(-2) === 0x0d ? 2 : 1) : content.length;
   if (end < LEAST_BYTES) throw new RangeError(end === 0 ? 'an empty file' : `${end} bytes`);
   if (end > MOST_BYTES) throw new RangeError('more');
-  return content.slice(0, end);
+  return Uint8Array.from(content.subarray(0, end));
 }
