@@ -8,7 +8,6 @@ import { type MacAddress, macBytes } from '../../model/mac.ts';
 import type { Change } from '../../reconcile/types.ts';
 import { addressKind } from './address.ts';
 import { attribute, nested, plainText, text, u8, u16Be, u32 } from './attributes.ts';
-import { readPort, renderPort } from './bridge.ts';
 import { fdbKind } from './fdb.ts';
 import { linkDriver } from './link.ts';
 import { ipv4ConfAlteration } from './link-conf.ts';
@@ -103,11 +102,8 @@ const SUBJECTS = [
   {
     kind: fdbKind,
     types: [RTM.NEWNEIGH, RTM.DELNEIGH],
-    right: [
-      ...onEveryLink((link, ip, ifindex) => rendered(fdbKind, { link, mac: MAC, destination: ip }, ifindex)),
-      ...onEveryLink((link, _, ifindex) => rendered(fdbKind, { link, mac: MAC }, ifindex)),
-    ],
-    isOurs: (value: unknown) => ['tulle.84', ...OWN_POD_LINKS].includes(linkOf(value)),
+    right: onEveryLink((link, ip, ifindex) => rendered(fdbKind, { link, mac: MAC, destination: ip }, ifindex)),
+    isOurs: (value: unknown) => linkOf(value) === 'tulle.84',
   },
   {
     kind: routeKind,
@@ -176,20 +172,18 @@ test('link: of wrong messages only what has both marks is listed', async (t) => 
   );
 });
 
-test('link facts, ports and settings: wrong messages never throw', (t) => {
-  const port = Buffer.concat([linkHeader({ ifindex: 3 }), nested(IFLA.PROTINFO, renderPort())]);
-  port[0] = AF.BRIDGE;
+test('link facts and settings: wrong messages never throw', (t) => {
+  let read = 0;
   const netconf = Buffer.concat([Buffer.of(AF.INET, 0, 0, 0), u32(1, 0xffffffff), u32(2, 1)]);
-  const right = [port, netconf, ...LINKS.map(linkPayload)];
+  const right = [netconf, ...LINKS.map(linkPayload)];
   fc.assert(
     fc.property(fc.constantFrom(RTM.NEWLINK, RTM.DELLINK, RTM.NEWNETCONF), hostileBytes(right), (type, payload) => {
       const facts = readLinkFacts({ type, payload });
       if (facts) ipv4ConfAlteration(facts);
-      readPort(message(type, payload));
-      readNetconf(message(type, payload));
+      if (readNetconf(message(type, payload))) read++;
       readForwarding(message(type, payload));
     }),
     RUNS,
   );
-  t.truthy(readPort(message(RTM.NEWLINK, port)));
+  t.true(read > 0, 'some of them are still read');
 });

@@ -12,7 +12,7 @@ import {
   baseChain,
   CHAIN_PREFIX,
   MASQUERADE_MARK,
-  POD_INTERFACES,
+  POD_LINKS,
   type SetPurpose,
   setName,
 } from '../../../model/kernel-names.ts';
@@ -122,10 +122,10 @@ function innerParts(family: Family, randomFully: boolean): readonly ChainPart[] 
       'filter',
       VERDICTS_CHAIN,
       ORDER,
-      ...POD_INTERFACES.map((pattern) => ({
-        args: ['-i', pattern, '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP'],
+      {
+        args: ['-i', POD_LINKS, '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP'],
         comment: 'an answer that would leave untranslated',
-      })),
+      },
       {
         args: [...isIn('svc-guarded', 'dst,dst'), '-j', 'DROP'],
         comment: 'not translated: not from its source ranges',
@@ -170,10 +170,7 @@ function outerParts(family: Family): readonly ChainPart[] {
       'nat',
       baseChain('PREROUTING'),
       ORDER,
-      ...POD_INTERFACES.map((pattern) => ({
-        args: ['-i', pattern, ...isService, ...SET_MARK],
-        comment: 'from a pod to a Service',
-      })),
+      { args: ['-i', POD_LINKS, ...isService, ...SET_MARK], comment: 'from a pod to a Service' },
       toServices,
     ),
     part(
