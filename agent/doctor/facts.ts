@@ -31,6 +31,12 @@ export interface AgentAnswer {
   readonly problems: readonly string[];
   /** Absent where another proxy serves them. */
   readonly services?: { readonly mode: string };
+  /** Absent where the agent carries no tunnel. */
+  readonly tunnel?: {
+    readonly path?: { readonly port: number };
+    readonly problems: readonly string[];
+    readonly peers: readonly { readonly node: string; readonly problem?: string }[];
+  };
   readonly kernel: {
     readonly failing: readonly { readonly key: string; readonly error: string; readonly attempts: number }[];
     readonly blocked: readonly { readonly key: string; readonly by: string }[];

@@ -6,6 +6,7 @@ import { listBaseChains, type NftBaseChain } from '../kernel/nftables.ts';
 import { families } from '../model/ip.ts';
 import type { ChainPart } from '../model/items.ts';
 import { baseChain } from '../model/kernel-names.ts';
+import { BACKENDS } from '../plan/backends.ts';
 import { type Facts, runningAgent } from './facts.ts';
 import { type Check, type Finding, several, verdict } from './finding.ts';
 
@@ -16,7 +17,8 @@ export const firewall: Check = {
     const policies = await deadPolicies(facts);
     const native = await nativeDrops(facts);
     const missing = await missingRules(facts, signal);
-    const port = facts.config.backend === 'vxlan' ? `UDP port ${facts.config['vxlan.port']} or ` : '';
+    const tunnelPort = portOf(facts);
+    const port = tunnelPort === undefined ? '' : `UDP port ${tunnelPort} or `;
     const seen = `nothing drops ${port}forwarded packets before Tulle's rules`;
     return verdict(seen, [
       missing,
@@ -26,6 +28,8 @@ export const firewall: Check = {
     ]);
   },
 };
+
+const portOf = ({ config }: Facts): number | undefined => BACKENDS[config.backend].tunnel?.(config).port;
 
 /** What may drop tunnel packets here, for the evidence of a tunnel that carries nothing. */
 export async function suspects(facts: Facts): Promise<readonly string[]> {
@@ -41,8 +45,8 @@ const REFUSING = / -j (DROP|REJECT)\b/;
 
 /** Rules of others that name the tunnel port, with the back end and table in which they stand. */
 async function dropping(facts: Facts): Promise<readonly string[]> {
-  if (facts.config.backend !== 'vxlan') return [];
-  const port = facts.config['vxlan.port'];
+  const port = portOf(facts);
+  if (port === undefined) return [];
   return (await facts.rules()).flatMap((scan) =>
     scan.tables.flatMap(({ table, builtin }) =>
       builtin
@@ -67,9 +71,9 @@ function namesPort(rule: string, port: number): boolean {
   });
 }
 
-const blocked = (rules: readonly string[], { config }: Facts): Finding => ({
+const blocked = (rules: readonly string[], facts: Facts): Finding => ({
   severity: 'error',
-  summary: `a rule of somebody else stops UDP port ${config['vxlan.port']}`,
+  summary: `a rule of somebody else stops UDP port ${portOf(facts)}`,
   evidence: rules,
   cause:
     'A firewall of this host was set up without the tunnel. An ACCEPT of Tulle in filter does not undo a DROP in raw or mangle.',

@@ -1,7 +1,7 @@
 /** The sysctls by which packets are forwarded: those that Tulle writes, and those of others that undo them. */
 import type { Host } from '../model/host.ts';
 import { type AnyItem, item, type Sysctl } from '../model/items.ts';
-import { vxlanLinkName } from '../model/kernel-names.ts';
+import { BACKENDS } from '../plan/backends.ts';
 import type { Plan } from '../plan/planner.ts';
 import { type Facts, runningAgent } from './facts.ts';
 import { type Check, type Finding, verdict } from './finding.ts';
@@ -30,8 +30,8 @@ const isSysctl = (each: AnyItem): each is Extract<AnyItem, { kind: 'sysctl' }> =
 /** The links by which pod traffic comes in from elsewhere. */
 function linksOf({ underlay }: Plan, { config }: Facts): readonly string[] {
   const uplinks = Object.values(underlay.locals).flatMap(({ link }) => link?.name ?? []);
-  const tunnel = config.backend === 'vxlan' ? [vxlanLinkName(config['vxlan.vni'])] : [];
-  return [...new Set([...uplinks, ...tunnel])];
+  const tunnel = BACKENDS[config.backend].tunnel?.(config).link ?? [];
+  return [...new Set([...uplinks, tunnel].flat())];
 }
 
 const dotted = (path: string): string => path.replaceAll('/', '.');

@@ -1,5 +1,6 @@
 /** Whether packets of the size that pods may send reach every peer: proved by packets that nobody may fragment. */
-import { FAMILIES, type Family, familyOf } from '../model/ip.ts';
+import { type Family, familyOf } from '../model/ip.ts';
+import { BACKENDS } from '../plan/backends.ts';
 import type { Plan } from '../plan/planner.ts';
 import type { Facts } from './facts.ts';
 import { type Check, type Finding, several, verdict } from './finding.ts';
@@ -33,7 +34,7 @@ const endsOf = ({ peers }: Reach): readonly Way[] =>
   ]);
 
 const overheadOf = (family: Family, { config }: Facts): number =>
-  config.backend === 'vxlan' ? FAMILIES[family].vxlanOverheadBytes : 0;
+  BACKENDS[config.backend].overheadBytes?.(family, config) ?? 0;
 
 function wider({ underlay }: Plan, facts: Facts): Finding | undefined {
   const family = underlay.tunnel?.family ?? underlay.podNetworks[0]?.family;

@@ -27,7 +27,7 @@ const CHAINS: Readonly<Record<string, readonly string[]>> = {
   'kube-router': ['KUBE-ROUTER-INPUT', 'KUBE-POD-FW-ABCDEFGHIJKLMNOP', 'KUBE-NWPLCY-DEFAULT'],
 };
 const LINKS: Readonly<Record<string, readonly string[]>> = {
-  flannel: ['flannel.1', 'flannel-v6.1', 'flannel-wg', 'cni0'],
+  flannel: ['flannel.1', 'flannel0', 'flannel-v6.1', 'flannel-wg', 'cni0'],
   'kube-proxy': ['kube-ipvs0'],
   calico: ['vxlan.calico', 'vxlan-v6.calico', 'wireguard.cali'],
   cilium: ['cilium_host', 'cilium_net', 'cilium_vxlan'],

@@ -35,7 +35,7 @@ export interface Product {
 export const PRODUCTS: readonly Product[] = [
   {
     name: 'flannel',
-    links: /^(flannel(\.\d+|-v6\.\d+|-wg|-wg-v6|\.ipip)|cni0)$/,
+    links: /^(flannel(\d+|\.\d+|-v6\.\d+|-wg|-wg-v6|\.ipip)|cni0)$/,
     chains: /^FLANNEL-/,
     comments: /^flanneld /,
     tables: /^flannel-/,

@@ -3,7 +3,7 @@
 import type { Config } from '../config.ts';
 import { type Probe, type ProbeAnswer, sendProbes } from '../kernel/probe.ts';
 import type { Node } from '../model/cluster.ts';
-import { FAMILIES, type Family, familyOf, type IpAddress } from '../model/ip.ts';
+import { type Family, familyOf, type IpAddress } from '../model/ip.ts';
 import { BACKENDS } from '../plan/backends.ts';
 import { findLosses, heldCidrs } from '../plan/claims.ts';
 import { nodeIpOf, type Underlay, underlayIpOf } from '../plan/underlay.ts';
@@ -34,6 +34,8 @@ export interface PeerReach {
   readonly pods: readonly PodReach[];
   /** What a datagram to the tunnel port was answered, where an address in the pod network was silent. */
   readonly port?: ProbeAnswer;
+  /** What one to the port of another backend was answered then, by the backend: closed nearly everywhere. */
+  readonly otherPorts?: ReadonlyMap<string, ProbeAnswer>;
 }
 
 export interface Reach {
@@ -87,9 +89,8 @@ export async function readReach(
 type End = Pick<EndReach, 'ip' | 'fullBytes'>;
 
 /** The packets of the tunnel as the underlay sees them, without their Ethernet header; plain routes carry them as they are. */
-function underlayEnds(node: Node, { tunnel, mtuBytes, podNetworks }: Underlay, { backend }: Config): readonly End[] {
-  const overheadBytes = (family: Family) =>
-    'overheadBytes' in BACKENDS[backend] ? FAMILIES[family].vxlanOverheadBytes : 0;
+function underlayEnds(node: Node, { tunnel, mtuBytes, podNetworks }: Underlay, config: Config): readonly End[] {
+  const overheadBytes = (family: Family) => BACKENDS[config.backend].overheadBytes?.(family, config) ?? 0;
   const used = tunnel ? [tunnel.family] : podNetworks.map(({ family }) => family);
   return [...new Set(used)].flatMap((family) => {
     const ip = underlayIpOf(node, family);
@@ -176,21 +177,40 @@ async function probeUdp(
 
 /** An open tunnel port is silent; a closed one, and a firewall that rejects, say so. */
 async function knock(peers: readonly PeerReach[], config: Config, signal: AbortSignal): Promise<readonly PeerReach[]> {
-  const doubtful = peers.filter(({ pods }) => pods.length > 0 && pods.every(({ small }) => !isAnswered(small)));
-  const asked = doubtful.filter(({ underlay }) => underlay[0] !== undefined);
-  const probes = asked.map(
+  const silent = peers.filter(({ pods }) => pods.length > 0 && pods.every(({ small }) => !isAnswered(small)));
+  const own = await knockAt(silent, BACKENDS[config.backend].tunnel?.(config).port, signal);
+  // Where the own port is closed, another one may be open.
+  const closed = silent.filter((peer) => isAnswered(own.get(peer)));
+  const others = Object.values(BACKENDS).filter(({ name, tunnel }) => tunnel && name !== config.backend);
+  const found = await Promise.all(
+    others.map(async ({ name, tunnel }) => [name, await knockAt(closed, tunnel?.(config).port, signal)] as const),
+  );
+  return peers.map((peer) => {
+    const port = own.get(peer);
+    const answers = found.flatMap(([name, answered]) => {
+      const answer = answered.get(peer);
+      return answer ? [[name, answer] as const] : [];
+    });
+    return { ...peer, ...(port && { port }), ...(answers.length > 0 && { otherPorts: new Map(answers) }) };
+  });
+}
+
+async function knockAt(
+  peers: readonly PeerReach[],
+  port: number | undefined,
+  signal: AbortSignal,
+): Promise<ReadonlyMap<PeerReach, ProbeAnswer>> {
+  const asked = port === undefined ? [] : peers.filter(({ underlay }) => underlay[0] !== undefined);
+  return askTwice(
+    asked,
     ({ underlay }): Probe => ({
       to: (underlay[0] as EndReach).ip,
       bytes: SMALL_BYTES,
       kind: 'udp',
-      port: config['vxlan.port'],
+      port: port as number,
     }),
+    signal,
   );
-  const answers = probes.length > 0 ? await sendProbes(probes, TIMEOUT_MS, signal) : [];
-  return peers.map((peer) => {
-    const port = answers[asked.indexOf(peer)];
-    return port ? { ...peer, port } : peer;
-  });
 }
 
 /** An answer in words, for evidence. */

@@ -13,16 +13,22 @@ test('lacks: what is missing is told where the settings use it, what cannot be t
   const features = [
     feature('veth links', 'missing'),
     feature('VXLAN links', 'missing'),
+    feature('TUN devices', 'missing'),
     feature('bridge links', 'missing'),
     feature('ip sets of addresses', 'unknown'),
     feature('destruction of datagram sockets', 'missing'),
     feature('IPv6', 'missing'),
   ];
-  const told = (backend: 'vxlan' | 'host-gw', podLink: 'routed' | 'bridge', mode: 'off' | 'auto' | 'iptables') =>
+  const told = (
+    backend: 'vxlan' | 'host-gw' | 'tun',
+    podLink: 'routed' | 'bridge',
+    mode: 'off' | 'auto' | 'iptables',
+  ) =>
     lacks(features, { backend, podLink, 'services.mode': mode }).map(
       ({ severity, evidence }) => `${severity} ${evidence}`,
     );
   t.deepEqual(told('vxlan', 'routed', 'off'), ['error seen of veth links', 'error seen of VXLAN links']);
+  t.deepEqual(told('tun', 'routed', 'off'), ['error seen of veth links', 'error seen of TUN devices']);
   t.deepEqual(told('host-gw', 'bridge', 'iptables'), ['error seen of veth links', 'error seen of bridge links']);
   t.deepEqual(told('host-gw', 'routed', 'auto'), [
     'error seen of veth links',

@@ -27,6 +27,7 @@ export const tools: Check = {
 /** What is only needed with certain settings. */
 const NEEDED: Readonly<Record<string, (config: Needs) => boolean>> = {
   'VXLAN links': ({ backend }) => backend === 'vxlan',
+  'TUN devices': ({ backend }) => backend === 'tun',
   'bridge links': ({ podLink }) => podLink === 'bridge',
   'locked bridge ports': ({ podLink }) => podLink === 'bridge',
   'destruction of datagram sockets': (config) => ['auto', 'ebpf'].includes(config['services.mode']),

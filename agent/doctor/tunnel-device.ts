@@ -1,9 +1,12 @@
 /** The tunnel's device: that it is there, and that nobody else has its name, its VNI with its port, or its port. */
 
+import { accessSync, constants } from 'node:fs';
 import { isNodeLink } from '../kernel/netlink/links.ts';
 import type { LinkFacts } from '../kernel/netlink/rtnetlink.ts';
+import { TUN_FILE } from '../kernel/netlink/tun.ts';
 import { vxlanIdentity } from '../kernel/netlink/vxlan.ts';
-import { vxlanLinkName } from '../model/kernel-names.ts';
+import type { TunnelPlace } from '../plan/backend.ts';
+import { BACKENDS } from '../plan/backends.ts';
 import { type Facts, runningAgent } from './facts.ts';
 import { type Check, type Finding, verdict } from './finding.ts';
 import { type LocalSocket, udpSockets } from './sockets.ts';
@@ -12,27 +15,49 @@ export const tunnelDevice: Check = {
   name: 'tunnel-device',
   async run(facts) {
     const { config } = facts;
-    if (config.backend !== 'vxlan') return { skipped: `backend ${config.backend} has no tunnel` };
+    const place = BACKENDS[config.backend].tunnel?.(config);
+    if (!place) return { skipped: `backend ${config.backend} has no tunnel` };
     const links = await facts.links();
-    const name = vxlanLinkName(config['vxlan.vni']);
-    const own = links.find((link) => link.name === name);
-    const rivals = links.filter((link) => isRival(link, facts) && link !== own);
-    const holders = udpSockets().filter(({ port }) => port === config['vxlan.port']);
-    const isTunnelPort = links.some((link) => vxlanIdentity(link)?.port === config['vxlan.port']);
+    const own = links.find(({ name }) => name === place.link);
+    const holder = udpSockets().find(({ port }) => port === place.port);
     const isForeign = own !== undefined && !isNodeLink(own);
     const findings = [
-      isForeign ? foreign(own) : undefined,
-      ...rivals.map((rival) => taken(rival, facts)),
-      holders[0] && !isTunnelPort ? occupied(holders[0], facts) : undefined,
+      ...(config.backend === 'tun' ? tunFile() : rivals(links, own, facts)),
+      isForeign ? foreign(own, place) : undefined,
+      holder && !isTunnelPort(links, place, facts) ? occupied(holder, place) : undefined,
     ].filter((finding) => finding !== undefined);
-    if (findings.length === 0 && !own) return verdict('', [absent(name, facts)]);
+    if (findings.length === 0 && !own) return verdict('', [absent(place.link, facts)]);
     if (own && !own.up && !isForeign) findings.push(down(own));
-    return verdict(
-      `${name}, VNI ${config['vxlan.vni']}, UDP port ${config['vxlan.port']}, MTU ${own?.mtuBytes}`,
-      findings,
-    );
+    const vni = config.backend === 'vxlan' ? `, VNI ${config['vxlan.vni']}` : '';
+    return verdict(`${place.link}${vni}, UDP port ${place.port}, MTU ${own?.mtuBytes}`, findings);
   },
 };
+
+/** Whether it is a tunnel that holds the port: one of the kernel, or the agent that carries it. */
+const isTunnelPort = (links: readonly LinkFacts[], { port, portSetting }: TunnelPlace, facts: Facts): boolean =>
+  portSetting === 'tun.port'
+    ? runningAgent(facts)?.tunnel?.path?.port === port
+    : links.some((link) => vxlanIdentity(link)?.port === port);
+
+const rivals = (links: readonly LinkFacts[], own: LinkFacts | undefined, facts: Facts): readonly Finding[] =>
+  links.filter((link) => isRival(link, facts) && link !== own).map((rival) => taken(rival, facts));
+
+function tunFile(): readonly Finding[] {
+  try {
+    accessSync(TUN_FILE, constants.R_OK | constants.W_OK);
+    return [];
+  } catch (error) {
+    return [
+      {
+        severity: 'error',
+        summary: `${TUN_FILE} cannot be opened`,
+        evidence: [(error as Error).message],
+        cause: 'The module tun is not loaded, or the container of the agent does not have the file.',
+        remedy: `modprobe tun; mount ${TUN_FILE} into the container, as deploy/tulle.yaml does`,
+      },
+    ];
+  }
+}
 
 function isRival(link: LinkFacts, { config }: Facts): boolean {
   const identity = vxlanIdentity(link);
@@ -45,13 +70,13 @@ const describeLink = (link: LinkFacts): string => {
   return `link ${link.name}: ${link.kind || 'hardware'}${tunnel}, ${link.up ? 'up' : 'down'}, alias ${JSON.stringify(link.alias)}`;
 };
 
-const foreign = (link: LinkFacts): Finding => ({
+const foreign = (link: LinkFacts, { portSetting }: TunnelPlace): Finding => ({
   severity: 'error',
   summary: `a link ${link.name} exists that is not Tulle's`,
   evidence: [describeLink(link)],
   cause:
     'Somebody made a device of this name, or removed the alias by which Tulle knows its own. Tulle never changes what is not its own.',
-  remedy: `ip link delete ${link.name}, or another vxlan.vni on all nodes`,
+  remedy: `ip link delete ${link.name}${portSetting === 'vxlan.port' ? ', or another vxlan.vni on all nodes' : ''}`,
 });
 
 const taken = (link: LinkFacts, { config }: Facts): Finding => ({
@@ -63,12 +88,12 @@ const taken = (link: LinkFacts, { config }: Facts): Finding => ({
   remedy: `ip link delete ${link.name} if nobody needs it, or another vxlan.vni or vxlan.port on all nodes`,
 });
 
-const occupied = ({ line }: LocalSocket, { config }: Facts): Finding => ({
+const occupied = ({ line }: LocalSocket, { port, portSetting }: TunnelPlace): Finding => ({
   severity: 'error',
-  summary: `a program holds UDP port ${config['vxlan.port']}, which the tunnel needs`,
+  summary: `a program holds UDP port ${port}, which the tunnel needs`,
   evidence: [line],
-  cause: 'It bound the port before the tunnel did; the device can then not come up (EADDRINUSE).',
-  remedy: `find it with ss -ulpn 'sport = :${config['vxlan.port']}' and stop it, or another vxlan.port on all nodes`,
+  cause: 'It bound the port before the tunnel did, which can then not be opened (EADDRINUSE).',
+  remedy: `find it with ss -ulpn 'sport = :${port}' and stop it, or another ${portSetting} on all nodes`,
 });
 
 const absent = (name: string, facts: Facts): Finding => ({

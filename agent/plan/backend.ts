@@ -9,10 +9,21 @@ export interface Backend {
   readonly name: string;
   /** Bytes that a tunnel over this family adds to each packet; absent for a backend without a tunnel. */
   readonly overheadBytes?: (family: Family, settings: PlanSettings) => number;
+  /** Where the tunnel is found; absent for a backend without one. */
+  readonly tunnel?: (settings: PlanSettings) => TunnelPlace;
   /** The device and the rules that every node has once. */
   device(underlay: Underlay, host: Host, settings: PlanSettings): readonly AnyItem[];
   /** How this node reaches the pods of one peer. `podCidrs` are of families that this node has pods of. */
   peer(node: Node, podCidrs: readonly Cidr[], underlay: Underlay, settings: PlanSettings): PeerPlan;
+}
+
+/** For people who look for it. */
+export interface TunnelPlace {
+  readonly link: string;
+  /** UDP. */
+  readonly port: number;
+  /** The setting that says which port. */
+  readonly portSetting: 'vxlan.port' | 'tun.port';
 }
 
 export interface PeerPlan {

@@ -4,4 +4,6 @@ import { hostGw } from './host-gw.ts';
 import { tun } from './tun.ts';
 import { vxlan } from './vxlan.ts';
 
-export const BACKENDS = { vxlan, 'host-gw': hostGw, tun } as const satisfies Readonly<Record<string, Backend>>;
+export type BackendName = 'vxlan' | 'host-gw' | 'tun';
+
+export const BACKENDS: Readonly<Record<BackendName, Backend>> = { vxlan, 'host-gw': hostGw, tun };

@@ -13,7 +13,13 @@ import { directMember } from './node-network.ts';
 import { endItem, guardKeys, nodeAddresses, nodeAddressKey, type Tunnel, tunnelItems, withoutEnd } from './tunnel.ts';
 import { type PlanSettings, type Underlay, underlayIpOf } from './underlay.ts';
 
-export const tun: Backend = { name: 'tun', overheadBytes, device, peer };
+export const tun: Backend = {
+  name: 'tun',
+  overheadBytes,
+  tunnel: (settings) => ({ link: TUN_LINK_NAME, port: settings['tun.port'], portSetting: 'tun.port' }),
+  device,
+  peer,
+};
 
 /** RFC 768. */
 const UDP_HEADER_BYTES = 8;

@@ -17,6 +17,11 @@ import { nodeIpOf, type PlanSettings, type Underlay, underlayIpOf } from './unde
 export const vxlan: Backend = {
   name: 'vxlan',
   overheadBytes: (family) => FAMILIES[family].vxlanOverheadBytes,
+  tunnel: (settings) => ({
+    link: vxlanLinkName(settings['vxlan.vni']),
+    port: settings['vxlan.port'],
+    portSetting: 'vxlan.port',
+  }),
   device,
   peer,
 };
