@@ -5,11 +5,13 @@
  * JavaScript files, and of the dependencies only those are there that bring native code. deploy/Dockerfile copies it.
  */
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
-import { dirname, join, relative, resolve } from 'node:path';
+import { basename, dirname, join, relative, resolve } from 'node:path';
 import { build, type Plugin } from 'esbuild';
 
 const HOME = join(import.meta.dirname, '..');
 const MAIN = 'agent/main.ts';
+/** What threads run: sources of their own, which others name by their URL. */
+const THREADS = ['agent/kernel/tun/worker.ts'];
 /** Left as they are, because they find their native part by where they are. */
 const PACKAGES = ['koffi', `@koromix/koffi-linux-${process.arch}`, 'netlink', 'node-gyp-build'];
 /** Of these packages: sources of the native part, documentation, and objects for other machines and C libraries. */
@@ -29,7 +31,7 @@ export async function bundle(directory: string): Promise<void> {
   const files = new Set(['tulle', 'LICENSE']);
   await build({
     absWorkingDir: HOME,
-    entryPoints: [MAIN],
+    entryPoints: [MAIN, ...THREADS].map((file) => ({ in: file, out: basename(file, '.ts') })),
     outdir: join(directory, dirname(MAIN)),
     // All beside each other: a URL relative to one of them means the same in each.
     chunkNames: '[name]-[hash]',
@@ -58,6 +60,7 @@ const withFiles = (files: Set<string>): Plugin => ({
         /new URL\('(\.[^']+)', import\.meta\.url\)/g,
         (_, target: string) => {
           const file = relative(HOME, resolve(dirname(path), target));
+          if (THREADS.includes(file)) return `new URL('./${basename(file, '.ts')}.js', import.meta.url)`;
           files.add(file);
           return `new URL('${relative(dirname(MAIN), file)}', import.meta.url)`;
         },

@@ -6,6 +6,11 @@ import { attachTun } from '../netlink/tun.ts';
 import { VNET } from './super-packet.ts';
 
 const FIONBIO = 0x5421;
+const TUNGETIFF = 0x800454d2;
+const IFF_PERSIST = 0x0800;
+/** Of ifr_flags in a struct ifreq, and its size. */
+const IFREQ_FLAGS = 16;
+const IFREQ_BYTES = 40;
 const TUNSETOFFLOAD = 0x400454d0;
 const TUNSETVNETHDRSZ = 0x400454d8;
 const TUNSETVNETLE = 0x400454dc;
@@ -30,6 +35,10 @@ export function openTunQueue(link: string): TunQueue {
     ioctl(fd, request, argument, what);
   };
   try {
+    // The kernel makes a device where there is none.
+    const ifreq = Buffer.alloc(IFREQ_BYTES);
+    ioctl(fd, TUNGETIFF, ifreq, what);
+    if ((ifreq.readUInt16LE(IFREQ_FLAGS) & IFF_PERSIST) === 0) throw new KernelError({ code: 'ENODEV', ...what });
     set(FIONBIO, 1);
     set(TUNSETVNETHDRSZ, VNET.bytes);
     set(TUNSETVNETLE, 1);

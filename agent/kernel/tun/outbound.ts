@@ -120,16 +120,18 @@ export class Outbound {
     counters.add(slot, this.#columns.bytes, innerBytes);
     if (this.#options.isEncrypted) this.#seal(peer, at, length, headers, gsoSize);
     else if (headers === 0 || (peer.entry.carriage === 'whole' && length <= MAX_DATAGRAM_BYTES)) {
-      this.#begin(peer, length);
+      this.#begin(peer, length, segments);
       this.#sending.piece(this.#arena.address + at, length);
     } else this.#cut(peer, at, length, headers, gsoSize);
   }
 
-  #begin(peer: Peer, bytes: number): void {
-    if (!this.#sending.begin(peer, bytes)) {
+  /** `segments`: how many it holds at most. */
+  #begin(peer: Peer, bytes: number, segments: number): void {
+    const fits = segments === 1;
+    if (!this.#sending.begin(peer, bytes, fits)) {
       // Headers and sealed datagrams of what is still being gathered stay where they are.
       this.#sending.flush();
-      this.#sending.begin(peer, bytes);
+      this.#sending.begin(peer, bytes, fits);
     }
     this.#options.counters.add(peer.entry.slot, this.#columns.datagrams, 1);
   }
@@ -149,7 +151,7 @@ export class Outbound {
     for (let payload = first; payload < end; payload += perDatagram * gsoSize) {
       const payloadBytes = Math.min(perDatagram * gsoSize, end - payload);
       const header = this.#header(at, index, payload + payloadBytes >= end);
-      this.#begin(peer, DATA_HEADER.bytes + headers + payloadBytes);
+      this.#begin(peer, DATA_HEADER.bytes + headers + payloadBytes, perDatagram);
       this.#sending.piece(header, DATA_HEADER.bytes);
       this.#sending.piece(template, headers);
       this.#sending.piece(payload, payloadBytes);
@@ -200,7 +202,7 @@ export class Outbound {
       const rest = bytes.subarray(payload, payloadEnd);
       const pieces = headers === 0 ? [rest] : [template, rest];
       const written = sealer.seal(this.#scratch, pieces, this.#sealed.bytes, this.#sealedUsed);
-      this.#begin(peer, written);
+      this.#begin(peer, written, perDatagram);
       this.#sending.piece(this.#sealed.address + this.#sealedUsed, written);
       this.#sealedUsed += written;
       index += perDatagram;

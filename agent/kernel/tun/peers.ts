@@ -31,6 +31,15 @@ export class Peer {
     this.prefixes = entry.prefixes.map(({ bytes, length }) => ({ words: wordsOf(bytes), length }));
   }
 
+  /** The peer's own address in its first prefix of `length` bytes: the first after that of the network. */
+  gateway(length: 4 | 16): Uint8Array | undefined {
+    const prefix = this.entry.prefixes.find(({ bytes }) => bytes.length === length);
+    if (!prefix) return undefined;
+    const address = Uint8Array.from(prefix.bytes);
+    if (prefix.length < 8 * length) address[length - 1] = (address[length - 1] as number) | 1;
+    return address;
+  }
+
   /** Whether the address of a packet, at `at` of the bytes, is one of its pods'. `words`: 1 for IPv4, 4 for IPv6. */
   owns(bytes: Buffer, at: number, words: number): boolean {
     for (const { words: prefix, length } of this.prefixes)

@@ -60,11 +60,15 @@ export class Sending {
     }
   }
 
-  /** Begins a datagram of `bytes`; its pieces follow. Returns false when flush() has to come first. */
-  begin(peer: Peer, bytes: number): boolean {
+  /**
+   * Begins a datagram of `bytes`; its pieces follow. `fits`: it needs no fragments, which the kernel asks of what it is to cut.
+   * Returns false when flush() has to come first.
+   */
+  begin(peer: Peer, bytes: number, fits: boolean): boolean {
     if (this.#iovecs.count + 4 > IOVECS) return false;
     const last = this.#count - 1;
     const joins =
+      fits &&
       this.#isOpen &&
       this.#peers[last] === peer &&
       bytes <= this.#size &&
@@ -87,7 +91,7 @@ export class Sending {
     this.#firstIovec = this.#iovecs.count;
     this.#size = bytes;
     this.#bytes = bytes;
-    this.#isOpen = true;
+    this.#isOpen = fits;
     this.#end = 0;
     return true;
   }

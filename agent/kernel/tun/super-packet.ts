@@ -106,10 +106,11 @@ export function adaptHeaders(bytes: Buffer, at: number, run: Run): void {
   if (!isLast) bytes[transport + 13] = (bytes[transport + 13] as number) & ~FIN_PSH;
 }
 
-/** Sum of RFC 1071 over an even number of bytes. */
+/** Sum of RFC 1071; an odd last byte counts as the upper one. */
 export function sumOf(bytes: Buffer, at: number, length: number): number {
   let sum = 0;
-  for (let i = 0; i < length; i += 2) sum += u16be(bytes, at + i);
+  for (let i = 0; i + 1 < length; i += 2) sum += u16be(bytes, at + i);
+  if (length % 2 === 1) sum += (bytes[at + length - 1] as number) << 8;
   return folded(sum);
 }
 

@@ -2,15 +2,19 @@
  * A thread that carries packets one way. It waits in poll(2) for its descriptor and for its eventfd, and looks for messages of
  * the main thread when that one says so: it has no event loop, and nobody waits for it.
  */
-import { readSync } from 'node:fs';
+import { readSync, writeSync } from 'node:fs';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { bare, errnoOfLastCall } from '../libc.ts';
 import { Counters, INBOUND, OUTBOUND } from './counters.ts';
+import { ErrorQueue, type SocketError } from './error-queue.ts';
 import { Inbound } from './inbound.ts';
 import { arena } from './memory.ts';
 import type { FromThread, ThreadData, ToThread } from './messages.ts';
 import { Outbound } from './outbound.ts';
-import { type PeerEntry, Peers } from './peers.ts';
+import { type Peer, type PeerEntry, Peers } from './peers.ts';
+import { VNET } from './super-packet.ts';
+import { tooBig } from './too-big.ts';
+import { DATA_HEADER, SEAL_BYTES } from './wire.ts';
 
 const POLLIN = 1;
 const POLLOUT = 4;
@@ -56,7 +60,7 @@ function outbound(): Direction {
     pathMtus,
     counters: new Counters(OUTBOUND, data.counters),
     waitWritable: () => bare.poll(poll.address + 16, 1, WRITABLE_MS) > 0,
-    onTooLarge: () => undefined,
+    onTooLarge: (packet, mtuBytes, peer) => answerTooLarge(packet, mtuBytes, peer),
   });
   return { turn: () => way.turn(), changed: (entry) => way.useKey(entry) };
 }
@@ -70,13 +74,54 @@ function inbound(): Direction {
     onControl: (slot, bytes) => tell({ kind: 'control', slot, bytes: Uint8Array.from(bytes) }),
     onUnknownSession: (slot) => tell({ kind: 'unknown-session', slot }),
   });
+  const errors = new ErrorQueue(data.socketFd);
   return {
     turn() {
+      if ((returned(0) & POLLERR) !== 0) errors.drain(takeError);
       way.turn();
       return true;
     },
     changed: (entry) => way.useKeys(entry),
   };
+}
+
+const ECONNREFUSED = 111;
+const EMSGSIZE = 90;
+
+/** What a datagram has besides the packet that it carries. */
+const overheadOf = (isIpv4: boolean): number =>
+  (isIpv4 ? 20 : 40) + UDP_HEADER_BYTES + DATA_HEADER.bytes + (isEncrypted ? SEAL_BYTES : 0);
+
+function takeError(to: Buffer, { errno, info }: SocketError): void {
+  const slot = peers.byEnd(to, 0)?.entry.slot;
+  if (slot === undefined) return;
+  if (errno === ECONNREFUSED) tell({ kind: 'refused', slot });
+  const isIpv4 = to[0] === AF_INET;
+  if (errno === EMSGSIZE && info >= LEAST_MTU_BYTES[isIpv4 ? 'ipv4' : 'ipv6'])
+    pathMtus[slot] = info - overheadOf(isIpv4);
+}
+
+/** What the kernel would believe, too: nobody makes the way to a node useless by a message. */
+const LEAST_MTU_BYTES = { ipv4: 552, ipv6: 1280 } as const;
+const AF_INET = 2;
+const UDP_HEADER_BYTES = 8;
+
+/** As many answers as a kernel gives (sysctl icmp_msgs_per_sec is 1,000; icmp_ratelimit one a second to each). */
+const ANSWERS_PER_SECOND = 200;
+let answers = 0;
+let answersSince = 0;
+
+function answerTooLarge(packet: Buffer, mtuBytes: number, peer: Peer): void {
+  const now = performance.now();
+  if (now - answersSince > 1000) {
+    answersSince = now;
+    answers = 0;
+  }
+  if (answers++ >= ANSWERS_PER_SECOND) return;
+  const source = peer.gateway((packet[0] as number) >>> 4 === 4 ? 4 : 16);
+  if (!source) return;
+  const answer = Buffer.concat([Buffer.alloc(VNET.bytes), tooBig(packet, mtuBytes, source)]);
+  writeSync(data.tunFd, answer);
 }
 
 /** False: the thread is to end. */

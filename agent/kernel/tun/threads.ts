@@ -1,0 +1,105 @@
+/** The two threads that carry packets, their descriptors, and what they count. */
+import { closeSync, writeSync } from 'node:fs';
+import { Worker } from 'node:worker_threads';
+import type { TunPathItem } from '../../model/items.ts';
+import { openEventFd } from '../libc.ts';
+import { Counters, INBOUND, OUTBOUND, ROWS } from './counters.ts';
+import { openTunQueue } from './device.ts';
+import type { FromThread, ThreadData, ToThread } from './messages.ts';
+import type { PeerEntry } from './peers.ts';
+import { openTunnelSocket } from './socket.ts';
+
+/** Buffers are not in V8's heap, and next to nothing is made for a packet. */
+const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 2 } as const;
+
+export interface ThreadsOptions {
+  readonly item: TunPathItem;
+  readonly onMessage: (message: FromThread) => void;
+}
+
+interface Thread {
+  readonly worker: Worker;
+  readonly wakeFd: number;
+  readonly ended: Promise<void>;
+}
+
+export class Threads {
+  readonly outbound = new Counters(OUTBOUND);
+  readonly inbound = new Counters(INBOUND);
+  /** What a packet for a peer may have, by slot, where the path takes less than the device; else 0. */
+  readonly pathMtus = new Int32Array(new SharedArrayBuffer(4 * ROWS));
+  readonly socketFd: number;
+  readonly #tunFd: number;
+  readonly #threads: readonly Thread[];
+  #isStopping = false;
+
+  /** Attaches to the device and binds the socket. Throws KernelError. */
+  constructor({ item, onMessage }: ThreadsOptions) {
+    const { fd, takesUdp } = openTunQueue(item.link);
+    this.#tunFd = fd;
+    try {
+      this.socketFd = openTunnelSocket(item.local, item.port);
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+    const shared = {
+      tunFd: fd,
+      takesUdp,
+      socketFd: this.socketFd,
+      port: item.port,
+      encryption: item.encryption,
+      pathMtus: this.pathMtus.buffer as SharedArrayBuffer,
+    };
+    this.#threads = [
+      this.#start({ ...shared, role: 'outbound', wakeFd: openEventFd(), counters: this.outbound.shared }, onMessage),
+      this.#start({ ...shared, role: 'inbound', wakeFd: openEventFd(), counters: this.inbound.shared }, onMessage),
+    ];
+  }
+
+  #start(workerData: ThreadData, onMessage: ThreadsOptions['onMessage']): Thread {
+    const worker = new Worker(new URL('./worker.ts', import.meta.url), {
+      workerData,
+      name: `tun-${workerData.role}`,
+      resourceLimits: RESOURCE_LIMITS,
+    });
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const ended = (reason: string): void => {
+      resolve();
+      if (!this.#isStopping) onMessage({ kind: 'broken', reason });
+    };
+    worker.on('message', (message: FromThread) => {
+      if (!this.#isStopping) onMessage(message);
+    });
+    worker.on('error', (error: Error) => ended(`the thread ${workerData.role} failed: ${error.message}`));
+    worker.on('exit', () => ended(`the thread ${workerData.role} ended`));
+    worker.unref();
+    return { worker, wakeFd: workerData.wakeFd, ended: promise };
+  }
+
+  enter(entry: PeerEntry): void {
+    this.#tell({ kind: 'peer', entry });
+  }
+
+  remove(slot: number): void {
+    this.#tell({ kind: 'no-peer', slot });
+  }
+
+  #tell(message: ToThread): void {
+    for (const { worker, wakeFd } of this.#threads) {
+      worker.postMessage(message);
+      writeSync(wakeFd, ONE);
+    }
+  }
+
+  /** Ends the threads, which wait for nothing else; then nobody is attached to the device. */
+  async stop(): Promise<void> {
+    this.#isStopping = true;
+    this.#tell({ kind: 'stop' });
+    await Promise.all(this.#threads.map(({ ended }) => ended));
+    for (const fd of [this.#tunFd, this.socketFd, ...this.#threads.map(({ wakeFd }) => wakeFd)]) closeSync(fd);
+  }
+}
+
+/** What an eventfd takes. */
+const ONE = Buffer.from(new BigUint64Array([1n]).buffer);
