@@ -179,17 +179,18 @@ export function ipFromBytes(bytes: Uint8Array): IpAddress {
 
 /** The address as a number, for sorting and ranges. */
 export function bitsOf(address: IpAddress): bigint {
-  let bits = 0n;
-  for (const byte of bytesOf(address)) bits = (bits << 8n) | BigInt(byte);
-  return bits;
+  const view = new DataView(bytesOf(address).buffer);
+  if (view.byteLength === 4) return BigInt(view.getUint32(0));
+  return (view.getBigUint64(0) << 64n) | view.getBigUint64(8);
 }
 
 function ipFromBits(bits: bigint, family: Family): IpAddress {
   const bytes = new Uint8Array(FAMILIES[family].bits / 8);
-  let rest = bits;
-  for (let i = bytes.length - 1; i >= 0; i--) {
-    bytes[i] = Number(rest & 0xffn);
-    rest >>= 8n;
+  const view = new DataView(bytes.buffer);
+  if (family === 'ipv4') view.setUint32(0, Number(bits));
+  else {
+    view.setBigUint64(0, bits >> 64n);
+    view.setBigUint64(8, BigInt.asUintN(64, bits));
   }
   return ipFromBytes(bytes);
 }
@@ -219,55 +220,72 @@ function digitAt(text: string, at: number): number {
   return digit <= 9 ? digit : -1;
 }
 
+/** Colon-separated groups, one run of zeros shortened; the last two may be a dotted IPv4 address (RFC 4291 section 2.2). */
 function parseIpv6Bytes(text: string): Uint8Array | undefined {
-  const halves = text.split('::');
-  if (halves.length > 2) return undefined;
-  const head = parseGroups(halves[0] as string, halves.length === 1);
-  const tail = halves.length === 2 ? parseGroups(halves[1] as string, true) : [];
-  if (!head || !tail) return undefined;
-  const missing = 16 - head.length - tail.length;
-  if (halves.length === 2 ? missing < 2 : missing !== 0) return undefined;
-  return Uint8Array.from([...head, ...new Array<number>(missing).fill(0), ...tail]);
+  const bytes = new Uint8Array(16);
+  let gap = text.startsWith('::') ? 0 : -1;
+  let filled = 0;
+  for (let at = gap < 0 ? 0 : 2; at < text.length; ) {
+    const start = at;
+    let value = 0;
+    for (let digit = hexDigitAt(text, at); digit >= 0 && at - start < 4; digit = hexDigitAt(text, ++at))
+      value = (value << 4) | digit;
+    if (text.charCodeAt(at) === DOT) {
+      const tail = filled <= 12 ? parseIpv4Bytes(text.slice(start)) : undefined;
+      if (!tail) return undefined;
+      bytes.set(tail, filled);
+      filled += 4;
+      break;
+    }
+    if (at === start || filled === 16) return undefined;
+    bytes[filled++] = value >> 8;
+    bytes[filled++] = value & 0xff;
+    if (at === text.length) break;
+    if (text.charCodeAt(at++) !== COLON || at === text.length) return undefined;
+    if (text.charCodeAt(at) !== COLON) continue;
+    if (gap >= 0) return undefined;
+    gap = filled;
+    at++;
+  }
+  if (gap < 0) return filled === 16 ? bytes : undefined;
+  if (filled > 14) return undefined;
+  const tailAt = 16 - (filled - gap);
+  return bytes.copyWithin(tailAt, gap, filled).fill(0, gap, tailAt);
 }
 
-/** Bytes of colon-separated groups; the last one may be a dotted IPv4 address (RFC 4291 section 2.2). */
-function parseGroups(text: string, mayEndInIpv4: boolean): number[] | undefined {
-  if (text === '') return [];
-  const groups = text.split(':');
-  const bytes: number[] = [];
-  for (const [i, group] of groups.entries()) {
-    if (/^[0-9a-fA-F]{1,4}$/.test(group)) {
-      const value = Number.parseInt(group, 16);
-      bytes.push(value >> 8, value & 0xff);
-      continue;
-    }
-    const ipv4 = mayEndInIpv4 && i === groups.length - 1 ? parseIpv4Bytes(group) : undefined;
-    if (!ipv4) return undefined;
-    bytes.push(...ipv4);
-  }
-  return bytes;
+const COLON = 0x3a;
+
+/** Negative for what is no hexadecimal digit. */
+function hexDigitAt(text: string, at: number): number {
+  const digit = digitAt(text, at);
+  if (digit >= 0) return digit;
+  const letter = text.charCodeAt(at) | 0x20;
+  return letter >= 0x61 && letter <= 0x66 ? letter - 0x57 : -1;
 }
 
 /** RFC 5952: lower case, the longest run of two or more zero groups (the first of equals) shortened. */
 function formatIpv6(bytes: Uint8Array): string {
-  const groups: number[] = [];
-  for (let i = 0; i < 16; i += 2) groups.push(((bytes[i] as number) << 8) | (bytes[i + 1] as number));
-  if (groups.slice(0, 5).every((group) => group === 0) && groups[5] === 0xffff) {
-    return `::ffff:${bytes.subarray(12).join('.')}`;
+  const { start, length } = longestZeroRun(bytes);
+  if (start === 0 && length === 5 && groupAt(bytes, 5) === 0xffff) return `::ffff:${bytes.subarray(12).join('.')}`;
+  let text = '';
+  for (let i = 0; i < 8; i++) {
+    if (i === start && length >= 2) {
+      text += '::';
+      i += length - 1;
+    } else text += `${text === '' || text.endsWith('::') ? '' : ':'}${groupAt(bytes, i).toString(16)}`;
   }
-  const { start, length } = longestZeroRun(groups);
-  const text = (part: readonly number[]) => part.map((group) => group.toString(16)).join(':');
-  if (length < 2) return text(groups);
-  return `${text(groups.slice(0, start))}::${text(groups.slice(start + length))}`;
+  return text;
 }
 
-function longestZeroRun(groups: readonly number[]): { start: number; length: number } {
-  let best = { start: 0, length: 0 };
-  let start = 0;
-  for (let i = 0; i <= groups.length; i++) {
-    if (groups[i] === 0) continue;
-    if (i - start > best.length) best = { start, length: i - start };
+const groupAt = (bytes: Uint8Array, i: number): number =>
+  ((bytes[2 * i] as number) << 8) | (bytes[2 * i + 1] as number);
+
+function longestZeroRun(bytes: Uint8Array): { readonly start: number; readonly length: number } {
+  let [best, length, start] = [0, 0, 0];
+  for (let i = 0; i <= 8; i++) {
+    if (i < 8 && groupAt(bytes, i) === 0) continue;
+    if (i - start > length) [best, length] = [start, i - start];
     start = i + 1;
   }
-  return best;
+  return { start: best, length };
 }

@@ -41,7 +41,9 @@ export interface CniServerOptions {
 export class CniServer {
   readonly #options: CniServerOptions;
   readonly #server: Server;
-  readonly #stopped = new AbortController();
+  /** Of the verbs that are carried out. */
+  readonly #deadlines = new Set<AbortController>();
+  #isClosed = false;
 
   constructor(options: CniServerOptions) {
     this.#options = options;
@@ -63,7 +65,8 @@ export class CniServer {
   }
 
   async close(): Promise<void> {
-    this.#stopped.abort(new Error('the agent stops'));
+    this.#isClosed = true;
+    for (const deadline of this.#deadlines) deadline.abort(new Error('the agent stops'));
     await new Promise<void>((resolve) => this.#server.close(() => resolve()));
   }
 
@@ -117,11 +120,22 @@ export class CniServer {
 
   async #add(request: AddRequest): Promise<PodResult> {
     await this.#options.queue.carryOutBefore(request);
-    return this.#options.attachments.add(request, this.#deadline());
+    return this.#bounded((signal) => this.#options.attachments.add(request, signal));
   }
 
-  #deadline(): AbortSignal {
-    return AbortSignal.any([this.#stopped.signal, AbortSignal.timeout(VERB_TIMEOUT_MS)]);
+  /** AbortSignal.any and AbortSignal.timeout together cost what a request to the kernel does. */
+  async #bounded<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const deadline = new AbortController();
+    const tooLate = () => deadline.abort(new DOMException('the deadline of the call is over', 'TimeoutError'));
+    const timer = setTimeout(tooLate, VERB_TIMEOUT_MS);
+    this.#deadlines.add(deadline);
+    if (this.#isClosed) deadline.abort(new Error('the agent stops'));
+    try {
+      return await work(deadline.signal);
+    } finally {
+      this.#deadlines.delete(deadline);
+      clearTimeout(timer);
+    }
   }
 
   /** The verbs whose success has no output (SPEC, section 2). */
@@ -131,7 +145,7 @@ export class CniServer {
       case 'DEL':
         return attachments.del(request);
       case 'CHECK':
-        return attachments.check(request, this.#deadline());
+        return this.#bounded((signal) => attachments.check(request, signal));
       case 'GC':
         return attachments.gc(request);
       case 'STATUS':

@@ -89,6 +89,7 @@ export class DirtyKeys {
 
   /** Makes pending what has waited long enough. */
   releaseDue(nowMs: number): void {
+    if (this.#waiting.size === 0) return;
     for (const key of this.#waiting) {
       if ((this.#failures.get(key)?.nextTryMs ?? 0) <= nowMs) this.#moveToPending(key);
     }

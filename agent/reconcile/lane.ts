@@ -1,7 +1,7 @@
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { type Key, type Kind, kindOf } from '../model/items.ts';
-import { DeadlineError, withDeadline } from './deadline.ts';
+import { DeadlineError, Deadlines } from './deadline.ts';
 import { Doorbell } from './doorbell.ts';
 import type { FailedChange, Ledger } from './ledger.ts';
 import type { Settles } from './settles.ts';
@@ -79,6 +79,8 @@ export class LaneLoop {
   readonly #errands: Errand[] = [];
   #resting: Resting[] = [];
   #ended: AbortSignal | undefined;
+  /** Of what the drivers do; from run() on. */
+  #deadlines: Deadlines | undefined;
   #cycles = 0;
   #work: LaneWork | undefined;
 
@@ -104,6 +106,7 @@ export class LaneLoop {
   /** Works until the signal aborts, then returns; what a driver throws never ends it. */
   async run(signal: AbortSignal): Promise<void> {
     signal.addEventListener('abort', () => this.ring(), { once: true });
+    this.#deadlines = new Deadlines(signal);
     while (!signal.aborted) {
       try {
         await this.#cycle(signal);
@@ -163,10 +166,11 @@ export class LaneLoop {
     this.#cycles++;
     await this.#interlude(signal);
     const resting = this.#ledgers.every(isListed) ? [...this.#resting] : [];
-    for (const ledger of this.#ledgers)
-      await this.#drain(ledger, () => ledger.takeWrites(this.#limitOf(ledger)), signal);
+    for (const ledger of this.#ledgers) {
+      if (ledger.dirty.size > 0) await this.#drain(ledger, () => ledger.takeWrites(this.#limitOf(ledger)), signal);
+    }
     for (const ledger of this.#ledgers.toReversed()) {
-      await this.#drain(ledger, () => ledger.takeRemovals(this.#limitOf(ledger)), signal);
+      if (ledger.dirty.size > 0) await this.#drain(ledger, () => ledger.takeRemovals(this.#limitOf(ledger)), signal);
     }
     this.#context.settles.check();
     for (const ledger of this.#ledgers) ledger.collect();
@@ -221,8 +225,9 @@ export class LaneLoop {
       ledger.dirty.releaseDue(nowMs);
     }
     this.#context.settles.check();
-    const demand = this.#context.settles.demand().difference(written);
-    if (demand.size === 0) return undefined;
+    if (!this.#context.settles.isAwaited) return undefined;
+    const demand = this.#context.settles.demand();
+    for (const key of written) demand.delete(key);
     for (const ledger of this.#ledgers) {
       const batch = ledger.takeWrites(this.#limitOf(ledger), demand);
       if (batch.length > 0) return { ledger, batch };
@@ -236,11 +241,17 @@ export class LaneLoop {
 
   async #listDue(signal: AbortSignal): Promise<boolean> {
     const nowMs = this.#context.now();
-    const demanded = new Set([...this.#context.settles.demand()].map(kindOf));
-    const isDemanded = ({ kind, schedule }: Ledger): boolean => schedule.stale !== undefined && demanded.has(kind);
-    const ledger = this.#ledgers.find(isDemanded) ?? this.#ledgers.find(({ schedule }) => schedule.dueMs <= nowMs);
+    const ledger = this.#staleAndDemanded() ?? this.#ledgers.find(({ schedule }) => schedule.dueMs <= nowMs);
     if (ledger) await this.#list(ledger, signal);
     return ledger !== undefined;
+  }
+
+  #staleAndDemanded(): Ledger | undefined {
+    const { settles } = this.#context;
+    const stale = this.#ledgers.filter(({ schedule }) => schedule.stale !== undefined);
+    if (stale.length === 0 || !settles.isAwaited) return undefined;
+    const demanded = new Set([...settles.demand()].map(kindOf));
+    return stale.find(({ kind }) => demanded.has(kind));
   }
 
   async #runErrand(signal: AbortSignal): Promise<boolean> {
@@ -263,16 +274,20 @@ export class LaneLoop {
     }
   }
 
+  /** What a driver does. Only run() calls this. */
+  #bounded<T>(operation: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const deadlines = this.#deadlines as Deadlines;
+    return this.#timed(operation, () => deadlines.run(this.#context.deadlineMs, operation, work));
+  }
+
   async #apply(ledger: Ledger, batch: readonly Change[], signal: AbortSignal): Promise<void> {
-    const { settles, deadlineMs, now, onBatch } = this.#context;
+    const { settles, now, onBatch } = this.#context;
     const { kind, driver } = ledger;
     const startMs = now();
     const operation = `apply ${batch.length} changes of ${kind}`;
     let failures: ReadonlyMap<Key, Error>;
     try {
-      failures = await this.#timed(operation, () =>
-        withDeadline(signal, deadlineMs, operation, (inner) => driver.apply(batch, inner)),
-      );
+      failures = await this.#bounded(operation, (inner) => driver.apply(batch, inner));
     } catch (error) {
       signal.throwIfAborted();
       failures = new Map(batch.map(({ key }) => [key, asError(error)]));
@@ -285,14 +300,12 @@ export class LaneLoop {
   }
 
   async #list(ledger: Ledger, signal: AbortSignal): Promise<void> {
-    const { settles, log, deadlineMs, now, onList } = this.#context;
+    const { settles, log, now, onList } = this.#context;
     const { kind, driver } = ledger;
     const startMs = now();
     ledger.beginList();
     try {
-      const listed = await this.#timed(`list ${kind}`, () =>
-        withDeadline(signal, deadlineMs, `list ${kind}`, (inner) => driver.list(inner)),
-      );
+      const listed = await this.#bounded(`list ${kind}`, (inner) => driver.list(inner));
       ledger.absorb(listed);
       onList({ lane: driver.lane, kind, durationMs: now() - startMs });
     } catch (error) {
@@ -317,7 +330,9 @@ export class LaneLoop {
   }
 
   #nextDueMs(): number {
-    return Math.min(...this.#ledgers.flatMap(({ schedule, dirty }) => [schedule.dueMs, dirty.nextTryMs()]), Infinity);
+    let nextMs = Infinity;
+    for (const { schedule, dirty } of this.#ledgers) nextMs = Math.min(nextMs, schedule.dueMs, dirty.nextTryMs());
+    return nextMs;
   }
 }
 

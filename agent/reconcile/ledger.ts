@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
-import { type AnyItem, type Key, type Kind, kindOf, type Objects } from '../model/items.ts';
+import type { AnyItem, Key, Kind, Objects } from '../model/items.ts';
 import { type BackoffLimits, backoffMs } from './backoff.ts';
 import type { Blocked } from './blocked.ts';
 import { DirtyKeys } from './dirty-keys.ts';
@@ -129,7 +129,7 @@ export class Ledger {
    * is blocked, what has to go is put aside for takeRemovals. With `only`, nothing else, and whatever their backoff.
    */
   takeWrites(limit: number, only?: ReadonlySet<Key>): readonly Change[] {
-    if (this.schedule.stale !== undefined) return [];
+    if (this.schedule.stale !== undefined || this.dirty.size === 0) return [];
     const batch: Change[] = [];
     for (const key of only ? this.#dirtyAmong(only) : this.dirty.pending) {
       if (batch.length >= limit) break;
@@ -143,7 +143,7 @@ export class Ledger {
 
   /** The next removals, likewise. */
   takeRemovals(limit: number, only?: ReadonlySet<Key>): readonly Change[] {
-    if (this.schedule.stale !== undefined) return [];
+    if (this.schedule.stale !== undefined || this.dirty.size === 0) return [];
     const batch: Change[] = [];
     for (const key of this.dirty.leaving) {
       if (batch.length >= limit) break;
@@ -239,7 +239,7 @@ export class Ledger {
   }
 
   #dirtyAmong(keys: ReadonlySet<Key>): Key[] {
-    return [...keys].filter((key) => kindOf(key) === this.kind && this.dirty.has(key));
+    return [...keys].filter((key) => this.dirty.has(key));
   }
 
   /** What brings this key into order. Undefined if nothing can or need be done now; then the key is no longer dirty. */

@@ -52,8 +52,12 @@ export class Settles {
     }
   }
 
-  /** What goes first: the keys waited for, and what they need. */
-  demand(): ReadonlySet<Key> {
+  get isAwaited(): boolean {
+    return this.#requests.size > 0;
+  }
+
+  /** What goes first: the keys waited for, and what they need. A set of the caller's own. */
+  demand(): Set<Key> {
     const keys = new Set<Key>();
     for (const request of this.#requests) for (const key of this.#closure(request)) keys.add(key);
     return keys;

@@ -28,6 +28,8 @@ const LAG_BUCKETS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10, 60, 300];
 
 /** Who asks again within this time gets the same text, so that no number of scrapers costs more than one. */
 const FRESH_MS = 1_000;
+/** How many batches wait for the next rendering at most. */
+const UNBOOKED_MAX = 256;
 /** How finely stalls of the event loop are watched: ten wake-ups a second, outside of JavaScript. */
 const STALL_RESOLUTION_MS = 100;
 
@@ -37,6 +39,8 @@ export class Metrics {
   readonly #registry = new Registry();
   readonly #scraped: readonly ((view: MetricsView) => void)[];
   readonly #batches: Histogram<'lane' | 'kind'>;
+  /** Batches that are not in the histogram yet. */
+  readonly #unbooked: Pick<BatchReport, 'lane' | 'kind' | 'durationMs'>[] = [];
   readonly #lists: Histogram<'lane' | 'kind'>;
   readonly #calls: Histogram<'verb' | 'code'>;
   readonly #lag: Histogram;
@@ -92,8 +96,15 @@ export class Metrics {
     signal.addEventListener('abort', () => this.#delay.disable(), { once: true });
   }
 
+  /** An ADD waits for its batches, and must not for this. */
   batch({ lane, kind, durationMs }: BatchReport): void {
-    this.#batches.observe({ lane, kind }, durationMs / 1000);
+    this.#unbooked.push({ lane, kind, durationMs });
+    if (this.#unbooked.length >= UNBOOKED_MAX) this.#book();
+  }
+
+  #book(): void {
+    for (const { lane, kind, durationMs } of this.#unbooked.splice(0))
+      this.#batches.observe({ lane, kind }, durationMs / 1000);
   }
 
   /** How long a failed list took says nothing. */
@@ -117,6 +128,7 @@ export class Metrics {
   }
 
   #render(): Promise<string> {
+    this.#book();
     const view = { ...this.#view(), process: readProcess(this.#stallMs()) };
     for (const set of this.#scraped) set(view);
     return this.#registry.metrics();

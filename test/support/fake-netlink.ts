@@ -78,6 +78,7 @@ export class FakeNetns implements NetlinkClient {
         throw new KernelError({ code: 'ENOENT', operation: 'write', object: `sysctl ${path}` });
       this.files.set(path, value);
     },
+    together: (action) => action(),
     names: (directory) => {
       const below = [...this.files.keys()].filter((path) => path.startsWith(`${directory}/`));
       return [...new Set(below.map((path) => path.slice(directory.length + 1).split('/')[0] as string))];

@@ -3,36 +3,59 @@
 /** Bits of nla_type that are flags, not type. */
 const TYPE_MASK = 0x3fff;
 const NLA_F_NESTED = 0x8000;
+/** struct nlattr. */
+const HEADER_BYTES = 4;
 
 export function attribute(type: number, payload: Uint8Array): Buffer {
-  const length = 4 + payload.length;
-  const buffer = Buffer.alloc((length + 3) & ~3);
-  buffer.writeUInt16LE(length, 0);
-  buffer.writeUInt16LE(type, 2);
-  buffer.set(payload, 4);
+  const buffer = header(type, payload.length);
+  buffer.set(payload, HEADER_BYTES);
   return buffer;
 }
 
-export const nested = (type: number, ...attributes: readonly Uint8Array[]): Buffer =>
-  attribute(type | NLA_F_NESTED, Buffer.concat(attributes));
+export function nested(type: number, ...attributes: readonly Uint8Array[]): Buffer {
+  let bytes = 0;
+  for (const { length } of attributes) bytes += length;
+  const buffer = header(type | NLA_F_NESTED, bytes);
+  let at = HEADER_BYTES;
+  for (const part of attributes) {
+    buffer.set(part, at);
+    at += part.length;
+  }
+  return buffer;
+}
+
 export const u8 = (type: number, value: number): Buffer => attribute(type, Uint8Array.of(value));
 export const u16Be = (type: number, value: number): Buffer => attribute(type, Uint8Array.of(value >> 8, value & 0xff));
 /** NUL-terminated text. */
-export const text = (type: number, value: string): Buffer => attribute(type, Buffer.from(`${value}\0`, 'latin1'));
+export const text = (type: number, value: string): Buffer => plainText(type, `${value}\0`);
 
 /** Text without a NUL, for attributes whose limit would count it (IFLA_IFALIAS). */
-export const plainText = (type: number, value: string): Buffer => attribute(type, Buffer.from(value, 'latin1'));
+export function plainText(type: number, value: string): Buffer {
+  const buffer = header(type, value.length);
+  buffer.write(value, HEADER_BYTES, 'latin1');
+  return buffer;
+}
 
 export function u32(type: number, value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32LE(value >>> 0);
-  return attribute(type, bytes);
+  const buffer = header(type, 4);
+  buffer.writeUInt32LE(value >>> 0, HEADER_BYTES);
+  return buffer;
 }
 
 export function u32Be(type: number, value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value >>> 0);
-  return attribute(type, bytes);
+  const buffer = header(type, 4);
+  buffer.writeUInt32BE(value >>> 0, HEADER_BYTES);
+  return buffer;
+}
+
+/** Room for an attribute whose payload is still to be written; its padding is zero. From the pool: an ADD makes a hundred. */
+function header(type: number, payloadBytes: number): Buffer {
+  const length = HEADER_BYTES + payloadBytes;
+  const buffer = Buffer.allocUnsafe((length + 3) & ~3);
+  buffer.writeUInt16LE(length, 0);
+  buffer.writeUInt16LE(type, 2);
+  for (let at = length; at < buffer.length; at++) buffer[at] = 0;
+  return buffer;
 }
 
 /**

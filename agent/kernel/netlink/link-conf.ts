@@ -71,12 +71,15 @@ export function closedAlteration(link: string, sysctls: SysctlFiles): string | u
  * Without IPv6 in the kernel there are no such files: an error only where they are `needed`.
  */
 export function writeSysctls(sysctls: SysctlFiles, wanted: readonly Sysctl[], { needed }: { needed: boolean }): void {
-  for (const { path, value } of wanted) {
-    try {
-      sysctls.write(path, value);
-    } catch (error) {
-      const isAbsent = error instanceof KernelError && error.code === 'ENOENT';
-      if (isAbsent ? needed : sysctls.read(path) !== value) throw error;
+  if (wanted.length === 0) return;
+  sysctls.together(() => {
+    for (const { path, value } of wanted) {
+      try {
+        sysctls.write(path, value);
+      } catch (error) {
+        const isAbsent = error instanceof KernelError && error.code === 'ENOENT';
+        if (isAbsent ? needed : sysctls.read(path) !== value) throw error;
+      }
     }
-  }
+  });
 }

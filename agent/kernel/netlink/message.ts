@@ -134,28 +134,33 @@ export const nameOf = ({ operation, object }: NetlinkRequest) => ({ operation, o
 
 /** One datagram of requests numbered from `first` on. The last gets the flag ACK; a refusal needs none. */
 export function encodeAll(requests: readonly NetlinkRequest[], first: number): Buffer {
-  const sizes = requests.map(({ payload }) => (HEADER_BYTES + payload.length + 3) & ~3);
-  const bytes = Buffer.alloc(sizes.reduce((sum, size) => sum + size, 0));
+  let size = 0;
+  for (const { payload } of requests) size += paddedBytes(payload);
+  const bytes = Buffer.allocUnsafe(size).fill(0);
   let at = 0;
-  for (const [i, { type, flags = 0, payload }] of requests.entries()) {
-    const isLast = i === requests.length - 1;
+  let sequence = first;
+  for (const { type, flags = 0, payload } of requests) {
+    const isLast = sequence === first + requests.length - 1;
     bytes.writeUInt32LE(HEADER_BYTES + payload.length, at);
     bytes.writeUInt16LE(type, at + 4);
     bytes.writeUInt16LE(flags | NLM.REQUEST | (isLast ? NLM.ACK : 0), at + 6);
-    bytes.writeUInt32LE(first + i, at + 8);
+    bytes.writeUInt32LE(sequence++, at + 8);
     bytes.set(payload, at + HEADER_BYTES);
-    at += sizes[i] as number;
+    at += paddedBytes(payload);
   }
   return bytes;
 }
 
+const paddedBytes = (payload: Uint8Array): number => (HEADER_BYTES + payload.length + 3) & ~3;
+
 /** The messages of one datagram; a length that cannot be right ends it. */
-export function* splitDatagram(datagram: Buffer): Generator<{ sequence: number; message: NetlinkMessage }> {
+export function splitDatagram(datagram: Buffer): readonly { sequence: number; message: NetlinkMessage }[] {
+  const messages: { sequence: number; message: NetlinkMessage }[] = [];
   let at = 0;
   while (at + HEADER_BYTES <= datagram.length) {
     const length = datagram.readUInt32LE(at);
-    if (length < HEADER_BYTES || at + length > datagram.length) return;
-    yield {
+    if (length < HEADER_BYTES || at + length > datagram.length) break;
+    messages.push({
       sequence: datagram.readUInt32LE(at + 8),
       message: {
         type: datagram.readUInt16LE(at + 4),
@@ -163,7 +168,8 @@ export function* splitDatagram(datagram: Buffer): Generator<{ sequence: number; 
         port: datagram.readUInt32LE(at + 12),
         payload: datagram.subarray(at + HEADER_BYTES, at + length),
       },
-    };
+    });
     at += (length + 3) & ~3;
   }
+  return messages;
 }

@@ -1,5 +1,5 @@
 /** Permanent neighbour entries on own links, backends' devices and host sides of pod links alike. */
-import { bytesOf, containsIp, factsOf, families, type IpAddress } from '../../model/ip.ts';
+import { bytesOf, factsOf, families, type IpAddress, specialUse } from '../../model/ip.ts';
 import { type MacAddress, macBytes, parseMac } from '../../model/mac.ts';
 import type { Change } from '../../reconcile/types.ts';
 import { attribute, parseAttributes } from './attributes.ts';
@@ -62,7 +62,7 @@ function readNeighbour(message: NetlinkMessage, links: Links): Found<'neighbour'
   if (!link || !isOwnLink(link) || (payload.readUInt8(10) & NTF_PROXY) !== 0) return undefined;
   const attributes = parseAttributes(payload, 12);
   const ip = ipOf(attributes.get(NDA.DST));
-  if (!ip || containsIp(factsOf(ip).multicast, ip)) return undefined;
+  if (!ip || specialUse(ip) === 'multicast') return undefined;
   return { link: link.name, ip, mac: macOfBytes(attributes.get(NDA.LLADDR)) ?? NO_MAC };
 }
 

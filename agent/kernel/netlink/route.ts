@@ -132,11 +132,12 @@ interface SeenRoute {
   readonly metric: number;
 }
 
-function seeRoute({ type, payload }: NetlinkMessage): SeenRoute | undefined {
+/** Every route that anybody changes is told to each listener: what it does not ask for is not read any further. */
+function seeRoute({ type, payload }: NetlinkMessage, whose: 'own' | "a stranger's"): SeenRoute | undefined {
   if ((type !== RTM.NEWROUTE && type !== RTM.DELROUTE) || payload.length < 12) return undefined;
   const header = parseRouteHeader(payload);
   // The main table's number fits into the header; most notifications are of the table of local addresses.
-  if (header.table !== RT_TABLE_MAIN) return undefined;
+  if (header.table !== RT_TABLE_MAIN || (header.protocol === ROUTE_PROTOCOL) !== (whose === 'own')) return undefined;
   if (!familyOfAf(header.family) || header.tos !== 0 || (header.flags & RTM_F_CLONED) !== 0) return undefined;
   const attributes = parseAttributes(payload, 12);
   const destination = destinationOf(header, attributes.get(RTA.DST));
@@ -145,8 +146,8 @@ function seeRoute({ type, payload }: NetlinkMessage): SeenRoute | undefined {
 }
 
 function readRoute(message: NetlinkMessage, links: Links): Found<'route'> | undefined {
-  const seen = seeRoute(message);
-  if (seen?.header.protocol !== ROUTE_PROTOCOL) return undefined;
+  const seen = seeRoute(message, 'own');
+  if (!seen) return undefined;
   const { header, attributes, destination, metric } = seen;
   const routeType = (Object.keys(ROUTE_TYPES) as Route['type'][]).find((name) => ROUTE_TYPES[name] === header.type);
   const route: Route = {
@@ -162,16 +163,16 @@ function readRoute(message: NetlinkMessage, links: Links): Found<'route'> | unde
 /** The route that a stranger's has taken the place of: the kernel announces the new one, and no end of the old. */
 function replacedRoute(message: NetlinkMessage): Key<'route'> | undefined {
   if (message.type !== RTM.NEWROUTE || (message.flags & NLM.REPLACE) === 0) return undefined;
-  const seen = seeRoute(message);
-  if (!seen || seen.header.protocol === ROUTE_PROTOCOL) return undefined;
+  const seen = seeRoute(message, "a stranger's");
+  if (!seen) return undefined;
   const { destination, metric } = seen;
   return keyOf('route', { destination, metric, type: 'unicast' });
 }
 
 /** The own route that a stranger's was in the way of, which has gone. */
 function removedRival(message: NetlinkMessage): Key<'route'> | undefined {
-  const seen = message.type === RTM.DELROUTE ? seeRoute(message) : undefined;
-  return seen && seen.header.protocol !== ROUTE_PROTOCOL ? keyOf('route', { ...seen, type: 'unicast' }) : undefined;
+  const seen = message.type === RTM.DELROUTE ? seeRoute(message, "a stranger's") : undefined;
+  return seen && keyOf('route', { ...seen, type: 'unicast' });
 }
 
 /** Undefined for a length that the address does not have. */

@@ -120,7 +120,8 @@ const padded = (bytes: readonly number[]): Buffer => Buffer.from(bytes);
 
 /** struct ifinfomsg: the header of link messages. `change` is the mask of the flags to set. */
 export function linkHeader({ ifindex = 0, flags = 0, change = 0 } = {}): Buffer {
-  const header = Buffer.alloc(16);
+  const header = Buffer.allocUnsafe(16);
+  header.writeUInt32LE(0, 0);
   header.writeInt32LE(ifindex, 4);
   header.writeUInt32LE(flags, 8);
   header.writeUInt32LE(change, 12);

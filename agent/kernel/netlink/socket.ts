@@ -41,8 +41,10 @@ export class NetlinkSocket implements NetlinkClient {
   readonly #fd: number;
   #sequence = 0;
   #closed = false;
-  /** A dump may take several turns of the event loop; what is asked meanwhile waits for its end. */
+  /** What takes turns of the event loop: a dump, a request in the background. What is asked meanwhile waits for its end. */
   #turn: Promise<unknown> = Promise.resolve();
+  /** How many are under way or wait for their turn. */
+  #busy = 0;
 
   /** Throws KernelError. */
   constructor(protocol: number, { netnsFd }: NetlinkOptions = {}) {
@@ -51,8 +53,9 @@ export class NetlinkSocket implements NetlinkClient {
     if (protocol === NETLINK_PROTOCOL.ROUTE) setsockoptInt(this.#fd, SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1);
   }
 
-  request(request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {
-    return this.#inTurn(async () => unwrap(this.#exchange([request])[0] as Outcome));
+  async request(request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {
+    const exchange = () => this.#exchange([request]);
+    return unwrap((this.#busy > 0 ? await this.#inTurn(async () => exchange()) : exchange())[0] as Outcome);
   }
 
   /** The same without blocking this thread while the kernel works, as it does for milliseconds when links are deleted. */
@@ -64,14 +67,10 @@ export class NetlinkSocket implements NetlinkClient {
     });
   }
 
-  batch(requests: readonly NetlinkRequest[]): Promise<readonly (KernelError | undefined)[]> {
-    return this.#inTurn(async () => {
-      const outcomes: Outcome[] = [];
-      for (let at = 0; at < requests.length; at += WINDOW) {
-        outcomes.push(...this.#exchange(requests.slice(at, at + WINDOW)));
-      }
-      return outcomes.map((outcome) => (outcome instanceof KernelError ? outcome : undefined));
-    });
+  async batch(requests: readonly NetlinkRequest[]): Promise<readonly (KernelError | undefined)[]> {
+    const exchange = () => this.#exchangeAll(requests);
+    const outcomes = this.#busy > 0 ? await this.#inTurn(async () => exchange()) : exchange();
+    return outcomes.map((outcome) => (outcome instanceof KernelError ? outcome : undefined));
   }
 
   dump(request: NetlinkRequest): Promise<readonly NetlinkMessage[]> {
@@ -86,9 +85,19 @@ export class NetlinkSocket implements NetlinkClient {
   }
 
   #inTurn<T>(action: () => Promise<T>): Promise<T> {
-    const result = this.#turn.then(action);
+    this.#busy++;
+    const result = this.#turn.then(action).finally(() => this.#busy--);
     this.#turn = result.catch(() => undefined);
     return result;
+  }
+
+  #exchangeAll(requests: readonly NetlinkRequest[]): readonly Outcome[] {
+    if (requests.length <= WINDOW) return requests.length === 0 ? [] : this.#exchange(requests);
+    const outcomes: Outcome[] = [];
+    for (let at = 0; at < requests.length; at += WINDOW) {
+      outcomes.push(...this.#exchange(requests.slice(at, at + WINDOW)));
+    }
+    return outcomes;
   }
 
   #exchange(requests: readonly NetlinkRequest[]): readonly Outcome[] {
@@ -135,7 +144,7 @@ export class NetlinkSocket implements NetlinkClient {
   /** Returns the number of the first request; the others follow. */
   #send(requests: readonly NetlinkRequest[]): number {
     const { first, bytes } = this.#encode(requests);
-    sendDatagram(this.#fd, bytes, whatOf(requests));
+    sendDatagram(this.#fd, bytes, requests[0] as NetlinkRequest);
     return first;
   }
 
@@ -151,7 +160,7 @@ export class NetlinkSocket implements NetlinkClient {
   #receive(requests: readonly NetlinkRequest[]) {
     this.#requireOpen(requests);
     try {
-      const length = receiveDatagram(this.#fd, BUFFER, whatOf(requests));
+      const length = receiveDatagram(this.#fd, BUFFER, requests[0] as NetlinkRequest);
       return splitDatagram(Buffer.from(BUFFER.subarray(0, length)));
     } catch (error) {
       this.#discard();

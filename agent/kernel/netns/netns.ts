@@ -2,7 +2,7 @@
 import { closeSync, constants, openSync, statSync } from 'node:fs';
 import type { PodLink } from '../../model/items.ts';
 import { KernelError } from '../errors.ts';
-import { fileIdentity, isHomeNetns, isNetnsFd } from '../libc.ts';
+import { fileIdentity, isNetnsFd, withFd } from '../libc.ts';
 import type { NetlinkClient } from '../netlink/message.ts';
 import { NETLINK_PROTOCOL } from '../netlink/message.ts';
 import { NetlinkSocket } from '../netlink/socket.ts';
@@ -33,20 +33,16 @@ export interface NetnsOptions {
  * network namespace, EPERM when it is the host's own.
  */
 export function identifyNetns(path: string, { host }: NetnsOptions = {}): NetnsIdentity {
-  const fd = openChecked(path, host);
-  try {
-    return fileIdentity(fd);
-  } finally {
-    closeSync(fd);
-  }
+  const { fd, identity } = openChecked(path, host);
+  closeSync(fd);
+  return identity;
 }
 
 /** Opens a pod's namespace for work. As identifyNetns; ESTALE when the path now leads to another namespace. */
 export function openPodNetns({ path, device, inode }: PodLink['netns'], options: NetnsOptions = {}): OpenNetns {
   const { host, sysctlRoot } = options;
-  const fd = openChecked(path, host);
+  const { fd, identity: found } = openChecked(path, host);
   try {
-    const found = fileIdentity(fd);
     if (found.device !== device || found.inode !== inode) {
       const detail = `expected the namespace ${device}:${inode}, got ${found.device}:${found.inode}: another namespace has taken its place`;
       throw netnsError('ESTALE', path, detail);
@@ -67,13 +63,22 @@ export function openPodNetns({ path, device, inode }: PodLink['netns'], options:
   }
 }
 
+/** Of this process's own namespace, which it never leaves for good: looked up once. */
+let home: NetnsIdentity | undefined;
+function homeIdentity(): NetnsIdentity {
+  home ??= withFd('/proc/thread-self/ns/net', fileIdentity);
+  return home;
+}
+
 /** An fd of a file that is a network namespace and not the host's. */
-function openChecked(path: string, host: NetnsIdentity | undefined): number {
+function openChecked(path: string, host = homeIdentity()): { readonly fd: number; readonly identity: NetnsIdentity } {
   const fd = openNetnsFile(path);
   try {
     if (!isNetnsFd(fd)) throw notNetns(path);
-    if (isHost(fd, host)) throw netnsError('EPERM', path, "it is the host's own namespace, not a pod's");
-    return fd;
+    const identity = fileIdentity(fd);
+    if (identity.device === host.device && identity.inode === host.inode)
+      throw netnsError('EPERM', path, "it is the host's own namespace, not a pod's");
+    return { fd, identity };
   } catch (error) {
     closeSync(fd);
     throw error;
@@ -95,12 +100,6 @@ function openNetnsFile(path: string): number {
         : undefined;
     throw netnsError(code, path, detail, error);
   }
-}
-
-function isHost(fd: number, host: NetnsIdentity | undefined): boolean {
-  if (!host) return isHomeNetns(fd);
-  const { device, inode } = fileIdentity(fd);
-  return device === host.device && inode === host.inode;
 }
 
 const notNetns = (path: string): KernelError =>

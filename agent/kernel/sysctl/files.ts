@@ -8,6 +8,8 @@ export interface SysctlFiles {
   read(path: string): string | undefined;
   /** Throws KernelError, ENOENT included. */
   write(path: string, value: string): void;
+  /** Several reads and writes in one visit of the namespace. */
+  together<T>(action: () => T): T;
   /** Names in a directory; none when there is no such directory. Throws other KernelErrors. */
   names(directory: string): readonly string[];
 }
@@ -26,8 +28,20 @@ const SAFE_PATH = /^net(\/(?!\.{1,2}(\/|$))[A-Za-z0-9_.:@-]+)+$/;
 export const isSysctlPath = (path: string): boolean => SAFE_PATH.test(path);
 
 export function openSysctls({ root = '/proc/sys', netnsFd }: SysctlFilesOptions = {}): SysctlFiles {
-  const inside = <T>(action: () => T): T => (netnsFd === undefined ? action() : inNetns(netnsFd, action));
+  let isInside = netnsFd === undefined;
+  const inside = <T>(action: () => T): T => (isInside || netnsFd === undefined ? action() : inNetns(netnsFd, action));
   return {
+    together(action) {
+      if (isInside) return action();
+      return inside(() => {
+        isInside = true;
+        try {
+          return action();
+        } finally {
+          isInside = false;
+        }
+      });
+    },
     read(path) {
       try {
         return inside(() => readFileSync(fileOf(root, path, 'read'), 'latin1').trim());
