@@ -2,11 +2,12 @@
 import { readFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import test from 'ava';
 import { environmentName, readConfigFile, resolveConfig, SETTINGS, type SettingKey } from '../agent/config.ts';
 import { requireCapabilities } from '../agent/kernel/capabilities.ts';
-import { objectOf, podSpec, readManifest } from '../test/docker/daemon-set.ts';
+import { TUN_FILE } from '../agent/kernel/netlink/tun.ts';
+import { MANIFEST, objectOf, podSpec, readManifest } from '../test/docker/daemon-set.ts';
 
 const spec = podSpec();
 const [container] = spec.containers;
@@ -43,6 +44,14 @@ test('what the agent and the runtime have in common is mounted where both look f
   }
   t.is(writableHostPath(`${environment[environmentName('procSys')]}/net`), '/proc/sys/net');
   t.is(writableHostPath('/run/xtables.lock'), '/run/xtables.lock');
+});
+
+test('TUN devices and the secret of the tunnel are there where the agent and the settings look', (t) => {
+  t.is(writableHostPath(dirname(TUN_FILE)), dirname(TUN_FILE));
+  const [, file = ''] = /secretFile: ([^\s}]+)/.exec(readFileSync(MANIFEST, 'utf8')) ?? [];
+  const mount = container.volumeMounts.find(({ mountPath }) => mountPath === dirname(file));
+  t.true(mount?.readOnly);
+  t.true(spec.volumes.find(({ name }) => name === mount?.name)?.secret?.optional, 'without it the pod starts');
 });
 
 test('namespaces that the runtime makes later are seen', (t) => {

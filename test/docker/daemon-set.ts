@@ -33,6 +33,7 @@ export interface Volume {
   readonly name: string;
   readonly hostPath?: { readonly path: string; readonly type: string };
   readonly configMap?: { readonly name: string };
+  readonly secret?: { readonly secretName: string; readonly optional?: boolean };
 }
 
 export interface Container {
@@ -178,7 +179,9 @@ function valueFor({ name, value, valueFrom }: EnvironmentVariable, { nodeName }:
 function makeVolume(volume: Volume | undefined, placement: Placement): string {
   if (volume?.hostPath) return makeHostPath(volume.hostPath, placement);
   if (volume?.configMap) return makeFiles(volume.name, objectOf('ConfigMap')['data'], placement);
-  throw new Error(`cannot make a volume: expected a hostPath or a ConfigMap, got ${JSON.stringify(volume)}`);
+  // Nobody has made the Secret.
+  if (volume?.secret?.optional) return makeFiles(volume.name, {}, placement);
+  throw new Error(`cannot make a volume: expected a hostPath, a ConfigMap or an optional Secret, got ${JSON.stringify(volume)}`);
 }
 
 function makeHostPath({ path, type }: { path: string; type: string }, { pathOnHost }: Placement): string {
