@@ -1,10 +1,15 @@
-/** What is read of a running agent in a lab node: its status, its processor time, its memory. */
+/** What is read of a running agent in a lab node: its status, its processor time, its memory, and what its starts take. */
 import { readFile } from 'node:fs/promises';
+import { execa } from 'execa';
 import type { AgentStatus } from '../agent/agent.ts';
 import { AgentUnreachable, askAgent } from '../agent/commands/ask-agent.ts';
 import type { Kind } from '../agent/model/items.ts';
 import { inNode, type NodeRef, pathOnHost } from '../lab/node.ts';
 import { until } from '../lab/until.ts';
+import { TULLE } from '../lab/up.ts';
+import type { TulleLab } from './places.ts';
+import type { Samples } from './samples.ts';
+import type { Column } from './table.ts';
 
 /** Of the agent, in the node. */
 export const RUN_DIR = '/run/tulle';
@@ -69,4 +74,73 @@ export function describeWork(before: AgentStatus, after: AgentStatus): string {
       return grew > 0 ? [`${grew} of ${kind}`] : [];
     });
   return `writes: ${grown('changes').join(', ') || 'none'}; full lists: ${grown('lists').join(', ') || 'none'}`;
+}
+
+/** Of measureStarts, and of changes one at a time. */
+export const AGENT_COLUMNS: readonly Column[] = [
+  { heading: 'cold ms', figure: 'cold', share: 0.5, digits: 0 },
+  { heading: 'CPU ms', figure: 'cold cpu', share: 0.5, digits: 0 },
+  { heading: 'restart ms', figure: 'warm', share: 0.5, digits: 0 },
+  { heading: 'change p50', figure: 'change', share: 0.5, digits: 1 },
+  { heading: 'change p99', figure: 'change', share: 0.99, digits: 1 },
+  { heading: 'CPU ms a change', figure: 'change cpu', share: 0.5, digits: 1 },
+  { heading: 'RSS MiB', figure: 'rss', share: 0.5, digits: 0 },
+];
+
+interface Starts {
+  readonly lab: TulleLab;
+  readonly samples: Samples;
+  readonly subject: string;
+  readonly rounds: number;
+  /** Whether the kernel has what it is to have. */
+  readonly isThere: (status: AgentStatus) => boolean;
+  /** How often to ask: that is work for the agent, too. */
+  readonly pollMs?: number;
+  readonly onRound: (round: number) => unknown;
+}
+
+export const agentPid = async ({ control }: TulleLab): Promise<number> =>
+  (await control.status()).nodes[0]?.agent.pid as number;
+
+/** Round by round, of the agent of the only node: from nothing to everything in the kernel, and a restart over that. */
+export async function measureStarts({
+  lab,
+  samples,
+  subject,
+  rounds,
+  isThere,
+  pollMs,
+  onRound,
+}: Starts): Promise<void> {
+  const { control } = lab;
+  const node = lab.status.nodes[0] as NodeRef;
+  for (let round = 0; round < rounds; round++) {
+    await control.stopAgent(node.name);
+    await execa(...programIn(node, [TULLE, 'uninstall', '--run-dir', RUN_DIR]));
+    let startMs = performance.now();
+    await control.startAgent(node.name);
+    await untilConverged(node, isThere, pollMs);
+    samples.add('cold', subject, round, [performance.now() - startMs]);
+    samples.add('cold cpu', subject, round, [await cpuMsOf(await agentPid(lab))]);
+    startMs = performance.now();
+    await control.stopAgent(node.name);
+    await control.startAgent(node.name);
+    await untilConverged(node, isThere, pollMs);
+    samples.add('warm', subject, round, [performance.now() - startMs]);
+    await onRound(round);
+  }
+}
+
+/** What the changes cost the agent, in samples, and what it did for them, in words. `change`: durations in ms. */
+export async function measureChangeCost(
+  { lab, samples, subject }: Pick<Starts, 'lab' | 'samples' | 'subject'>,
+  change: () => Promise<readonly number[]>,
+): Promise<string> {
+  const node = lab.status.nodes[0] as NodeRef;
+  const pid = await agentPid(lab);
+  const [before, beforeMs] = [await statusOf(node), await cpuMsOf(pid)];
+  const durations = await change();
+  samples.add('change', subject, 0, durations);
+  samples.add('change cpu', subject, 0, [((await cpuMsOf(pid)) - beforeMs) / durations.length]);
+  return `${subject}: ${durations.length} changes: ${describeWork(before, await statusOf(node))}`;
 }

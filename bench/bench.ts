@@ -9,7 +9,7 @@ export interface Options {
   readonly rounds?: number;
   /** Only subjects whose name holds one of these; all when empty. */
   readonly only: readonly string[];
-  /** Of paths; ADD and DEL are measured with both. */
+  /** Of paths and of Services; ADD and DEL are measured with both. */
   readonly family: Family;
   /** Whether nodes with Tulle have kube-proxy's base chains, too. */
   readonly kubeProxy: boolean;

@@ -3,8 +3,10 @@
  * cluster in iptables mode (one line in KUBE-SERVICES a port, KUBE-SVC-… that chooses, KUBE-SEP-… that translates), and the
  * layout of its nftables mode (a verdict map by address, protocol and port; KEP-3866). Cluster addresses and TCP only. Pure.
  */
+import type { Family, IpAddress } from '../agent/model/ip.ts';
+import { ipPortText } from '../agent/model/ip-port.ts';
 import { hash } from '../agent/model/kernel-names.ts';
-import { type BenchService, NAMESPACE, POD_CIDR, targetPort } from './service-set.ts';
+import { type BenchService, NAMESPACE, POD_CIDRS, targetPort } from './service-set.ts';
 
 /** One after the other, each one call of the tool. */
 export interface Shape {
@@ -18,14 +20,18 @@ export interface Shape {
 const MARK = '0x4000/0x4000';
 const portName = ({ name }: BenchService, port: number): string => `${NAMESPACE}/${name}:p${port}`;
 const sum = (text: string): string => hash(text, 16).toUpperCase();
+/** Where an endpoint listens. */
+const at = (ip: IpAddress, port: number): string => ipPortText({ ip, port: targetPort(port) });
 const svcChain = (service: BenchService, port: number): string => `KUBE-SVC-${sum(portName(service, port))}`;
 const sepChain = (service: BenchService, port: number, ip: string): string =>
   `KUBE-SEP-${sum(`${portName(service, port)} ${ip}`)}`;
 
 const BASE_CHAINS = ['KUBE-SERVICES', 'KUBE-NODEPORTS', 'KUBE-POSTROUTING', 'KUBE-MARK-MASQ'];
 
-export const iptablesShape = (backend: 'nft' | 'legacy'): Shape => ({
-  file: `iptables-${backend}-restore`,
+const TABLES = { ipv4: 'iptables', ipv6: 'ip6tables' } as const satisfies Record<Family, string>;
+
+export const iptablesShape = (backend: 'nft' | 'legacy', family: Family): Shape => ({
+  file: `${TABLES[family]}-${backend}-restore`,
   args: ['-w', '5', '--noflush', '--counters'],
   full: (services) => [
     natTable(services, services, [
@@ -64,21 +70,21 @@ const serviceLine = (service: BenchService, port: number): string =>
   `-A KUBE-SERVICES -m comment --comment "${portName(service, port)} cluster IP" -m tcp -p tcp -d ${service.ip} --dport ${port} -j ${svcChain(service, port)}`;
 
 function serviceRules(service: BenchService, port: number) {
-  const { ip, endpoints } = service;
+  const { ip, endpoints, family } = service;
   const name = portName(service, port);
   const chain = svcChain(service, port);
   const seps = endpoints.map((address) => ({ address, sep: sepChain(service, port, address) }));
   const chance = (i: number): string =>
     i === seps.length - 1 ? '' : `-m statistic --mode random --probability ${(1 / (seps.length - i)).toFixed(10)} `;
   const rules = [
-    `-A ${chain} -m comment --comment "${name} cluster IP" -m tcp -p tcp -d ${ip} --dport ${port} ! -s ${POD_CIDR} -j KUBE-MARK-MASQ`,
+    `-A ${chain} -m comment --comment "${name} cluster IP" -m tcp -p tcp -d ${ip} --dport ${port} ! -s ${POD_CIDRS[family]} -j KUBE-MARK-MASQ`,
     ...seps.map(
       ({ address, sep }, i) =>
-        `-A ${chain} -m comment --comment "${name} -> ${address}:${targetPort(port)}" ${chance(i)}-j ${sep}`,
+        `-A ${chain} -m comment --comment "${name} -> ${at(address, port)}" ${chance(i)}-j ${sep}`,
     ),
     ...seps.flatMap(({ address, sep }) => [
       `-A ${sep} -m comment --comment ${name} -s ${address} -j KUBE-MARK-MASQ`,
-      `-A ${sep} -m comment --comment ${name} -m tcp -p tcp -j DNAT --to-destination ${address}:${targetPort(port)}`,
+      `-A ${sep} -m comment --comment ${name} -m tcp -p tcp -j DNAT --to-destination ${at(address, port)}`,
     ]),
   ];
   return { chains: [chain, ...seps.map(({ sep }) => sep)], rules };
@@ -86,24 +92,26 @@ function serviceRules(service: BenchService, port: number) {
 
 /** In one transaction nft 1.0.6 takes 97 s for 10,000 Services, in such portions a quarter of that. */
 const SERVICES_A_TRANSACTION = 250;
-const TABLE = 'ip kube-proxy';
+/** The word of a family in nft, for its tables and for the headers of its packets. */
+const WORDS = { ipv4: 'ip', ipv6: 'ip6' } as const satisfies Record<Family, string>;
+const tableOf = ({ family }: Pick<BenchService, 'family'>): string => `${WORDS[family]} kube-proxy`;
 
-export const nftablesShape: Shape = {
+export const nftablesShape = (family: Family): Shape => ({
   file: 'nft',
   args: ['-f', '-'],
-  full: (services) => [NFT_BASE, ...portions(services).map((some) => lines(some.flatMap(nftService)))],
+  full: (services) => [nftBase(family), ...portions(services).map((some) => lines(some.flatMap(nftService)))],
   partial: (_, before, now) => [
     lines([
       ...now.endpoints.filter((ip) => !before.endpoints.includes(ip)).flatMap((ip) => nftEndpoints(now, [ip])),
-      ...now.ports.flatMap((port) => [`flush chain ${TABLE} ${nftChain(now, port)}`, ...nftChoice(now, port)]),
+      ...now.ports.flatMap((port) => [`flush chain ${tableOf(now)} ${nftChain(now, port)}`, ...nftChoice(now, port)]),
     ]),
   ],
-};
+});
 
-const NFT_BASE = `table ${TABLE} {
-  map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
+const nftBase = (family: Family): string => `table ${tableOf({ family })} {
+  map service-ips { type ${family}_addr . inet_proto . inet_service : verdict; }
   chain mark-for-masquerade { meta mark set meta mark or 0x4000; }
-  chain services { ip daddr . meta l4proto . th dport vmap @service-ips; }
+  chain services { ${WORDS[family]} daddr . meta l4proto . th dport vmap @service-ips; }
   chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
   chain nat-output { type nat hook output priority -100; jump services; }
   chain nat-postrouting {
@@ -122,34 +130,37 @@ const lines = (all: readonly string[]): string => all.map((line) => `${line}\n`)
 const nftChain = (service: BenchService, port: number): string =>
   `service-${sum(portName(service, port))}-${NAMESPACE}/${service.name}/tcp/p${port}`;
 const nftEndpointChain = (service: BenchService, port: number, ip: string): string =>
-  `endpoint-${sum(`${portName(service, port)} ${ip}`)}-${NAMESPACE}/${service.name}/tcp/p${port}__${ip}/${targetPort(port)}`;
+  // A colon ends a name.
+  `endpoint-${sum(`${portName(service, port)} ${ip}`)}-${NAMESPACE}/${service.name}/tcp/p${port}__${ip.replaceAll(':', '.')}/${targetPort(port)}`;
 
 const nftService = (service: BenchService): readonly string[] => [
   ...nftEndpoints(service, service.endpoints),
   ...service.ports.flatMap((port) => [
-    `add chain ${TABLE} ${nftChain(service, port)}`,
+    `add chain ${tableOf(service)} ${nftChain(service, port)}`,
     ...nftChoice(service, port),
-    `add element ${TABLE} service-ips { ${service.ip} . tcp . ${port} : goto ${nftChain(service, port)} }`,
+    `add element ${tableOf(service)} service-ips { ${service.ip} . tcp . ${port} : goto ${nftChain(service, port)} }`,
   ]),
 ];
 
 const nftChoice = (service: BenchService, port: number): readonly string[] => {
   const numbered = service.endpoints.map((ip, i) => `${i} : goto ${nftEndpointChain(service, port, ip)}`);
-  const rule = `add rule ${TABLE} ${nftChain(service, port)}`;
+  const rule = `add rule ${tableOf(service)} ${nftChain(service, port)}`;
+  const { ip, family } = service;
+  const header = WORDS[family];
   return [
-    `${rule} ip daddr ${service.ip} tcp dport ${port} ip saddr != ${POD_CIDR} jump mark-for-masquerade`,
+    `${rule} ${header} daddr ${ip} tcp dport ${port} ${header} saddr != ${POD_CIDRS[family]} jump mark-for-masquerade`,
     `${rule} numgen random mod ${numbered.length} vmap { ${numbered.join(', ')} }`,
   ];
 };
 
-const nftEndpoints = (service: BenchService, ips: readonly string[]): readonly string[] =>
+const nftEndpoints = (service: BenchService, ips: readonly IpAddress[]): readonly string[] =>
   service.ports.flatMap((port) =>
     ips.flatMap((ip) => {
-      const chain = nftEndpointChain(service, port, ip);
+      const [table, chain] = [tableOf(service), nftEndpointChain(service, port, ip)];
       return [
-        `add chain ${TABLE} ${chain}`,
-        `add rule ${TABLE} ${chain} ip saddr ${ip} jump mark-for-masquerade`,
-        `add rule ${TABLE} ${chain} meta l4proto tcp dnat to ${ip}:${targetPort(port)}`,
+        `add chain ${table} ${chain}`,
+        `add rule ${table} ${chain} ${WORDS[service.family]} saddr ${ip} jump mark-for-masquerade`,
+        `add rule ${table} ${chain} meta l4proto tcp dnat to ${at(ip, port)}`,
       ];
     }),
   );

@@ -45,7 +45,7 @@ async function main(argv: readonly string[]): Promise<void> {
         (text) => text.split(','),
         [],
       )
-      .addOption(new Option('--family <family>', 'of paths').choices(['ipv4', 'ipv6']).default('ipv4'))
+      .addOption(new Option('--family <family>', 'of paths and of Services').choices(['ipv4', 'ipv6']).default('ipv4'))
       .option('--kube-proxy', "paths of Tulle with kube-proxy's base chains")
       .option('--json <file>', 'write the figures there, too')
       .action(async (flags: Flags) => {

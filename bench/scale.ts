@@ -4,18 +4,15 @@
  */
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
-import { execa } from 'execa';
 import type { NodeRef } from '../lab/node.ts';
 import { createPhantoms, movePhantom } from '../lab/phantoms.ts';
 import { until } from '../lab/until.ts';
-import { TULLE } from '../lab/up.ts';
-import { cpuMsOf, describeWork, programIn, RUN_DIR, rssMibOf, statusOf, untilConverged } from './agent-figures.ts';
+import { AGENT_COLUMNS, agentPid, measureChangeCost, measureStarts, programIn, rssMibOf } from './agent-figures.ts';
 import type { Bench, Context, Report } from './bench.ts';
 import { startTulle, type TulleLab } from './places.ts';
 import { Samples } from './samples.ts';
-import { type Column, computeTable } from './table.ts';
+import { computeTable } from './table.ts';
 
-const NODE = 'node-1';
 const CHANGE_DEADLINE_MS = 20_000;
 
 interface Plan {
@@ -26,15 +23,6 @@ interface Plan {
 
 const FULL: Plan = { counts: [0, 1_000, 5_000], rounds: 5, changes: 40 };
 const QUICK: Plan = { counts: [0, 50], rounds: 1, changes: 3 };
-
-const COLUMNS: readonly Column[] = [
-  { heading: 'cold ms', figure: 'cold', share: 0.5, digits: 0 },
-  { heading: 'CPU ms', figure: 'cold cpu', share: 0.5, digits: 0 },
-  { heading: 'restart ms', figure: 'warm', share: 0.5, digits: 0 },
-  { heading: 'change p50', figure: 'change', share: 0.5, digits: 1 },
-  { heading: 'change p99', figure: 'change', share: 0.99, digits: 1 },
-  { heading: 'RSS MiB', figure: 'rss', share: 0.5, digits: 0 },
-];
 
 export const scale: Bench = {
   about: 'an agent among thousands of Nodes: start, restart, one change, memory',
@@ -50,7 +38,7 @@ export const scale: Bench = {
       const lab = await startTulle(`scale-${count}`, { nodes: 1 });
       evidence.push(...(await measure(lab, count, plan, { samples, subject, context })));
     }
-    const request = { subjects, reference: subjects[0] as string, columns: COLUMNS };
+    const request = { subjects, reference: subjects[0] as string, columns: AGENT_COLUMNS };
     return { tables: [computeTable(samples, { title: 'One agent among other Nodes', ...request })], evidence };
   },
 };
@@ -62,35 +50,27 @@ interface Book {
 }
 
 async function measure(
-  { control, status }: TulleLab,
+  lab: TulleLab,
   count: number,
   plan: Plan,
   { samples, subject, context }: Book,
 ): Promise<readonly string[]> {
-  const node = status.nodes[0] as NodeRef;
-  await createPhantoms(control, count);
-  const pid = async () => (await control.status()).nodes[0]?.agent.pid as number;
-  for (let round = 0; round < (context.options.rounds ?? plan.rounds); round++) {
-    context.progress(`${subject}: round ${round + 1}`);
-    await control.stopAgent(NODE);
-    await execa(...programIn(node, [TULLE, 'uninstall', '--run-dir', RUN_DIR]));
-    let startMs = performance.now();
-    await control.startAgent(NODE);
-    await untilConverged(node, ({ kernel }) => (kernel.kinds.fdb?.known ?? 0) >= count);
-    samples.add('cold', subject, round, [performance.now() - startMs]);
-    samples.add('cold cpu', subject, round, [await cpuMsOf(await pid())]);
-    startMs = performance.now();
-    await control.stopAgent(NODE);
-    await control.startAgent(NODE);
-    await untilConverged(node, ({ kernel }) => (kernel.kinds.fdb?.known ?? 0) >= count);
-    samples.add('warm', subject, round, [performance.now() - startMs]);
-    samples.add('rss', subject, round, [await rssMibOf(await pid())]);
-  }
+  await createPhantoms(lab.control, count);
+  await measureStarts({
+    lab,
+    samples,
+    subject,
+    rounds: context.options.rounds ?? plan.rounds,
+    isThere: ({ kernel }) => (kernel.kinds.fdb?.known ?? 0) >= count,
+    async onRound(round) {
+      samples.add('rss', subject, round, [await rssMibOf(await agentPid(lab))]);
+      context.progress(`${subject}: round ${round + 1}`);
+    },
+  });
   if (count === 0) return [];
-  const before = await statusOf(node);
-  const changeMs = await measureChanges(node, control, Math.min(plan.changes, count));
-  samples.add('change', subject, 0, changeMs);
-  return [`${subject}: ${changeMs.length} changes: ${describeWork(before, await statusOf(node))}`];
+  const node = lab.status.nodes[0] as NodeRef;
+  const change = () => measureChanges(node, lab.control, Math.min(plan.changes, count));
+  return [await measureChangeCost({ lab, samples, subject }, change)];
 }
 
 /** From the call of the API to the notification of the kernel that the forwarding entry stands. */

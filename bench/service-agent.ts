@@ -7,75 +7,80 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
-import { execa } from 'execa';
-import type { AgentStatus } from '../agent/agent.ts';
+import type { Family } from '../agent/model/ip.ts';
 import type { NodeRef } from '../lab/node.ts';
 import { movePhantomEndpoint, type PhantomServices } from '../lab/phantom-services.ts';
 import { until } from '../lab/until.ts';
-import { TULLE } from '../lab/up.ts';
-import { cpuMsOf, describeWork, programIn, RUN_DIR, rssMibOf, statusOf, untilConverged } from './agent-figures.ts';
+import { AGENT_COLUMNS, agentPid, measureChangeCost, measureStarts, programIn, rssMibOf } from './agent-figures.ts';
 import { type Context, chosen, type Report } from './bench.ts';
 import { startTulle, type TulleLab } from './places.ts';
 import { Samples } from './samples.ts';
-import { type Column, computeTable } from './table.ts';
+import { computeTable } from './table.ts';
+
+type Phantoms = Omit<PhantomServices, 'families'>;
 
 interface Subject {
   readonly name: string;
   readonly agentArgs: readonly string[];
-  readonly services: PhantomServices;
+  readonly services: Phantoms;
+  /** In place of the one that was asked for. */
+  readonly families?: readonly Family[];
 }
 
 const NODE = 'node-1';
-/** Of these every Service has at least two: a line of the search and a chain, or a port and the rest of its address. */
+/** Of these every Service has at least two a family: a line of the search and a chain, or a port and the rest of its address. */
 const WRITTEN = ['chain-part', 'frontend'] as const;
 const LAG_READER = join(import.meta.dirname, 'lag-reader.ts');
 /** To ask ten times as often was a fifth of an agent's work among 10,000 Services. */
 const POLL_MS = 200;
+/**
+ * Before an answer is looked for. A change takes some milliseconds and so does a page of metrics, so nobody asks while the
+ * change may be at work; and the agent makes no other page within a second, so to ask much sooner reads the former one.
+ */
 const QUIET_MS = 500;
 /** Of one change, with a page of metrics that is up to a second old. */
 const CHANGE_DEADLINE_MS = 30_000;
 
-const phantoms = (count: number, endpoints: number, external = 0): PhantomServices => ({
-  count,
-  endpoints,
-  external,
-  families: ['ipv4'],
-});
+const phantoms = (count: number, endpoints: number, external = 0): Phantoms => ({ count, endpoints, external });
 const iptables = (backend: string) => ['--services-mode', 'iptables', '--iptables-backend', backend];
 const ebpf = ['--services-mode', 'ebpf'];
 
 export const AGENT_SUBJECTS: readonly Subject[] = [
   { name: 'agent ebpf 10000x10', agentArgs: ebpf, services: phantoms(10_000, 10, 200) },
+  {
+    name: 'agent ebpf dual-stack 10000x10',
+    agentArgs: ebpf,
+    services: phantoms(10_000, 10, 200),
+    families: ['ipv4', 'ipv6'],
+  },
   { name: 'agent ebpf 50000x2', agentArgs: ebpf, services: phantoms(50_000, 2) },
   { name: 'agent iptables nft 1000x10', agentArgs: iptables('nft'), services: phantoms(1000, 10, 20) },
   { name: 'agent iptables legacy 1000x10', agentArgs: iptables('legacy'), services: phantoms(1000, 10, 20) },
   { name: 'agent iptables legacy 10000x10', agentArgs: iptables('legacy'), services: phantoms(10_000, 10, 200) },
 ];
 
-const COLUMNS: readonly Column[] = [
-  { heading: 'cold ms', figure: 'cold', share: 0.5, digits: 0 },
-  { heading: 'CPU ms', figure: 'cold cpu', share: 0.5, digits: 0 },
-  { heading: 'restart ms', figure: 'warm', share: 0.5, digits: 0 },
-  { heading: 'change p50', figure: 'change', share: 0.5, digits: 1 },
-  { heading: 'change p99', figure: 'change', share: 0.99, digits: 1 },
-  { heading: 'CPU ms a change', figure: 'change cpu', share: 0.5, digits: 1 },
-  { heading: 'RSS MiB', figure: 'rss', share: 0.5, digits: 0 },
-];
-
 export async function benchAgents(context: Context): Promise<Report> {
-  const { quick, rounds = quick ? 1 : 2 } = context.options;
+  const { quick, family, rounds = quick ? 1 : 2 } = context.options;
   const samples = new Samples();
   const subjects = chosen(AGENT_SUBJECTS, context.options).map((subject) => (quick ? small(subject) : subject));
   const evidence: string[] = [];
   for (const [i, subject] of subjects.entries()) {
     context.progress(`${subject.name}: lab`);
-    const lab = await startTulle(`services-${i}`, { nodes: 1, families: ['ipv4'], agentArgs: subject.agentArgs });
-    evidence.push(...(await measure(lab, subject, { samples, context, rounds, changes: quick ? 3 : 100 })));
+    const { agentArgs, families = [family] } = subject;
+    const lab = await startTulle(`services-${i}`, { nodes: 1, families, agentArgs });
+    const services = { ...subject.services, families };
+    const book = { samples, context, rounds, changes: quick ? 3 : 100 };
+    evidence.push(await measure(lab, subject.name, services, book));
     await lab.control.stopAgent(NODE);
   }
   const names = subjects.map(({ name }) => name);
-  const request = { subjects: names, reference: names[0] as string, columns: COLUMNS };
-  return { tables: [computeTable(samples, { title: 'One agent among Services', ...request })], evidence };
+  const request = { subjects: names, reference: names[0] as string, columns: AGENT_COLUMNS };
+  return {
+    tables: [
+      computeTable(samples, { title: `One agent among Services, ${family} unless it says otherwise`, ...request }),
+    ],
+    evidence,
+  };
 }
 
 const small = ({ services, ...rest }: Subject): Subject => ({
@@ -91,39 +96,30 @@ interface Book {
 }
 
 async function measure(
-  { control, status }: TulleLab,
-  { name, services }: Subject,
+  lab: TulleLab,
+  name: string,
+  services: PhantomServices,
   { samples, context, rounds, changes }: Book,
-): Promise<readonly string[]> {
-  const node = status.nodes[0] as NodeRef;
-  await control.loadPhantomServices(services);
+): Promise<string> {
+  const node = lab.status.nodes[0] as NodeRef;
+  await lab.control.loadPhantomServices(services);
   context.progress(`${name}: objects are there`);
-  const pid = async () => (await control.status()).nodes[0]?.agent.pid as number;
-  const isThere = ({ kernel: { kinds, behindMs } }: AgentStatus) =>
-    behindMs === 0 && WRITTEN.some((kind) => (kinds[kind]?.known ?? 0) >= 2 * services.count);
-  for (let round = 0; round < rounds; round++) {
-    await control.stopAgent(NODE);
-    await execa(...programIn(node, [TULLE, 'uninstall', '--run-dir', RUN_DIR]));
-    let startMs = performance.now();
-    await control.startAgent(NODE);
-    await untilConverged(node, isThere, POLL_MS);
-    samples.add('cold', name, round, [performance.now() - startMs]);
-    samples.add('cold cpu', name, round, [await cpuMsOf(await pid())]);
-    startMs = performance.now();
-    await control.stopAgent(NODE);
-    await control.startAgent(NODE);
-    await untilConverged(node, isThere, POLL_MS);
-    samples.add('warm', name, round, [performance.now() - startMs]);
-    context.progress(`${name}: round ${round + 1} of ${rounds}`);
-  }
-  const before = await statusOf(node);
-  const cpuMs = await cpuMsOf(await pid());
-  const durations = await measureChanges(node, control, services, Math.min(changes, services.count));
-  samples.add('change', name, 0, durations);
+  const written = 2 * services.count * services.families.length;
+  await measureStarts({
+    lab,
+    samples,
+    subject: name,
+    rounds,
+    isThere: ({ kernel: { kinds, behindMs } }) =>
+      behindMs === 0 && WRITTEN.some((kind) => (kinds[kind]?.known ?? 0) >= written),
+    pollMs: POLL_MS,
+    onRound: (round) => context.progress(`${name}: round ${round + 1} of ${rounds}`),
+  });
+  const change = () => measureChanges(node, lab.control, services, Math.min(changes, services.count));
+  const evidence = await measureChangeCost({ lab, samples, subject: name }, change);
   // At the end: an agent gives back what its start took.
-  samples.add('rss', name, 0, [await rssMibOf(await pid())]);
-  samples.add('change cpu', name, 0, [((await cpuMsOf(await pid())) - cpuMs) / durations.length]);
-  return [`${name}: ${durations.length} changes: ${describeWork(before, await statusOf(node))}`];
+  samples.add('rss', name, 0, [await rssMibOf(await agentPid(lab))]);
+  return evidence;
 }
 
 /**

@@ -8,7 +8,7 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
 import { execa } from 'execa';
-import type { IpAddress } from '../agent/model/ip.ts';
+import { type Family, familyOf, type IpAddress } from '../agent/model/ip.ts';
 import type { RunningNode } from '../lab/node.ts';
 import { inNode } from '../lab/node.ts';
 import { type Context, chosen, type Report, rotated } from './bench.ts';
@@ -93,7 +93,7 @@ async function benchCount(count: number, plan: Plan, nb: string, context: Contex
     for (const node of rotated(loaded, round)) await measurePath(node, plan.seconds, samples, round);
   for (const node of loaded) await node.stop();
   const names = subjects.map(({ name }) => name);
-  return { evidence, tables: tablesOf(count, names, samples) };
+  return { evidence, tables: tablesOf(count, names, samples, context.options.family) };
 }
 
 interface Book {
@@ -108,7 +108,7 @@ interface Book {
 async function measureLoad(name: WriterName, book: Book): Promise<LoadedNode> {
   const { count, round, plan, samples, nb, context } = book;
   const node = await startServiceNode(`${name} ${count} ${round}`, count, nb, context);
-  const writer = await Writer.start(node.node, name);
+  const writer = await Writer.start(node.node, name, context.options.family);
   const add = (figure: string, { wallMs, cpuMs, toolMs, entries }: Cost) => {
     samples.add(`${figure} wall`, name, round, [wallMs]);
     samples.add(`${figure} cpu`, name, round, [cpuMs]);
@@ -136,21 +136,41 @@ interface LoadedNode {
 
 let nodes = 0;
 
+/** The words of a family for the tools that prepare a node, and the addresses of its two pods and their gateways. */
+const PLACES = {
+  ipv4: {
+    forwarding: 'net.ipv4.ip_forward=1',
+    tables: 'iptables-nft',
+    prefix: '24',
+    client: ['10.84.0.1', '10.84.0.2'],
+    server: '10.85.0.254',
+  },
+  ipv6: {
+    forwarding: 'net.ipv6.conf.all.forwarding=1',
+    tables: 'ip6tables-nft',
+    prefix: '64 nodad',
+    client: ['fd84::1', 'fd84::2'],
+    server: 'fd85::ffff',
+  },
+} as const satisfies Record<Family, object>;
+
 /** A node with a pod that connects and one that has all endpoints of the last Service; every packet between them is tracked. */
 async function startServiceNode(name: string, count: number, nb: string, context: Context): Promise<LoadedNode> {
+  const { family } = context.options;
+  const { forwarding, tables, client, server } = PLACES[family];
   const node = await startPlainNode(`services-${nodes++}`, context.signal);
-  const servers = serverAddresses(ENDPOINTS);
-  await runIn(node, ['sysctl', '-qw', 'net.ipv4.ip_forward=1']);
-  await addPod(node, 'client', 'tl000000000001', '10.84.0.1', ['10.84.0.2']);
-  await addPod(node, 'server', 'tl000000000002', '10.85.0.254', servers);
-  await runIn(node, ['iptables-nft', '-A', 'FORWARD', '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP']);
+  const servers = serverAddresses(family, ENDPOINTS);
+  await runIn(node, ['sysctl', '-qw', forwarding]);
+  await addPod(node, family, { netns: 'client', link: 'tl000000000001', gateway: client[0], ips: [client[1]] });
+  await addPod(node, family, { netns: 'server', link: 'tl000000000002', gateway: server, ips: servers });
+  await runIn(node, [tables, '-A', 'FORWARD', '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP']);
   const enter =
     (netns: string): Enter =>
     (argv) =>
       inNode(node, ['ip', 'netns', 'exec', netns, ...argv]);
   const ends = { client: enter('client'), server: enter('server'), address: servers[0] as IpAddress };
   const started = await PathEnds.start(ends, nb, cpus().length);
-  const vip = benchServices(count, ENDPOINTS).at(-1)?.ip as IpAddress;
+  const vip = benchServices(family, count, ENDPOINTS).at(-1)?.ip as IpAddress;
   const stop = async () => {
     process.kill(node.pid, 'SIGKILL');
     await node.ended;
@@ -161,16 +181,24 @@ async function startServiceNode(name: string, count: number, nb: string, context
 const startDirect = async (count: number, nb: string, context: Context): Promise<LoadedNode> =>
   startServiceNode(DIRECT, count, nb, context);
 
+interface Pod {
+  readonly netns: string;
+  readonly link: string;
+  readonly gateway: string;
+  readonly ips: readonly string[];
+}
+
 /** Routed behind a link that is called as Tulle's are. */
-async function addPod(node: RunningNode, netns: string, link: string, gateway: string, ips: readonly string[]) {
+async function addPod(node: RunningNode, family: Family, { netns, link, gateway, ips }: Pod): Promise<void> {
+  const { prefix } = PLACES[family];
   const outside = [
     `link add ${link} type veth peer name eth0 netns ${netns}`,
-    `addr add ${gateway}/24 dev ${link}`,
+    `addr add ${gateway}/${prefix} dev ${link}`,
     `link set ${link} up`,
   ];
   const inside = [
     'link set lo up',
-    ...ips.map((ip) => `addr add ${ip}/24 dev eth0`),
+    ...ips.map((ip) => `addr add ${ip}/${prefix} dev eth0`),
     'link set eth0 up',
     `route add default via ${gateway}`,
   ];
@@ -188,7 +216,7 @@ async function runIn(node: RunningNode, argv: readonly string[], lines: readonly
 async function witness({ node, name, ends, vip }: LoadedNode): Promise<string> {
   if (name === DIRECT) return 'connections to the endpoint only';
   const { count } = await ends.exchange('crr', 0.1, vip);
-  const tracked = await runIn(node, ['conntrack', '-L', '--orig-dst', vip, '-p', 'tcp']);
+  const tracked = await runIn(node, ['conntrack', '-L', '-f', familyOf(vip), '--orig-dst', vip, '-p', 'tcp']);
   return `${count} connections to ${vip}, ${tracked.split('\n').filter(Boolean).length} of them translated as packets`;
 }
 
@@ -225,8 +253,8 @@ const PATH_COLUMNS: readonly Column[] = [
   { heading: "CRR × node's direct", figure: 'crr to direct', share: 0.5, digits: 2 },
 ];
 
-function tablesOf(count: number, names: readonly string[], samples: Samples): readonly Table[] {
-  const title = `${count} Services with ${ENDPOINTS} endpoints`;
+function tablesOf(count: number, names: readonly string[], samples: Samples, family: Family): readonly Table[] {
+  const title = `${count} Services with ${ENDPOINTS} endpoints, ${family}`;
   const reference = names.find((name) => name.includes('legacy') && name.startsWith('kube')) ?? (names[0] as string);
   const paths = [`${DIRECT}, direct`, ...names.flatMap((name) => [`${name}, direct`, `${name}, service`])];
   return [
@@ -250,8 +278,8 @@ class Writer {
     this.#lines = lines;
   }
 
-  static async start(node: RunningNode, name: WriterName): Promise<Writer> {
-    const [file, ...args] = inNode(node, [process.execPath, WRITER, name]);
+  static async start(node: RunningNode, name: WriterName, family: Family): Promise<Writer> {
+    const [file, ...args] = inNode(node, [process.execPath, WRITER, name, family]);
     const child = spawn(file, args, { stdio: ['pipe', 'pipe', 'inherit'] });
     const writer = new Writer(child, createInterface({ input: child.stdout }));
     await writer.#line();

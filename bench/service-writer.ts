@@ -1,5 +1,5 @@
 /**
- * Inside a node: brings Services into its kernel as its first argument says, and tells what that cost. Commands come as JSON
+ * Inside a node: brings Services of a family into its kernel as its arguments say, and tells what that cost. Commands come as JSON
  * lines on standard input, see Command; each is answered by a line, see Cost. What Tulle writes is planned, compared and
  * written by the agent's own parts, from Services on; what the others write is ready as text before the clock starts.
  */
@@ -15,6 +15,7 @@ import { createChainDriver } from '../agent/kernel/iptables/chain.ts';
 import { NETLINK_PROTOCOL } from '../agent/kernel/netlink/message.ts';
 import { NetlinkSocket } from '../agent/kernel/netlink/socket.ts';
 import { EMPTY_CLUSTER } from '../agent/model/cluster.ts';
+import type { Family } from '../agent/model/ip.ts';
 import type { EndpointSlice, Service } from '../agent/model/services.ts';
 import { NO_SERVICES, type ServicesInput, ServicesPlanner } from '../agent/plan/services/services.ts';
 import { socketPrograms } from '../agent/plan/services/socket-items.ts';
@@ -192,28 +193,28 @@ const sliceOf = (of: BenchService): EndpointSlice => ({
   namespace: NAMESPACE,
   name: of.name,
   service: keyOf(of),
-  family: 'ipv4',
+  family: of.family,
   ports: portsOf(of).map(({ port, ...rest }) => ({ ...rest, port: targetPort(port) })),
   endpoints: of.endpoints.map((ip) => ({ ip, state: 'ready' })),
 });
 
-const WRITERS: Readonly<Record<WriterName, () => Writer | Promise<Writer>>> = {
+const WRITERS: Readonly<Record<WriterName, (family: Family) => Writer | Promise<Writer>>> = {
   'tulle ebpf': () => tulle('ebpf', 'nft'),
   'tulle iptables nft': () => tulle('iptables', 'nft'),
   'tulle iptables legacy': () => tulle('iptables', 'legacy'),
-  'kube-proxy iptables nft': () => shaped(iptablesShape('nft')),
-  'kube-proxy iptables legacy': () => shaped(iptablesShape('legacy')),
-  'kube-proxy nftables': () => shaped(nftablesShape),
+  'kube-proxy iptables nft': (family) => shaped(iptablesShape('nft', family)),
+  'kube-proxy iptables legacy': (family) => shaped(iptablesShape('legacy', family)),
+  'kube-proxy nftables': (family) => shaped(nftablesShape(family)),
 };
 
-async function main(name: WriterName): Promise<void> {
-  const writer = await WRITERS[name]();
+async function main(name: WriterName, family: Family): Promise<void> {
+  const writer = await WRITERS[name](family);
   let services: readonly BenchService[] = [];
   console.log('ready');
   for await (const line of createInterface({ input: process.stdin })) {
     const command = JSON.parse(line) as Command;
     const index = command.do === 'change' ? command.index : undefined;
-    if (command.do === 'load') services = benchServices(command.count, command.endpoints);
+    if (command.do === 'load') services = benchServices(family, command.count, command.endpoints);
     else services = services.map((each, i) => (i === command.index ? moved(each, i) : each));
     writer.prepare?.(services, index);
     const [startMs, before] = [performance.now(), await cpuTimesOf('self')];
@@ -225,6 +226,6 @@ async function main(name: WriterName): Promise<void> {
   }
 }
 
-await main(process.argv[2] as WriterName);
+await main(process.argv[2] as WriterName, process.argv[3] as Family);
 // The reconciler would go on.
 process.exit(0);
