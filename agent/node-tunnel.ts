@@ -52,13 +52,7 @@ export class NodeTunnel {
   /** Why pods of other nodes are not reached, one sentence each. */
   problems(): readonly ToldProblem[] {
     const status = this.#read();
-    if (!status) return [];
-    return [
-      ...status.problems.map((problem) => ({ cause: 'tunnel', problem })),
-      ...status.peers.flatMap(({ node, end, problem }) =>
-        problem === undefined ? [] : [{ cause: `node ${node}`, problem: `Node ${node} (${end}): ${problem}` }],
-      ),
-    ];
+    return status ? tunnelProblems(status) : [];
   }
 
   #ratesOf({ node }: TunPeerStatus): Pick<PeerStatus, 'rates'> {
@@ -70,6 +64,13 @@ export class NodeTunnel {
     return { rates: { sentBitsPerSecond: rate(0), receivedBitsPerSecond: rate(1) } };
   }
 }
+
+export const tunnelProblems = ({ problems, peers }: TunStatus): readonly ToldProblem[] => [
+  ...problems.map((problem) => ({ cause: 'tunnel', problem })),
+  ...peers.flatMap(({ node, end, problem }) =>
+    problem === undefined ? [] : [{ cause: `node ${node}`, problem: `Node ${node} (${end}): ${problem}` }],
+  ),
+];
 
 const sampleOf = ({ peers }: TunStatus, atMs: number): Sample => ({
   atMs,

@@ -1,6 +1,6 @@
 import test from 'ava';
 import { tunPeer, tunStatus } from '../../test/support/tun-values.ts';
-import { tunnelLines } from './tunnel-lines.ts';
+import { tunnelLines, tunnelTroubles } from './tunnel-lines.ts';
 
 const rates = (sentBitsPerSecond: number, receivedBitsPerSecond = 0) => ({
   rates: { sentBitsPerSecond, receivedBitsPerSecond },
@@ -35,4 +35,11 @@ test('thousands of peers are told of by the weightiest; none, and no path, in a 
   t.is(lines.at(-1), 'and 4970 more: tulle status --json');
   const { path: _, ...closed } = tunStatus();
   t.deepEqual(tunnelLines(closed), ['tunnel    not open', 'peers     0 of 0 agreed']);
+});
+
+test('problems name the peer; of thousands the first', (t) => {
+  const lost = (node: string) => tunPeer(node, { state: 'silent', problem: 'does not answer' });
+  t.deepEqual(tunnelTroubles(tunStatus(lost('b'), tunPeer('c'))), ['problem   Node b (192.0.2.2): does not answer']);
+  const all = tunnelTroubles(tunStatus(...Array.from({ length: 40 }, (_, i) => lost(`n${i}`))));
+  t.is(all.at(-1), 'problem   and 10 more of the tunnel, which the log has');
 });

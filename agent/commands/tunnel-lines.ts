@@ -1,6 +1,6 @@
 /** What `tulle status` says of a tunnel that the agent itself carries. */
 import type { TunDrops } from '../kernel/tun/status.ts';
-import type { NodeTunnelStatus, PeerStatus } from '../node-tunnel.ts';
+import { type NodeTunnelStatus, type PeerStatus, tunnelProblems } from '../node-tunnel.ts';
 import { table } from './table.ts';
 
 /** Peers that are told of one by one: the troubled ones first, then those with the most traffic. */
@@ -22,6 +22,16 @@ export function tunnelLines({ path, peers, dropped }: NodeTunnelStatus): readonl
     '',
     ...table([['peer', 'end', 'state', 'carriage', 'encryption', 'sends', 'receives', 'dropped'], ...shown.map(row)]),
     ...(rest > 0 ? [`and ${rest} more: tulle status --json`] : []),
+  ];
+}
+
+/** As lines of the section that has everybody's problems. */
+export function tunnelTroubles(status: NodeTunnelStatus): readonly string[] {
+  const problems = tunnelProblems(status);
+  const more = problems.length - PEERS_MAX;
+  return [
+    ...problems.slice(0, PEERS_MAX).map(({ problem }) => `problem   ${problem}`),
+    ...(more > 0 ? [`problem   and ${more} more of the tunnel, which the log has`] : []),
   ];
 }
 

@@ -27,9 +27,11 @@ export interface MetricsView {
 }
 
 interface TunnelView {
+  readonly problems: readonly unknown[];
   readonly peers: readonly {
     readonly node: string;
     readonly state: string;
+    readonly problem?: string;
     readonly sent: TrafficView;
     readonly received: TrafficView;
     readonly dropped: Readonly<Record<string, number>>;
@@ -121,6 +123,8 @@ const perWatch = (
     }),
 });
 
+const troubledPeers = ({ peers }: TunnelView): number => peers.filter(({ problem }) => problem !== undefined).length;
+
 const NODE: readonly Family[] = [
   {
     name: 'tulle_build_info',
@@ -148,10 +152,11 @@ const NODE: readonly Family[] = [
     help: 'Sentences that `tulle status` has, by what they are about.',
     type: 'gauge',
     labels: ['about'],
-    read: ({ problems, cluster, kernel }) => [
+    read: ({ problems, cluster, kernel, tunnel }) => [
       [problems.length, 'attachments'],
       [cluster.resources.reduce((sum, { problemCount }) => sum + problemCount, 0), 'cluster'],
       [kernel.problems.length, 'plan'],
+      ...(tunnel ? [[tunnel.problems.length + troubledPeers(tunnel), 'tunnel'] as const] : []),
     ],
   },
 ];

@@ -34,7 +34,7 @@ async function stand(t: ExecutionContext) {
     },
     tunnel: tunStatus(
       tunPeer('b', { sent: { packets: 3, bytes: 4_000 }, dropped: { replayed: 2, forged: 0 } }),
-      tunPeer('c', { state: 'refused' }),
+      tunPeer('c', { state: 'refused', problem: 'nobody listens' }),
     ),
     kernel: rig.reconciler.status(),
   });
@@ -77,6 +77,7 @@ test('one line a value, read when somebody asks', async (t) => {
     'tulle_cni_call_duration_seconds_bucket{le="0.003",verb="ADD",code="0"} 1',
     'tulle_cni_call_duration_seconds_count{verb="ADD",code="11"} 1',
     'tulle_reconcile_list_duration_seconds_count{lane="netlink",kind="route"} 1',
+    'tulle_problems{about="tunnel"} 1',
     'tulle_tunnel_peers{state="refused"} 1',
     'tulle_tunnel_peer_agreed{node="c"} 0',
     'tulle_tunnel_peer_bytes_total{node="b",direction="sent"} 4000',
