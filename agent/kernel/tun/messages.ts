@@ -18,11 +18,14 @@ export interface ThreadData {
 }
 
 export type ToThread =
-  | { readonly kind: 'peer'; readonly entry: PeerEntry }
+  /** Answered by `taken` with the same number. */
+  | { readonly kind: 'peer'; readonly entry: PeerEntry; readonly number: number }
   | { readonly kind: 'no-peer'; readonly slot: number }
   | { readonly kind: 'stop' };
 
 export type FromThread =
+  /** What the peer sends is taken as its entry says. */
+  | { readonly kind: 'taken'; readonly number: number }
   | { readonly kind: 'control'; readonly slot: number; readonly bytes: Uint8Array }
   | { readonly kind: 'unknown-session'; readonly slot: number }
   /** ICMP said that nobody listens at the peer's end. */

@@ -14,7 +14,7 @@ const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 2 } as const;
 
 export interface ThreadsOptions {
   readonly item: TunPathItem;
-  readonly onMessage: (message: FromThread) => void;
+  readonly onMessage: (message: Exclude<FromThread, { kind: 'taken' }>) => void;
 }
 
 interface Thread {
@@ -31,6 +31,9 @@ export class Threads {
   readonly socketFd: number;
   readonly #tunFd: number;
   readonly #threads: readonly Thread[];
+  /** Entries that the threads have not taken up yet, by their numbers. */
+  readonly #awaited = new Map<number, { left: number; readonly resolve: () => void }>();
+  #lastNumber = 0;
   #isStopping = false;
 
   /** Attaches to the device and binds the socket. Throws KernelError. */
@@ -69,7 +72,9 @@ export class Threads {
       if (!this.#isStopping) onMessage({ kind: 'broken', reason });
     };
     worker.on('message', (message: FromThread) => {
-      if (!this.#isStopping) onMessage(message);
+      if (this.#isStopping) return;
+      if (message.kind === 'taken') this.#taken(message.number);
+      else onMessage(message);
     });
     worker.on('error', (error: Error) => ended(`the thread ${workerData.role} failed: ${error.message}`));
     worker.on('exit', () => ended(`the thread ${workerData.role} ended`));
@@ -77,8 +82,20 @@ export class Threads {
     return { worker, wakeFd: workerData.wakeFd, ended: promise };
   }
 
-  enter(entry: PeerEntry): void {
-    this.#tell({ kind: 'peer', entry });
+  /** Resolves once both threads act by it; never, if they are stopped before. */
+  enter(entry: PeerEntry): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const number = this.#lastNumber++;
+    this.#awaited.set(number, { left: this.#threads.length, resolve });
+    this.#tell({ kind: 'peer', entry, number });
+    return promise;
+  }
+
+  #taken(number: number): void {
+    const awaited = this.#awaited.get(number);
+    if (!awaited || --awaited.left > 0) return;
+    this.#awaited.delete(number);
+    awaited.resolve();
   }
 
   remove(slot: number): void {

@@ -136,6 +136,7 @@ function readMessages(direction: Direction): boolean {
     else {
       peers.set(message.entry);
       direction.changed(message.entry);
+      tell({ kind: 'taken', number: message.number });
     }
   }
 }
