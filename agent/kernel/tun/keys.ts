@@ -26,6 +26,9 @@ export function secretOf(bytes: Uint8Array): Secret {
   };
 }
 
+/** Whether both were read from the same bytes. */
+export const isSameSecret = (a: Secret, b: Secret): boolean => Buffer.compare(a.epoch, b.epoch) === 0;
+
 /** One end's view of a session: what it sends under, what it receives under, and the same for control messages. */
 export interface SessionKeys {
   readonly send: SessionKey;
