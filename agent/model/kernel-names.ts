@@ -65,13 +65,13 @@ export const podLinkMac = (containerId: string, ifName: string, end: 'host' | 'p
 
 /**
  * The sets of Tulle, one a family: nodes (tunnel ends), ready pods of this node, destinations never masqueraded; of Services
- * what is translated, what is refused or dropped, what has source ranges, and all cluster addresses.
+ * all places (ports of addresses), those that are refused or dropped, those with source ranges, and all cluster addresses.
  */
 export type SetPurpose =
   | 'nodes'
   | 'ready'
   | 'direct'
-  | 'svc-translated'
+  | 'svc-places'
   | 'svc-refused'
   | 'svc-dropped'
   | 'svc-guarded'
@@ -87,8 +87,9 @@ export const serviceChain = (identity: string): string =>
   limited(`${CHAIN_PREFIX}SVC-${hash(identity, 16)}`, CHAIN_NAME_MAX);
 
 /**
- * The bit of a packet's mark that says: the connection that it begins is to be masqueraded if it was translated. Only this
- * bit is ever read or written (kube-proxy has 0x4000 and 0x8000, Calico and Tailscale bits from 0x10000 on, Cilium 0xf00).
+ * The bit of a packet's mark that says: the connection that it begins is to a Service; masqueraded if it was translated, judged
+ * if not. Only this bit is ever read or written (kube-proxy has 0x4000 and 0x8000, Calico and Tailscale bits from 0x10000 on,
+ * Cilium 0xf00).
  */
 export const MASQUERADE_MARK = 0x2000;
 

@@ -53,7 +53,7 @@ async function createNode(t: ExecutionContext): Promise<World> {
 const served = (world: World): readonly string[] =>
   [...world.drivers.member.store.values()]
     .flatMap(({ set, entry, port }) =>
-      set.startsWith('tulle-svc-translated-') ? [`${entry.replace('/32', '')}:${port?.number}/${port?.protocol}`] : [],
+      set.startsWith('tulle-svc-places-') ? [`${entry.replace('/32', '')}:${port?.number}/${port?.protocol}`] : [],
     )
     .sort();
 

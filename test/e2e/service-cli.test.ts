@@ -60,7 +60,7 @@ test.serial(
     t.regex(stdout, /^affinity {2}a client keeps its backend for 10800 s$/m);
     t.regex(stdout, /^set 1: 2 backends .*\n {2}10\.84\.0\.2:8080\n {2}10\.84\.1\.2:8080$/m);
     t.regex(stdout, /^= frontend internal \[fd96::\w+\]:80\/TCP$/m);
-    t.regex(stdout, /^= member tulle-svc-translated-6 fd30::11\/128,TCP:\d+$/m);
+    t.regex(stdout, /^= member tulle-svc-places-6 fd30::11\/128,TCP:\d+$/m);
     const { report } = await show('default/web');
     t.deepEqual([...new Set(report.items.map(({ key }) => key.split(' ')[0]))].sort(), [
       'backend-set',
@@ -78,14 +78,14 @@ test.serial('what somebody took away or altered shows, until it is repaired', as
   const chain = report.items.find(({ key }) => / nat TULLE-SVC-/.test(key))?.key.split(' ')[3] as string;
   const port = report.service.ports[0]?.nodePort;
   await sh('iptables', '-t', 'nat', '-F', chain);
-  await sh('ipset', 'del', 'tulle-svc-translated-4', `172.30.0.11,tcp:${port}`);
+  await sh('ipset', 'del', 'tulle-svc-places-4', `172.30.0.11,tcp:${port}`);
   const { exitCode, stdout } = await tulle(node(), 'service', 'show', 'web');
   t.is(exitCode, 3, stdout);
   t.regex(
     stdout,
     new RegExp(`^[+~] chain-part ipv4 nat ${chain} 10\\n( {4}- .*\\n)*( {4}\\+ .*\\n)* {4}\\+ .*DNAT`, 'm'),
   );
-  t.regex(stdout, new RegExp(`^\\+ member tulle-svc-translated-4 172\\.30\\.0\\.11/32,TCP:${port}$`, 'm'));
+  t.regex(stdout, new RegExp(`^\\+ member tulle-svc-places-4 172\\.30\\.0\\.11/32,TCP:${port}$`, 'm'));
   await lab().control.killAgent('node-1');
   await until(async () => (await show('default/web').catch(() => undefined))?.exitCode === 0, {
     describe: 'the repair',

@@ -1,4 +1,5 @@
 /** Services as packets meet them: planned, rendered, written by the drivers, and called from everywhere. */
+import { once } from 'node:events';
 import test, { type ExecutionContext } from 'ava';
 import type { BackendName } from '../../agent/kernel/iptables/backend.ts';
 import { families, type IpAddress } from '../../agent/model/ip.ts';
@@ -12,6 +13,9 @@ import { selfNode, service, slice } from '../support/service-values.ts';
 import type { Call } from '../support/socket-caller.ts';
 
 const BACKENDS: readonly BackendName[] = ['nft', 'legacy'];
+const SAVES = ['iptables', 'ip6tables'].flatMap((name) => BACKENDS.map((backend) => `${name}-${backend}-save`));
+const ECHO_PORT = 9000;
+const ECHO = `net.createServer((each) => each.pipe(each)).listen(${ECHO_PORT}, '::', () => console.log('ready'))`;
 const open = { ...settings, 'services.externalAddresses': [cidr('0.0.0.0/0'), cidr('::/0')] };
 const guard = planGuard([selfNode], new Map(), [], open);
 
@@ -231,6 +235,51 @@ each(
   },
 );
 
+each('what is to no Service meets none of their chains', async (t, { node, pods, outside, caller, serve }) => {
+  const [atNode, atPod, atOutside] = [await caller(node), await caller(pods[0] as never), await caller(outside)];
+  await serve([plan(service('web', { ...dual, ports: '80=30080' }), [])]);
+  /** `TULLE-VERDICTS`, for each rule that a packet came to. */
+  const met = async (): Promise<readonly string[]> => {
+    const saved = await Promise.all(SAVES.map(async (save) => (await node.run(save, '-c')).stdout));
+    return saved.flatMap((text) =>
+      [...text.matchAll(/^\[[1-9]\d*:\d+\] -A (TULLE-(?:ARRIVED|HOST|SERVICES|VERDICTS|MASQUERADE)) /gm)].map(
+        ([, chain]) => chain as string,
+      ),
+    );
+  };
+  for (const { family } of families) {
+    for (const from of [atNode, atPod, atOutside])
+      t.regex(await ask(from, PODS[family][1] as string, 8080), new RegExp(`^${PODS[family][1]} `));
+    t.is(await ask(atOutside, NODE[family], 30_081), 'ECONNREFUSED', 'a port that no Service has');
+  }
+  t.deepEqual(await met(), []);
+  for (const from of [atNode, atPod, atOutside]) t.is(await ask(from, VIP.ipv6, 80), 'ECONNREFUSED');
+  t.deepEqual([...new Set(await met())].sort(), ['TULLE-ARRIVED', 'TULLE-HOST', 'TULLE-SERVICES', 'TULLE-VERDICTS']);
+});
+
+each(
+  'what a pod sends without a connection does not leave the node, as it may be an answer untranslated',
+  async (t, { node, pods, outside, caller, serve }) => {
+    const [atPod, other] = [await caller(pods[0] as never), pods[1] as never as typeof outside];
+    await serve([plan(service('web', dual), endpointsOf('web', [0]))]);
+    for (const netns of [outside, other]) {
+      const server = netns.spawn(process.execPath, '--eval', ECHO);
+      await once(server.stdout, 'data', { signal: AbortSignal.timeout(20_000) });
+    }
+    const echo = (ip: string, deadlineMs = 5000) =>
+      atPod.call({ how: 'tcp-open', ip, port: ECHO_PORT, socket: ip, deadlineMs });
+    for (const { family } of families)
+      for (const ip of [OUTSIDE[family], PODS[family][1] as IpAddress]) t.is((await echo(ip)).from, '?', ip);
+    // Then what goes on is not taken for a new connection.
+    await node.run('sysctl', '-qw', 'net.netfilter.nf_conntrack_tcp_loose=0');
+    await node.run('conntrack', '-F');
+    for (const { family } of families) {
+      t.is((await echo(OUTSIDE[family], 1500)).error, 'ABORT_ERR', family);
+      t.is((await echo(PODS[family][1] as IpAddress)).from, '?', 'between pods of the node nothing is translated');
+    }
+  },
+);
+
 each('one change writes one chain, and the end leaves nothing', async (t, { node, caller, serve }) => {
   const others = Array.from({ length: 40 }, (_, i) =>
     plan(
@@ -249,6 +298,5 @@ each('one change writes one chain, and the end leaves nothing', async (t, { node
   ]);
   t.is(await ask(await caller(node), VIP.ipv4, 80), `${PODS.ipv4[1]} ${NODE.ipv4}`);
   await serve([]);
-  for (const save of ['iptables-nft-save', 'iptables-legacy-save', 'ip6tables-nft-save', 'ip6tables-legacy-save'])
-    t.false((await node.run(save)).stdout.includes('TULLE-SVC-'), save);
+  for (const save of SAVES) t.false((await node.run(save)).stdout.includes('TULLE-SVC-'), save);
 });

@@ -1,9 +1,12 @@
 /**
  * What all Services share in iptables: a few rules in built-in chains, whose number does not depend on that of Services, and
- * the sets that they ask. A new connection to anything else pays for one look into a set in nat and four in filter.
+ * the sets that they ask. The first packet of a connection to anything else pays for two looks into sets, in nat, which no
+ * other packet comes to. What all packets meet is a comparison of the mark; of those by which pods speak with others than each
+ * other, the state is asked for.
  *
- * The mark says `internal` until the connection is translated: it is set for what a pod or the host itself sends to a
- * Service, as that is always masqueraded, and for others by the chain that they end in.
+ * The mark says `internal` while a backend is looked for: it is set for what a pod or the host itself sends to a Service, as
+ * that is always masqueraded, and for others by the chain that they end in. Afterwards it says that something is left to do:
+ * what was translated is masqueraded, what was not is judged in filter, where a packet can be refused.
  */
 import type { Fragment, FragmentId } from '../../../model/fragment.ts';
 import { FAMILIES, type Family } from '../../../model/ip.ts';
@@ -19,6 +22,9 @@ import {
 
 /** Where the search for a Service begins. */
 export const SERVICES_CHAIN = `${CHAIN_PREFIX}SERVICES`;
+/** What comes in by a link, and what the host sends, to a place of a Service. */
+const ARRIVED_CHAIN = `${CHAIN_PREFIX}ARRIVED`;
+const HOST_CHAIN = `${CHAIN_PREFIX}HOST`;
 const VERDICTS_CHAIN = `${CHAIN_PREFIX}VERDICTS`;
 const REFUSE_CHAIN = `${CHAIN_PREFIX}REFUSE`;
 const MASQUERADE_CHAIN = `${CHAIN_PREFIX}MASQUERADE`;
@@ -32,11 +38,14 @@ export const IF_MARKED = ['-m', 'mark', '--mark', `${MARK}/${MARK}`] as const;
 export const UNLESS_MARKED = ['-m', 'mark', '!', '--mark', `${MARK}/${MARK}`] as const;
 export const SET_MARK = ['-j', 'MARK', '--set-xmark', `${MARK}/${MARK}`] as const;
 const CLEAR_MARK = ['-j', 'MARK', '--set-xmark', `0x0/${MARK}`] as const;
+const IF_TRANSLATED = ['-m', 'conntrack', '--ctstate', 'DNAT'] as const;
+/** Does not come back with a packet that was translated. */
+const SEARCH: Rule = { args: ['-j', SERVICES_CHAIN], comment: 'search' };
 
 export type ServiceSet = Extract<SetPurpose, `svc-${string}`>;
-/** Ports of addresses, and addresses as a whole. */
+/** Ports of addresses, and addresses as a whole. What is not in the first nor the last is to no Service. */
 const SET_TYPES: Readonly<Record<ServiceSet, IpSet['type']>> = {
-  'svc-translated': 'hash:ip,port',
+  'svc-places': 'hash:ip,port',
   'svc-refused': 'hash:ip,port',
   'svc-dropped': 'hash:ip,port',
   'svc-guarded': 'hash:ip,port',
@@ -94,6 +103,11 @@ function innerParts(family: Family, randomFully: boolean): readonly ChainPart[] 
   const reject = (type: string) => ['-j', 'REJECT', '--reject-with', type];
   return [
     part('nat', SERVICES_CHAIN, '00'),
+    part('nat', ARRIVED_CHAIN, ORDER, { args: ['-i', POD_LINKS, ...SET_MARK], comment: 'from a pod' }, SEARCH, {
+      args: SET_MARK,
+      comment: 'not translated',
+    }),
+    part('nat', HOST_CHAIN, ORDER, { args: SET_MARK, comment: 'from the host' }, SEARCH),
     part(
       'nat',
       MASQUERADE_CHAIN,
@@ -101,10 +115,7 @@ function innerParts(family: Family, randomFully: boolean): readonly ChainPart[] 
       // The mark must not reach the outer packet of a tunnel, which would be masqueraded, too.
       { args: CLEAR_MARK, comment: 'decided' },
       {
-        args: [
-          ...['-m', 'conntrack', '--ctstate', 'DNAT'],
-          ...['-j', 'MASQUERADE', ...(randomFully ? ['--random-fully'] : [])],
-        ],
+        args: [...IF_TRANSLATED, '-j', 'MASQUERADE', ...(randomFully ? ['--random-fully'] : [])],
         comment: 'backends see this node',
       },
     ),
@@ -122,63 +133,56 @@ function innerParts(family: Family, randomFully: boolean): readonly ChainPart[] 
       'filter',
       VERDICTS_CHAIN,
       ORDER,
-      {
-        args: ['-i', POD_LINKS, '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP'],
-        comment: 'an answer that would leave untranslated',
-      },
+      { args: [...IF_TRANSLATED, '-j', 'RETURN'], comment: 'has a backend' },
       {
         args: [...isIn('svc-guarded', 'dst,dst'), '-j', 'DROP'],
         comment: 'not translated: not from its source ranges',
       },
-      {
-        args: [...UNLESS_MARKED, ...isIn('svc-dropped', 'dst,dst'), '-j', 'DROP'],
-        comment: 'no endpoint of this node',
-      },
+      { args: [...isIn('svc-dropped', 'dst,dst'), '-j', 'DROP'], comment: 'no endpoint of this node' },
       { args: [...isIn('svc-refused', 'dst,dst'), '-g', REFUSE_CHAIN], comment: 'a Service without endpoints' },
       { args: [...isIn('svc-cluster', 'dst'), '-g', REFUSE_CHAIN], comment: 'a port that no Service has' },
+      // With it, FORWARD would accept what is translated to nothing.
+      { args: CLEAR_MARK, comment: 'to no Service any more' },
     ),
   ];
 }
 
 function outerParts(family: Family): readonly ChainPart[] {
   const part = partIn(family);
-  const isService = matchSet('svc-translated', family, 'dst,dst');
-  const toServices = { args: [...isService, '-j', SERVICES_CHAIN], comment: 'to a Service' };
-  // Also what is INVALID, which a state of NEW would miss.
-  const begins = ['-m', 'conntrack', '!', '--ctstate', 'RELATED,ESTABLISHED,UNTRACKED'];
-  const verdicts = { args: [...begins, '-j', VERDICTS_CHAIN], comment: 'what no backend is there for' };
+  const toPlace = matchSet('svc-places', family, 'dst,dst');
+  const toCluster = { args: [...matchSet('svc-cluster', family, 'dst'), ...SET_MARK], comment: 'to a cluster address' };
+  const verdicts = { args: [...IF_MARKED, '-j', VERDICTS_CHAIN], comment: 'to a Service' };
+  /** `out`: only what leaves so. */
+  const answers = (...out: readonly string[]) => ({
+    args: ['-i', POD_LINKS, ...out, '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP'],
+    comment: 'an answer that would leave untranslated',
+  });
   return [
     part('nat', baseChain('POSTROUTING'), ORDER, {
       args: [...IF_MARKED, '-j', MASQUERADE_CHAIN],
       comment: 'to a Service',
     }),
-    ...['INPUT', 'FORWARD', 'OUTPUT'].map((builtin) => part('filter', baseChain(builtin), ORDER, verdicts)),
+    part('filter', baseChain('INPUT'), ORDER, answers(), verdicts),
+    // To pods of this node they go by INPUT: what these send to Services is masqueraded. The state costs much, the link little.
+    part('filter', baseChain('FORWARD'), ORDER, answers('!', '-o', POD_LINKS), verdicts),
+    part('filter', baseChain('OUTPUT'), ORDER, verdicts),
     part(
       'filter',
       baseChain('FORWARD'),
       ACCEPT_ORDER,
       { args: [...IF_MARKED, '-j', 'ACCEPT'], comment: 'to a Service' },
       {
-        args: [
-          ...['-m', 'conntrack', '--ctstate', 'RELATED,ESTABLISHED'],
-          ...['-m', 'conntrack', '--ctstate', 'DNAT', '-j', 'ACCEPT'],
-        ],
+        args: [...['-m', 'conntrack', '--ctstate', 'RELATED,ESTABLISHED'], ...IF_TRANSLATED, '-j', 'ACCEPT'],
         comment: 'of a connection to a Service',
       },
     ),
-    part(
-      'nat',
-      baseChain('PREROUTING'),
-      ORDER,
-      { args: ['-i', POD_LINKS, ...isService, ...SET_MARK], comment: 'from a pod to a Service' },
-      toServices,
-    ),
-    part(
-      'nat',
-      baseChain('OUTPUT'),
-      ORDER,
-      { args: [...isService, ...SET_MARK], comment: 'from the host' },
-      toServices,
+    ...(
+      [
+        ['PREROUTING', ARRIVED_CHAIN],
+        ['OUTPUT', HOST_CHAIN],
+      ] as const
+    ).map(([builtin, chain]) =>
+      part('nat', baseChain(builtin), ORDER, { args: [...toPlace, '-j', chain], comment: 'to a Service' }, toCluster),
     ),
   ];
 }

@@ -54,8 +54,8 @@ test('policy Cluster: one chain for all addresses, found by address or by port',
 -A SVC0 -p tcp -m statistic --mode random --probability 0.50000000000 -j DNAT --to-destination 10.84.0.5:8080
 -A SVC0 -p tcp -j DNAT --to-destination 10.84.1.5:8080
 svc-cluster-4 10.96.0.7/32
-svc-translated-4 10.96.0.7/32,TCP:80
-svc-translated-4 172.30.0.11/32,TCP:30080`,
+svc-places-4 10.96.0.7/32,TCP:80
+svc-places-4 172.30.0.11/32,TCP:30080`,
   );
 });
 
@@ -70,13 +70,16 @@ test('policy Local: packets from outside keep their source and find endpoints of
 -A SVC0 -p tcp -j DNAT --to-destination 10.84.1.5:8080
 -A SVC1 -p tcp -j DNAT --to-destination 10.84.0.5:8080
 svc-cluster-4 10.96.0.7/32
-svc-translated-4 10.96.0.7/32,TCP:80
-svc-translated-4 172.30.0.11/32,TCP:30080`,
+svc-places-4 10.96.0.7/32,TCP:80
+svc-places-4 172.30.0.11/32,TCP:30080`,
   );
 });
 
 test('without endpoints there is no rule of its own, only members of sets', (t) => {
-  t.is(textOf(render({ ports: '80' }, '')), 'svc-cluster-4 10.96.0.7/32\nsvc-refused-4 10.96.0.7/32,TCP:80');
+  t.is(
+    textOf(render({ ports: '80' }, '')),
+    'svc-cluster-4 10.96.0.7/32\nsvc-places-4 10.96.0.7/32,TCP:80\nsvc-refused-4 10.96.0.7/32,TCP:80',
+  );
 });
 
 test('without rules for cluster addresses, node ports have theirs', (t) => {
@@ -98,7 +101,7 @@ test('without rules for cluster addresses, SCTP has them: no program translates 
   const made = textOf(iptablesItems('service default/web', frontends, sets, { clusterAddresses: false }));
   t.regex(made, /-d 10\.96\.0\.7 -p sctp --dport 80 -g SVC0/);
   t.regex(made, /-A SVC0 -p sctp -j DNAT --to-destination 10\.84\.0\.5:8080/);
-  t.regex(made, /svc-translated-4 10\.96\.0\.7\/32,SCTP:80/);
+  t.regex(made, /svc-places-4 10\.96\.0\.7\/32,SCTP:80/);
   t.notRegex(made, /tcp/i);
 });
 

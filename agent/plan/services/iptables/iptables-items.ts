@@ -82,12 +82,11 @@ function memberItem(purpose: ServiceSet, member: Member, family: Family): Item<'
   return item('member', { ...member, set: set.name }, [keyOf('set', set)]);
 }
 
-/** Which sets a place is in. A packet that is translated is not looked for in those of the table filter any more. */
+/** Which sets a place is in. A packet that is translated is not looked for in those of the table filter any more, others are. */
 function setsOf({ internal, external }: Pair): readonly ServiceSet[] {
   const both = [internal, external].filter((each) => each !== undefined);
   const isServed = both.some(({ target }) => isSetId(target));
-  const sets: ServiceSet[] = [];
-  if (isServed) sets.push('svc-translated');
+  const sets: ServiceSet[] = ['svc-places'];
   if (isServed && both.some((each) => rangesOf(each) !== undefined)) sets.push('svc-guarded');
   if (internal?.target === 'drop') sets.push('svc-guarded');
   if (external?.target === 'drop') sets.push('svc-dropped');
