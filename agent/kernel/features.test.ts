@@ -40,6 +40,7 @@ test('features: a kernel without ip sets says EINVAL', async (t) => {
     'VXLAN links: unknown',
     'TUN devices: unknown',
     'bridge links: unknown',
+    'locked bridge ports: unknown',
     'ip sets of addresses: missing',
     'ip sets of networks: missing',
     'ip sets of ports: missing',

@@ -11,6 +11,8 @@ import { isNotFound, isUnsupported, KernelError } from './errors.ts';
 import { askType, named, readRevision } from './ipset/protocol.ts';
 import { inNewNetns } from './libc.ts';
 import { nested, text, u16Be, u32 } from './netlink/attributes.ts';
+import { isLockedPort, renderPort } from './netlink/bridge.ts';
+import { readLink } from './netlink/links.ts';
 import { NETLINK_PROTOCOL, type NetlinkClient, type NetlinkRequest, NLM } from './netlink/message.ts';
 import { IFLA, linkHeader, RTM } from './netlink/rtnetlink.ts';
 import { NetlinkSocket } from './netlink/socket.ts';
@@ -67,6 +69,12 @@ const PROBES: readonly Probe[] = [
     name: 'bridge links',
     consequence: 'bridged pods cannot be connected; modprobe bridge, or leave podLink at routed',
     probe: ({ route }) => makeLink(route, 'bridge'),
+  },
+  {
+    name: 'locked bridge ports',
+    consequence:
+      'a bridged pod can send with the MAC address of another pod; needs Linux 5.18, or leave podLink at routed',
+    probe: ({ route }) => lockPort(route),
   },
   {
     name: 'ip sets of addresses',
@@ -182,6 +190,18 @@ async function makeLink(client: NetlinkClient, kind: string, ...data: readonly B
   const payload = Buffer.concat([linkHeader(), text(IFLA.IFNAME, nameOf(kind)), nested(IFLA.LINKINFO, ...info)]);
   await client.request(request(payload, { flags: NLM.CREATE | NLM.EXCL, object: `a ${kind} link` }));
   return `a ${kind} link was made`;
+}
+
+/** Makes the veth that was made a port of the bridge that was made. What the kernel does not know it neither refuses nor shows. */
+async function lockPort(client: NetlinkClient): Promise<string | undefined> {
+  const [bridge, port] = [await readLink(client, nameOf('bridge')), await readLink(client, nameOf('veth'))];
+  if (!bridge || !port) return undefined;
+  const header = linkHeader({ ifindex: port.ifindex });
+  const object = 'the port of a bridge';
+  await client.request(request(Buffer.concat([header, u32(IFLA.MASTER, bridge.ifindex)]), { object }));
+  await client.request(request(Buffer.concat([header, renderPort()]), { object }));
+  const locked = isLockedPort((await readLink(client, port.name))?.port ?? new Map());
+  return locked ? 'a port was locked' : undefined;
 }
 
 /** EINVAL: there are no ip sets at all (nfnetlink knows no such subsystem). */

@@ -32,7 +32,7 @@ export interface VxlanLink {
   readonly txChecksumOffload: boolean;
 }
 
-/** Has the gateway addresses of bridged pods, and no ports. */
+/** Joins the host sides of bridged pods. It neither learns nor floods: what its ports may do is said by the pod links. */
 export interface BridgeLink {
   readonly type: 'bridge';
   readonly name: string;
@@ -80,7 +80,7 @@ export interface PodLink extends PodMtu {
   readonly netns: { readonly path: string; readonly device: string; readonly inode: string };
   /** The pod's addresses, in the order of the result. */
   readonly ips: readonly IpAddress[];
-  /** Present: the pod's addresses have a subnet and its gateways are these. Absent: the pod is routed. */
+  /** Present: the host side is a port of this bridge. Absent: the pod is routed. */
   readonly bridge?: PodBridge;
 }
 
@@ -120,12 +120,12 @@ export interface Neighbour {
   readonly mac: MacAddress;
 }
 
-/** A lasting forwarding entry of a VXLAN link: frames to `mac` go to a tunnel end. */
+/** A lasting forwarding entry: frames to `mac` leave by this VXLAN link to a tunnel end, or by this port of a bridge. */
 export interface Fdb {
   readonly link: string;
   readonly mac: MacAddress;
-  /** Tunnel end. */
-  readonly destination: IpAddress;
+  /** Tunnel end; absent on a bridge's port. */
+  readonly destination?: IpAddress;
 }
 
 /** How a large packet travels: as datagrams that fit the path each, or in one that IP fragments. */

@@ -5,8 +5,8 @@ import {
   BRIDGE_NAME,
   baseChain,
   hash,
+  POD_INTERFACES,
   POD_LINK_NAME,
-  POD_LINKS,
   podLinkMac,
   podLinkName,
   setName,
@@ -21,9 +21,10 @@ const ifName = fc.stringMatching(/^[a-z][a-z0-9]{0,14}$/);
 const matches = (pattern: string, link: string): boolean =>
   pattern.endsWith('+') ? link.startsWith(pattern.slice(0, -1)) : link === pattern;
 
-test('the interfaces of pods are the pod links, and nothing else of the node', (t) => {
-  const isOfPods = (link: string) => matches(POD_LINKS, link);
-  t.false([vxlanLinkName(0), vxlanLinkName(84), BRIDGE_NAME, 'eth0'].some(isOfPods));
+test('the interfaces of pods are the pod links and the bridge, and no tunnel', (t) => {
+  const isOfPods = (link: string) => POD_INTERFACES.some((pattern) => matches(pattern, link));
+  t.true(isOfPods(BRIDGE_NAME));
+  t.false([vxlanLinkName(0), vxlanLinkName(84), `${BRIDGE_NAME}1`, 'eth0'].some(isOfPods));
 });
 
 test('names of pod links have their shape and fit, whatever they stand for', (t) => {
@@ -32,7 +33,7 @@ test('names of pod links have their shape and fit, whatever they stand for', (t)
       const link = podLinkName(id, name);
       t.regex(link, POD_LINK_NAME);
       t.true(link.length <= 15);
-      t.true(matches(POD_LINKS, link));
+      t.true(POD_INTERFACES.some((pattern) => matches(pattern, link)));
       t.not(podLinkMac(id, name, 'host'), podLinkMac(id, name, 'pod'));
     }),
   );

@@ -37,13 +37,13 @@ export const TUN_LINK_NAME = 'tulle-tun';
 /** Every host side of a pod link, and nothing else of Tulle's, has a name of this shape. */
 export const POD_LINK_NAME = /^tl[0-9a-f]{12}$/;
 
-/** The device with the gateway addresses of bridged pods. */
+/** The bridge of bridged pods. */
 export const BRIDGE_NAME = 'tulle0';
-/** MAC that bridged pods hold as their gateway's: of that device, and of the host side of each of their links. */
+/** MAC of the bridge: bridged pods hold it as their gateway's, so a device that is made again must have it again. */
 export const bridgeMac = (nodeName: string): MacAddress => macOf(`bridge/${nodeName}`);
 
-/** The interfaces by which packets of this node's pods come in and go out, as a pattern of iptables. */
-export const POD_LINKS = 'tl+';
+/** The interfaces, as iptables patterns, by which packets of this node's pods come in. */
+export const POD_INTERFACES = ['tl+', BRIDGE_NAME] as const;
 
 /** Host side of the veth of one attachment. */
 export const podLinkName = (containerId: string, ifName: string): string =>

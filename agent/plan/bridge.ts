@@ -1,15 +1,18 @@
 /**
- * What bridged pods share: the device with their gateway addresses, in effect while the setting or an attached pod asks for
- * it. Such a pod has what a bridge gives: an address with the subnet of its pod CIDR, and a gateway in it. Its packets go the
- * way of routed pods all the same, since a real bridge could not keep pods apart: what one sends to the hardware address of
- * another is forwarded behind the back of every rule of addresses, and who owns an address is a question that everybody may
- * answer. So the host side of each pair is a link of its own with the gateway's MAC, the kernel knows from its routes who may
- * send with which address, and the bridge has no port. It costs less, too: one look at a packet on the node, not three.
+ * The bridge of bridged pods: one shared fragment, in effect while the setting or an attached pod asks for it.
+ *
+ * Goals: pods with an ordinary address, subnet and gateway of their pod CIDR; nobody can take another's address; the gate
+ * and later policy see all traffic. A bridge that floods, or answers for pods, cannot have the second: a forged answer that
+ * is sent to one pod's MAC is forwarded as any frame is. So pods resolve nobody: all they send goes to the gateway, whose
+ * neighbour entry is permanent, and the node routes it on, also to a pod of the same bridge. The node in turn has a route, a
+ * permanent neighbour and a forwarding entry for each pod, asks for none and learns none. What comes in must carry the
+ * address and the MAC of one pod, and ports let no other MAC in.
  */
 import type { Fragment } from '../model/fragment.ts';
-import { prefixLengthOf } from '../model/ip.ts';
-import { item, type PodBridge } from '../model/items.ts';
-import { ALIAS_PREFIX, BRIDGE_NAME, bridgeMac } from '../model/kernel-names.ts';
+import type { Host } from '../model/host.ts';
+import { type Family, families, familyOf, hostCidr, type IpAddress, prefixLengthOf } from '../model/ip.ts';
+import { type ChainPart, item, type Key, keyOf, type PodBridge, type PodLink } from '../model/items.ts';
+import { ALIAS_PREFIX, BRIDGE_NAME, baseChain, bridgeMac, CHAIN_PREFIX } from '../model/kernel-names.ts';
 import type { Underlay } from './underlay.ts';
 
 export const BRIDGE = 'bridge';
@@ -23,27 +26,60 @@ export const podBridge = ({ nodeName, podNetworks }: Underlay): PodBridge => ({
   ),
 });
 
-/** The device stays also while the node has no pod CIDR: pods that have addresses keep their gateway. */
-export function planBridge(underlay: Underlay): Fragment {
+/** The device stays also while the node has no pod CIDR: pods that have addresses keep their bridge. */
+export function planBridge(underlay: Underlay, host: Host): Fragment {
   const { name, mac, gateways } = podBridge(underlay);
-  const link = item('link', {
-    type: 'bridge',
-    name,
-    alias: `${ALIAS_PREFIX}bridge`,
-    mac,
-    mtuBytes: underlay.linkMtuBytes,
-  });
+  const used = families.filter(({ family }) => family === 'ipv4' || host.ipv6);
+  const guards = used.flatMap(({ family }) => guardParts(family)).map((part) => item('chain-part', part));
+  const link = item(
+    'link',
+    { type: 'bridge', name, alias: `${ALIAS_PREFIX}bridge`, mac, mtuBytes: underlay.linkMtuBytes },
+    guards.map(({ key }) => key),
+  );
   const addresses = gateways.map((gateway) => item('address', { link: name, ...gateway }, [link.key]));
   return {
     id: BRIDGE,
     cause: 'pod link bridge',
     rank: '',
-    items: [link, ...addresses],
+    items: [...guards, link, ...addresses],
     requires: [],
     shared: true,
     problems: [],
   };
 }
 
-/** What a bridged pod needs before its link is up. */
-export const bridgeKey = `link ${BRIDGE_NAME}` as const;
+const SOURCES_CHAIN = `${CHAIN_PREFIX}BRIDGE`;
+
+const sourcesPart = (family: Family, order: string) => ({ family, table: 'raw', chain: SOURCES_CHAIN, order }) as const;
+
+/** In the raw table, before anything is tracked or done for a packet: only what a pod's own part lets return goes on. */
+const guardParts = (family: Family): readonly ChainPart[] => [
+  {
+    ...sourcesPart(family, '90-rest'),
+    rules: [{ args: ['-j', 'DROP'], comment: 'not the address of the pod that sends it' }],
+  },
+  {
+    family,
+    table: 'raw',
+    chain: baseChain('PREROUTING'),
+    order: '05-bridge',
+    rules: [{ args: ['-i', BRIDGE_NAME, '-j', SOURCES_CHAIN], comment: 'from bridged pods' }],
+  },
+];
+
+/** What a bridged pod needs before its port is up. */
+export const bridgeKeys = (family: Family): readonly Key[] => [
+  `link ${BRIDGE_NAME}`,
+  ...guardParts(family).map((part) => keyOf('chain-part', part)),
+];
+
+/** By which the host knows what one bridged pod sends in a family. */
+export const sourcePart = ({ name, podMac }: PodLink, ip: IpAddress): ChainPart => ({
+  ...sourcesPart(familyOf(ip), `50-${name}`),
+  rules: [
+    {
+      args: ['-s', hostCidr(ip), '-m', 'mac', '--mac-source', podMac, '-j', 'RETURN'],
+      comment: 'a pod with its own address',
+    },
+  ],
+});

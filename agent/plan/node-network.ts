@@ -6,7 +6,7 @@ import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type Cidr, FAMILIES, type Family, type FamilyFacts, factsOf, familyOf } from '../model/ip.ts';
 import { type AnyItem, type ChainPart, item, type Key, keyOf, type Member, type Rule } from '../model/items.ts';
-import { baseChain, POD_LINKS, type SetPurpose, setName } from '../model/kernel-names.ts';
+import { baseChain, POD_INTERFACES, type SetPurpose, setName } from '../model/kernel-names.ts';
 import { BRIDGE } from './bridge.ts';
 import type { PlanSettings, PodNetwork, Underlay } from './underlay.ts';
 
@@ -94,16 +94,31 @@ const notInSet = (purpose: SetPurpose, facts: FamilyFacts, direction: 'src' | 'd
  */
 function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
   const unlessReady = (direction: 'src' | 'dst') => [...notInSet('ready', facts, direction), '-j', 'DROP'];
-  const [from, to] = [['-i', POD_LINKS] as const, ['-o', POD_LINKS] as const];
+  const [podLinks] = POD_INTERFACES;
   return [
-    {
-      args: [...from, ...to, ...inSet('ready', facts, 'src'), ...inSet('ready', facts, 'dst'), '-j', 'RETURN'],
+    ...POD_INTERFACES.map((pattern) => ({
+      args: [
+        '-i',
+        pattern,
+        '-o',
+        pattern,
+        ...inSet('ready', facts, 'src'),
+        ...inSet('ready', facts, 'dst'),
+        '-j',
+        'RETURN',
+      ],
       comment: 'between ready pods',
-    },
-    { args: [...from, ...unlessReady('src')], comment: 'from a pod, not the address of a ready pod' },
-    { args: [...to, ...unlessReady('dst')], comment: 'to a pod, not the address of a ready pod' },
-    { args: ['-s', cidr, '!', ...from, ...unlessReady('src')], comment: 'from a pod that is not ready' },
-    { args: ['-d', cidr, '!', ...to, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
+    })),
+    ...POD_INTERFACES.map((pattern) => ({
+      args: ['-i', pattern, ...unlessReady('src')],
+      comment: 'from a pod, not the address of a ready pod',
+    })),
+    ...POD_INTERFACES.map((pattern) => ({
+      args: ['-o', pattern, ...unlessReady('dst')],
+      comment: 'to a pod, not the address of a ready pod',
+    })),
+    { args: ['-s', cidr, '!', '-i', podLinks, ...unlessReady('src')], comment: 'from a pod that is not ready' },
+    { args: ['-d', cidr, '!', '-o', podLinks, ...unlessReady('dst')], comment: 'to a pod that is not ready' },
   ];
 }
 
@@ -120,12 +135,10 @@ const spoofingItems = ({ family }: FamilyFacts): readonly AnyItem[] =>
           table: 'raw',
           chain: baseChain('PREROUTING'),
           order: '05-spoofing',
-          rules: [
-            {
-              args: ['-i', POD_LINKS, '-m', 'rpfilter', '--invert', '-j', 'DROP'],
-              comment: 'not an address of the pod that sends it',
-            },
-          ],
+          rules: POD_INTERFACES.map((pattern) => ({
+            args: ['-i', pattern, '-m', 'rpfilter', '--invert', '-j', 'DROP'],
+            comment: 'not an address of the pod that sends it',
+          })),
         }),
       ];
 
@@ -138,10 +151,12 @@ const acceptPart = (facts: FamilyFacts): ChainPart => ({
   table: 'filter',
   chain: baseChain('FORWARD'),
   order: '50-pods',
-  rules: [
-    { args: ['-i', POD_LINKS, '-j', 'ACCEPT'], comment: 'from pods of this node' },
-    { args: ['-o', POD_LINKS, '-j', 'ACCEPT'], comment: 'to pods of this node' },
-  ],
+  rules: (['-i', '-o'] as const).flatMap((side) =>
+    POD_INTERFACES.map((pattern) => ({
+      args: [side, pattern, '-j', 'ACCEPT'],
+      comment: `${side === '-i' ? 'from' : 'to'} pods of this node`,
+    })),
+  ),
 });
 
 /**

@@ -78,11 +78,16 @@ test('the gate, masquerade and the tunnel port are rules over sets', (t) => {
     ].join('\n'),
     `chain-part ipv4 filter TULLE-FORWARD 50-pods
   -i tl+ -j ACCEPT
+  -i tulle0 -j ACCEPT
   -o tl+ -j ACCEPT
+  -o tulle0 -j ACCEPT
 chain-part ipv4 mangle TULLE-FORWARD 90-gate
   -i tl+ -o tl+ -m set --match-set tulle-ready-4 src -m set --match-set tulle-ready-4 dst -j RETURN
+  -i tulle0 -o tulle0 -m set --match-set tulle-ready-4 src -m set --match-set tulle-ready-4 dst -j RETURN
   -i tl+ -m set ! --match-set tulle-ready-4 src -j DROP
+  -i tulle0 -m set ! --match-set tulle-ready-4 src -j DROP
   -o tl+ -m set ! --match-set tulle-ready-4 dst -j DROP
+  -o tulle0 -m set ! --match-set tulle-ready-4 dst -j DROP
   -s 10.84.0.0/24 ! -i tl+ -m set ! --match-set tulle-ready-4 src -j DROP
   -d 10.84.0.0/24 ! -o tl+ -m set ! --match-set tulle-ready-4 dst -j DROP
 chain-part ipv4 nat TULLE-POSTROUTING 50-masquerade
@@ -101,6 +106,7 @@ chain-part ipv4 mangle TULLE-INPUT 10-tunnel
   -p udp --dport 8472 -m conntrack ! --ctstate UNTRACKED -j DROP
 chain-part ipv4 mangle TULLE-TUNNEL 10-tunnel
   -m set --match-set tulle-nodes-4 dst -i tl+ -j DROP
+  -m set --match-set tulle-nodes-4 dst -i tulle0 -j DROP
   -m set --match-set tulle-nodes-4 dst -m conntrack --ctstate DNAT -j DROP
 chain-part ipv4 raw TULLE-NODES 10-tunnel
   -j CT --notrack
@@ -110,7 +116,9 @@ chain-part ipv4 raw TULLE-PREROUTING 10-tunnel
   -p udp --dport 8472 -j TULLE-TUNNEL
 chain-part ipv4 raw TULLE-TUNNEL 10-tunnel
   -m set --match-set tulle-nodes-4 dst -i tl+ -j DROP
+  -m set --match-set tulle-nodes-4 dst -i tulle0 -j DROP
   -m addrtype --dst-type LOCAL -i tl+ -j DROP
+  -m addrtype --dst-type LOCAL -i tulle0 -j DROP
   -d 172.30.0.11 -m set --match-set tulle-nodes-4 src -g TULLE-NODES
   -m addrtype --dst-type LOCAL -m set ! --match-set tulle-nodes-4 src -j DROP
   -m set --match-set tulle-nodes-4 dst -m set ! --match-set tulle-nodes-4 src -j DROP

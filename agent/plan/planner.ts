@@ -132,7 +132,7 @@ function nodeFragments({ host, settings, backend }: PlanInput, underlay: Underla
     requires: [NODE_NETWORK],
     problems: [],
   };
-  return [planNodeNetwork(underlay, host, settings), planBridge(underlay), device];
+  return [planNodeNetwork(underlay, host, settings), planBridge(underlay, host), device];
 }
 
 function planPeer(node: Node, underlay: Underlay, losses: Losses, input: PlanInput): Fragment {

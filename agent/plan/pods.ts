@@ -9,11 +9,12 @@ import {
   type Key,
   keyOf,
   memberOf,
+  type PodBridge,
   type PodLink,
   type PodMtu,
 } from '../model/items.ts';
 import { podLinkAlias, podLinkMac, podLinkName, setName } from '../model/kernel-names.ts';
-import { BRIDGE, bridgeKey } from './bridge.ts';
+import { BRIDGE, bridgeKeys, sourcePart } from './bridge.ts';
 import { gateKeys } from './node-network.ts';
 import type { Underlay } from './underlay.ts';
 
@@ -26,12 +27,13 @@ export const podMtu = ({ mtuBytes, linkMtuBytes }: Pick<Underlay, 'mtuBytes' | '
 export function planPod(attachment: Attachment & PodMtu): Fragment {
   const link = podLink(attachment);
   const families = [...new Set(attachment.ips.map(familyOf))];
-  const needs = [...families.flatMap(gateKeys), ...(link.bridge ? [bridgeKey] : [])];
+  const needs = [...families.flatMap(gateKeys), ...(link.bridge ? families.flatMap(bridgeKeys) : [])];
+  const linkItem = item('pod-link', link, [...new Set(needs)]);
   return {
     id: podFragmentId(attachment),
     cause: `pod ${attachmentName(attachment)}`,
     rank: '',
-    items: [item('pod-link', link, needs), ...addressItems(link)],
+    items: [linkItem, ...(link.bridge ? bridgedItems(link, link.bridge) : routedItems(link))],
     requires: link.bridge ? [BRIDGE] : [],
     problems: [],
   };
@@ -42,8 +44,7 @@ function podLink(attachment: Attachment & PodMtu): PodLink {
   return {
     name: podLinkName(containerId, ifName),
     alias: podLinkAlias(attachmentName(attachment)),
-    // What a pod holds as its gateway's.
-    hostMac: bridge?.mac ?? podLinkMac(containerId, ifName, 'host'),
+    hostMac: podLinkMac(containerId, ifName, 'host'),
     podMac: podLinkMac(containerId, ifName, 'pod'),
     mtuBytes,
     routeMtuBytes,
@@ -55,12 +56,27 @@ function podLink(attachment: Attachment & PodMtu): PodLink {
 }
 
 /** The neighbour is permanent: the host never asks a pod for its address, and no other pod can answer for it. */
-function addressItems(link: PodLink): readonly AnyItem[] {
+function routedItems(link: PodLink): readonly AnyItem[] {
   return link.ips.flatMap((ip) => {
     const neighbour = item('neighbour', { link: link.name, ip, mac: link.podMac }, [keyOf('pod-link', link)]);
     const route = item('route', { ...hostRoute(ip), link: link.name }, [neighbour.key]);
     return [neighbour, route, readyItem(ip, route.key)];
   });
+}
+
+/**
+ * The route names the pod as its own next hop: the kernel takes neighbours of one interface that have no next hop to be
+ * neighbours of each other, and tells them so (ICMP redirects) when it routes from one to the other.
+ */
+function bridgedItems(link: PodLink, { name }: PodBridge): readonly AnyItem[] {
+  const entry = item('fdb', { link: link.name, mac: link.podMac }, [keyOf('pod-link', link)]);
+  const perAddress = link.ips.flatMap((ip) => {
+    const source = item('chain-part', sourcePart(link, ip));
+    const neighbour = item('neighbour', { link: name, ip, mac: link.podMac }, [entry.key]);
+    const route = item('route', { ...hostRoute(ip), link: name, gateway: ip, onlink: true }, [neighbour.key]);
+    return [source, neighbour, route, readyItem(ip, route.key, source.key)];
+  });
+  return [entry, ...perAddress];
 }
 
 const hostRoute = (ip: IpAddress) =>

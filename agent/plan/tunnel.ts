@@ -2,7 +2,7 @@
 import type { Node } from '../model/cluster.ts';
 import { FAMILIES, type Family, factsOf, type IpAddress } from '../model/ip.ts';
 import { type AnyItem, type ChainPart, item, type Key, keyOf, memberOf, type Rule } from '../model/items.ts';
-import { BRIDGE_NAME, baseChain, CHAIN_PREFIX, POD_LINKS, setName } from '../model/kernel-names.ts';
+import { BRIDGE_NAME, baseChain, CHAIN_PREFIX, POD_INTERFACES, setName } from '../model/kernel-names.ts';
 import type { PeerPlan } from './backend.ts';
 import type { PlanSettings, Underlay } from './underlay.ts';
 
@@ -76,7 +76,8 @@ function portParts(family: Family, local: IpAddress, port: number): readonly Cha
   const to = ['-m', 'set', '--match-set', nodes, 'dst'];
   const toThisNode = ['-m', 'addrtype', '--dst-type', 'LOCAL'];
   const drop = (comment: string, ...args: readonly string[]): Rule => ({ args: [...args, '-j', 'DROP'], comment });
-  const dropFromPods = (...args: readonly string[]) => drop('a pod is no tunnel end', ...args, '-i', POD_LINKS);
+  const dropFromPods = (...args: readonly string[]) =>
+    POD_INTERFACES.map((pattern) => drop('a pod is no tunnel end', ...args, '-i', pattern));
   const part = (table: ChainPart['table'], chain: string, ...rules: readonly Rule[]): ChainPart => ({
     family,
     table,
@@ -89,8 +90,8 @@ function portParts(family: Family, local: IpAddress, port: number): readonly Cha
     part(
       'raw',
       TUNNEL_CHAIN,
-      dropFromPods(...to),
-      dropFromPods(...toThisNode),
+      ...dropFromPods(...to),
+      ...dropFromPods(...toThisNode),
       { args: ['-d', local, ...from, '-g', NODES_CHAIN], comment: 'from a node to the tunnel end' },
       drop('tunnel packet from a stranger', ...toThisNode, ...notFrom),
       drop('tunnel packet for a node from a stranger', ...to, ...notFrom),
@@ -109,7 +110,7 @@ function portParts(family: Family, local: IpAddress, port: number): readonly Cha
     part(
       'mangle',
       TUNNEL_CHAIN,
-      dropFromPods(...to),
+      ...dropFromPods(...to),
       drop('sent to a tunnel port by a DNAT', ...to, '-m', 'conntrack', '--ctstate', 'DNAT'),
     ),
     part('mangle', baseChain('FORWARD'), { args: [...toPort, '-j', TUNNEL_CHAIN], comment: 'tunnel port' }),

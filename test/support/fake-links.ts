@@ -22,6 +22,12 @@ const number = (bytes: 1 | 4, value: number): Buffer => {
   buffer[0] = value;
   return buffer;
 };
+/** IFLA_BR_*: stp_state, vlan_filtering, mcast_snooping. */
+const NEW_BRIDGE: readonly (readonly [number, Buffer])[] = [
+  [5, number(4, 0)],
+  [7, number(1, 0)],
+  [23, number(1, 1)],
+];
 /** IFLA_TUN_*: owner, type, packet information, virtio-net header, persistent, several queues. */
 const NEW_TUN: readonly (readonly [number, Buffer])[] = [
   [1, number(4, 0)],
@@ -31,6 +37,19 @@ const NEW_TUN: readonly (readonly [number, Buffer])[] = [
   [6, number(1, 1)],
   [7, number(1, 0)],
 ];
+/** IFLA_BRPORT_*: hairpin, learning, flood, proxy_arp, mcast_flood, bcast_flood, isolated, locked. */
+const NEW_PORT: readonly (readonly [number, number])[] = [
+  [4, 0],
+  [8, 1],
+  [9, 1],
+  [10, 0],
+  [27, 1],
+  [30, 1],
+  [33, 0],
+  [39, 0],
+];
+
+const NEW_DATA: Readonly<Record<string, readonly (readonly [number, Buffer])[]>> = { bridge: NEW_BRIDGE, tun: NEW_TUN };
 
 export interface FakeLink {
   readonly ifindex: number;
@@ -41,10 +60,12 @@ export interface FakeLink {
   mtuBytes: number;
   alias: string;
   group: number;
-  /** IFLA_INFO_DATA of a vxlan or a TUN device. */
+  /** IFLA_INFO_DATA of a vxlan, a bridge or a TUN device. */
   readonly data: Map<number, Buffer>;
   /** Index of the bridge that it is a port of. */
   masterIfindex: number;
+  /** IFLA_INFO_SLAVE_DATA of a port. */
+  readonly port: Map<number, Buffer>;
   /** IPV4_DEVCONF_* by number. */
   readonly ipv4Conf: Map<number, number>;
   txChecksum: boolean;
@@ -58,6 +79,7 @@ export interface LinkRequest {
   readonly name: string | undefined;
   readonly kind: string;
   readonly data: ReadonlyMap<number, Buffer>;
+  readonly port: ReadonlyMap<number, Buffer>;
   readonly up: boolean;
 }
 
@@ -69,6 +91,7 @@ export function parseLinkRequest(payload: Buffer): LinkRequest {
     name: textOf(attributes.get(IFLA.IFNAME)),
     kind: textOf(info.get(IFLA.INFO_KIND)) ?? '',
     data: parseAttributes(info.get(IFLA.INFO_DATA) ?? Buffer.alloc(0)),
+    port: parseAttributes(info.get(IFLA.INFO_SLAVE_DATA) ?? Buffer.alloc(0)),
     up: (payload.readUInt32LE(8) & IFF_UP) !== 0,
   };
 }
@@ -85,19 +108,29 @@ export function newLink(ifindex: number, { attributes, name, kind, data, up }: L
     mtuBytes: u32Of(attributes.get(IFLA.MTU)) ?? 1500,
     alias: '',
     group: u32Of(attributes.get(IFLA.GROUP)) ?? 0,
-    data: new Map([...(kind === 'tun' ? NEW_TUN : []), ...(kind === 'veth' ? [] : data)]),
+    data: new Map([...(NEW_DATA[kind] ?? []), ...(kind === 'veth' ? [] : data)]),
     masterIfindex: 0,
+    port: new Map(),
     ipv4Conf: new Map(),
     txChecksum: true,
     peerIfindex: 0,
   };
 }
 
+/** Makes a link a port of a bridge as a new port is, or of none. */
+export function enslave(link: FakeLink, masterIfindex: number): void {
+  link.masterIfindex = masterIfindex;
+  link.port.clear();
+  if (masterIfindex !== 0) for (const [type, value] of NEW_PORT) link.port.set(type, number(1, value));
+}
+
 export function linkMessage(link: FakeLink): NetlinkMessage {
   const conf = Buffer.alloc(4 * IPV4_CONF_COUNT);
   for (const [number, value] of link.ipv4Conf) conf.writeUInt32LE(value, 4 * (number - 1));
   const data = [...link.data].map(([type, value]) => attribute(type, value));
-  const info = [text(IFLA.INFO_KIND, link.kind), nested(IFLA.INFO_DATA, ...data)];
+  const port = [...link.port].map(([type, value]) => attribute(type, value));
+  const slave = [text(IFLA.INFO_SLAVE_KIND, 'bridge'), nested(IFLA.INFO_SLAVE_DATA, ...port)];
+  const info = [text(IFLA.INFO_KIND, link.kind), nested(IFLA.INFO_DATA, ...data), ...(port.length > 0 ? slave : [])];
   const payload = Buffer.concat([
     linkHeader({ ifindex: link.ifindex, flags: link.up ? IFF_UP : 0 }),
     text(IFLA.IFNAME, link.name),

@@ -2,7 +2,16 @@
 import { attribute, parseAttributes, u32Of } from '../../agent/kernel/netlink/attributes.ts';
 import type { NetlinkMessage } from '../../agent/kernel/netlink/message.ts';
 import { NLM } from '../../agent/kernel/netlink/message.ts';
-import { AF, ipOf, NDA, NTF_SELF, NUD_PERMANENT, neighbourHeader, RTM } from '../../agent/kernel/netlink/rtnetlink.ts';
+import {
+  AF,
+  ipOf,
+  NDA,
+  NTF_MASTER,
+  NTF_SELF,
+  NUD_PERMANENT,
+  neighbourHeader,
+  RTM,
+} from '../../agent/kernel/netlink/rtnetlink.ts';
 import { bytesOf, type IpAddress } from '../../agent/model/ip.ts';
 import { macBytes } from '../../agent/model/mac.ts';
 import type { FakeLink } from './fake-links.ts';
@@ -26,7 +35,7 @@ export class FakeNeighbours {
     const family = payload.readUInt8(0);
     const ifindex = payload.readInt32LE(4);
     const link = links.get(ifindex) ?? fail('ENODEV');
-    if (family === AF.BRIDGE && link.kind !== 'vxlan') fail('ENOTSUP');
+    if (family === AF.BRIDGE && !takesEntries(link, payload)) fail('ENOTSUP');
     const attributes = parseAttributes(payload, 12);
     const id = family === AF.BRIDGE ? attributes.get(NDA.LLADDR)?.toString('hex') : ipOf(attributes.get(NDA.DST));
     if (id === undefined) fail('EINVAL');
@@ -41,11 +50,13 @@ export class FakeNeighbours {
     if (type === RTM.NEWNEIGH) this.#entries.push({ ifindex, family, id, payload });
   }
 
-  dump(payload: Buffer): readonly NetlinkMessage[] {
-    const on = u32Of(parseAttributes(payload, 12).get(NDA.IFINDEX));
+  dump(payload: Buffer, links: Links): readonly NetlinkMessage[] {
+    const attributes = parseAttributes(payload, 12);
+    const [on, master] = [NDA.IFINDEX, NDA.MASTER].map((type) => u32Of(attributes.get(type)));
     return this.#entries
       .filter(({ family, ifindex }) => family === payload[0] && (on === undefined || ifindex === on))
-      .map((entry) => message(RTM.NEWNEIGH, entry.payload));
+      .filter(({ ifindex }) => master === undefined || links.get(ifindex)?.masterIfindex === master)
+      .map((entry) => message(RTM.NEWNEIGH, reported(entry.payload)));
   }
 
   /** Forgets the entries of these families on a link. */
@@ -54,6 +65,17 @@ export class FakeNeighbours {
       ({ ifindex, family }) => ifindex !== link.ifindex || !families.includes(family),
     );
   }
+}
+
+/** A forwarding entry is a device's own, or that of the bridge of which the device is a port. */
+const takesEntries = (link: FakeLink, payload: Buffer): boolean =>
+  payload.readUInt8(10) & NTF_MASTER ? link.masterIfindex !== 0 : link.kind === 'vxlan';
+
+/** That an entry is the bridge's shows otherwise than by a flag. */
+function reported(payload: Buffer): Buffer {
+  const copy = Buffer.from(payload);
+  copy.writeUInt8(copy.readUInt8(10) & ~NTF_MASTER, 10);
+  return copy;
 }
 
 /** A forwarding entry as the kernel would report it, for tests that put a stranger's in. */

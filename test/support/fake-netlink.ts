@@ -17,7 +17,7 @@ import type { Tuns } from '../../agent/kernel/netlink/tun.ts';
 import type { SysctlFiles } from '../../agent/kernel/sysctl/files.ts';
 import { bytesOf, factsOf, familyOf } from '../../agent/model/ip.ts';
 import { macFromBytes } from '../../agent/model/mac.ts';
-import { type FakeLink, linkMessage, newLink, parseLinkRequest, tunnelOf, VXLAN } from './fake-links.ts';
+import { enslave, type FakeLink, linkMessage, newLink, parseLinkRequest, tunnelOf, VXLAN } from './fake-links.ts';
 import { FakeNeighbours } from './fake-neighbours.ts';
 import { type FakeAddress, FakeRoutes, fail, message } from './fake-routes.ts';
 
@@ -63,7 +63,7 @@ export class FakeNetns implements NetlinkClient {
     this.fd = fd;
     this.files.set('net/ipv6/conf/all/disable_ipv6', '0');
     this.files.set('net/ipv4/conf/all/accept_redirects', '1');
-    this.#add({ attributes: new Map(), name: 'lo', kind: '', data: new Map(), up: true });
+    this.#add({ attributes: new Map(), name: 'lo', kind: '', data: new Map(), port: new Map(), up: true });
   }
 
   /** The next request of this type (RTM_*) fails. */
@@ -96,8 +96,8 @@ export class FakeNetns implements NetlinkClient {
 
   readonly tuns: Tuns = {
     create: (name) => {
-      const { attributes, data } = parseLinkRequest(linkHeader());
-      this.#add({ attributes, data, name, kind: 'tun', up: false });
+      const { attributes, data, port } = parseLinkRequest(linkHeader());
+      this.#add({ attributes, data, port, name, kind: 'tun', up: false });
     },
   };
 
@@ -160,7 +160,7 @@ export class FakeNetns implements NetlinkClient {
         this.#neighbours.change(type, payload, flags, this.links);
         return [];
       case RTM.GETNEIGH:
-        return this.#neighbours.dump(payload);
+        return this.#neighbours.dump(payload, this.links);
       case RTM.NEWROUTE:
         this.#routes.add(payload, flags, { links: this.links, addresses: this.#addresses });
         return [];
@@ -251,7 +251,10 @@ export class FakeNetns implements NetlinkClient {
   }
 
   /** A vxlan takes its own VNI and port for a change, and refuses it. */
-  #changeLink(link: FakeLink, { data }: ReturnType<typeof parseLinkRequest>): void {
+  #changeLink(link: FakeLink, { data, port }: ReturnType<typeof parseLinkRequest>): void {
+    if (port.size > 0 && link.masterIfindex === 0) fail('ENOTSUP');
+    for (const [type, value] of port) link.port.set(type, value);
+    if (link.kind === 'bridge') for (const [type, value] of data) link.data.set(type, value);
     if (link.kind !== 'vxlan') return;
     if (data.has(VXLAN.ID) || data.has(VXLAN.PORT)) fail('ENOTSUP');
     for (const type of [VXLAN.LOCAL, VXLAN.LOCAL6]) {
@@ -281,9 +284,11 @@ export class FakeNetns implements NetlinkClient {
     if (payload.readUInt32LE(12) & IFF_UP) this.#switch(link, (payload.readUInt32LE(8) & IFF_UP) !== 0);
   }
 
+  /** The forwarding entries of a port are its bridge's. */
   #enslave(link: FakeLink, masterIfindex: number): void {
     if (masterIfindex !== 0 && this.links.get(masterIfindex)?.kind !== 'bridge') fail('ENODEV');
-    link.masterIfindex = masterIfindex;
+    this.#neighbours.drop(link, [AF.BRIDGE]);
+    enslave(link, masterIfindex);
   }
 
   /** With a link go its routes, IPv6 addresses and neighbours; IPv4 addresses and forwarding entries stay. */
@@ -314,7 +319,7 @@ export class FakeNetns implements NetlinkClient {
 
   #delete(link: FakeLink): void {
     if (!this.links.delete(link.ifindex)) return;
-    for (const other of this.links.values()) if (other.masterIfindex === link.ifindex) other.masterIfindex = 0;
+    for (const other of this.links.values()) if (other.masterIfindex === link.ifindex) this.#enslave(other, 0);
     this.#switch(link, false);
     this.#addresses = this.#addresses.filter(({ ifindex }) => ifindex !== link.ifindex);
     this.#neighbours.drop(link, [AF.INET, AF.INET6, AF.BRIDGE]);

@@ -8,6 +8,7 @@ import { type MacAddress, macBytes } from '../../model/mac.ts';
 import type { Change } from '../../reconcile/types.ts';
 import { addressKind } from './address.ts';
 import { attribute, nested, plainText, text, u8, u16Be, u32 } from './attributes.ts';
+import { readPort, renderPort } from './bridge.ts';
 import { fdbKind } from './fdb.ts';
 import { linkDriver } from './link.ts';
 import { ipv4ConfAlteration } from './link-conf.ts';
@@ -102,8 +103,11 @@ const SUBJECTS = [
   {
     kind: fdbKind,
     types: [RTM.NEWNEIGH, RTM.DELNEIGH],
-    right: onEveryLink((link, ip, ifindex) => rendered(fdbKind, { link, mac: MAC, destination: ip }, ifindex)),
-    isOurs: (value: unknown) => linkOf(value) === 'tulle.84',
+    right: [
+      ...onEveryLink((link, ip, ifindex) => rendered(fdbKind, { link, mac: MAC, destination: ip }, ifindex)),
+      ...onEveryLink((link, _, ifindex) => rendered(fdbKind, { link, mac: MAC }, ifindex)),
+    ],
+    isOurs: (value: unknown) => ['tulle.84', ...OWN_POD_LINKS].includes(linkOf(value)),
   },
   {
     kind: routeKind,
@@ -172,18 +176,20 @@ test('link: of wrong messages only what has both marks is listed', async (t) => 
   );
 });
 
-test('link facts and settings: wrong messages never throw', (t) => {
-  let read = 0;
+test('link facts, ports and settings: wrong messages never throw', (t) => {
+  const port = Buffer.concat([linkHeader({ ifindex: 3 }), nested(IFLA.PROTINFO, renderPort())]);
+  port[0] = AF.BRIDGE;
   const netconf = Buffer.concat([Buffer.of(AF.INET, 0, 0, 0), u32(1, 0xffffffff), u32(2, 1)]);
-  const right = [netconf, ...LINKS.map(linkPayload)];
+  const right = [port, netconf, ...LINKS.map(linkPayload)];
   fc.assert(
     fc.property(fc.constantFrom(RTM.NEWLINK, RTM.DELLINK, RTM.NEWNETCONF), hostileBytes(right), (type, payload) => {
       const facts = readLinkFacts({ type, payload });
       if (facts) ipv4ConfAlteration(facts);
-      if (readNetconf(message(type, payload))) read++;
+      readPort(message(type, payload));
+      readNetconf(message(type, payload));
       readForwarding(message(type, payload));
     }),
     RUNS,
   );
-  t.true(read > 0, 'some of them are still read');
+  t.truthy(readPort(message(RTM.NEWLINK, port)));
 });

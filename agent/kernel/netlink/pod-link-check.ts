@@ -16,6 +16,7 @@ import {
   aliasOf,
   familiesOf,
   HOST_LINK_LOCAL,
+  hasHostLinkLocal,
   hasIpv6,
   hostAlteration,
   hostSysctls,
@@ -60,11 +61,23 @@ async function describeHostSide(value: PodLink, { client, sysctls }: PodLinkChec
   const differences = [...linkDifferences(facts, { name: value.name, mac: value.hostMac, mtuBytes: value.mtuBytes })];
   if (facts.alias !== aliasOf(value))
     differences.push(`the alias of ${value.name} is ${quoted(facts.alias)}, not ${quoted(aliasOf(value))}`);
+  const master = await masterDifference(value, facts, client);
+  if (master) differences.push(master);
   const altered = facts.up ? hostAlteration(facts) : undefined;
   if (altered) differences.push(`interface ${value.name} ${altered}`);
-  if (hasIpv6(value) && !(await readIps(client, facts)).has(hostLinkLocal))
+  if (hasHostLinkLocal(value) && !(await readIps(client, facts)).has(hostLinkLocal))
     differences.push(`address ${hostLinkLocal} is missing on ${value.name}`);
   return [...differences, ...sysctlDifferences(sysctls, hostSysctls(value), value)];
+}
+
+async function masterDifference(
+  { name, bridge }: PodLink,
+  { masterIfindex }: LinkFacts,
+  client: NetlinkClient,
+): Promise<string | undefined> {
+  if (!bridge) return masterIfindex === 0 ? undefined : `interface ${name} is a port of a bridge`;
+  const isPort = masterIfindex !== 0 && (await readLink(client, bridge.name))?.ifindex === masterIfindex;
+  return isPort ? undefined : `interface ${name} is no port of ${bridge.name}`;
 }
 
 const hostLinkLocal = `${HOST_LINK_LOCAL.ip}/${HOST_LINK_LOCAL.prefixLength}`;

@@ -4,9 +4,11 @@ import { POD_GATEWAY } from '../../model/kernel-names.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { parseAttributes } from './attributes.ts';
 import { closedAlteration } from './link-conf.ts';
+import type { Links } from './links.ts';
 import type { NetlinkClient } from './message.ts';
+import { NO_MAC } from './neighbour.ts';
 import type { Altered } from './object-driver.ts';
-import { hasIpv6, hostAlteration, parseAlias } from './pod-link-requests.ts';
+import { hasHostLinkLocal, hostAlteration, parseAlias } from './pod-link-requests.ts';
 import { AF, addressHeader, IFA, ipOf, type LinkFacts, RTM } from './rtnetlink.ts';
 
 /** A pod link as found. The fields of the pod's side are empty. */
@@ -16,8 +18,9 @@ export interface FoundPodLink extends PodLink, Altered {
 }
 
 /** The host side of a pair as a link message shows it. */
-export function foundPodLink(facts: LinkFacts): FoundPodLink {
-  const { name, mac, mtuBytes } = facts;
+export function foundPodLink(facts: LinkFacts, links: Links): FoundPodLink {
+  const { name, mac, mtuBytes, masterIfindex } = facts;
+  const bridge = links.byIndex(masterIfindex)?.name ?? `#${masterIfindex}`;
   const altered = hostAlteration(facts);
   return {
     name,
@@ -28,26 +31,28 @@ export function foundPodLink(facts: LinkFacts): FoundPodLink {
     ifName: '',
     netns: { path: '', device: '', inode: '' },
     ips: [],
+    ...(masterIfindex !== 0 && { bridge: { name: bridge, mac: NO_MAC, gateways: [] } }),
     ...(altered && { altered }),
   };
 }
 
 export interface HostSideOptions {
   readonly client: NetlinkClient;
+  readonly links: Links;
   readonly sysctls: SysctlFiles;
 }
 
 /** These host sides with what no link message shows, by one dump and a few files of each. Throws KernelError. */
 export async function readHostSides(
   own: readonly LinkFacts[],
-  { client, sysctls }: HostSideOptions,
+  { client, links, sysctls }: HostSideOptions,
 ): Promise<readonly FoundPodLink[]> {
   if (own.length === 0) return [];
   const gateways = await readGateways(client);
   return own.map((facts) => {
     const isGateway = gateways.has(facts.ifindex);
     const altered = closedAlteration(facts.name, sysctls) ?? (isGateway ? undefined : bareAlteration(facts, sysctls));
-    return { ...foundPodLink(facts), isGateway, ...(altered && { altered }) };
+    return { ...foundPodLink(facts, links), isGateway, ...(altered && { altered }) };
   });
 }
 
@@ -68,5 +73,5 @@ async function readGateways(client: NetlinkClient): Promise<ReadonlySet<number>>
 
 /** Whether what was listed is the gateway of an IPv6 pod exactly where it should be. Others do not know, so they agree. */
 export function sameGateway(wanted: PodLink, { isGateway }: FoundPodLink): boolean {
-  return isGateway === undefined || wanted.ifName === '' || isGateway === hasIpv6(wanted);
+  return isGateway === undefined || wanted.ifName === '' || isGateway === hasHostLinkLocal(wanted);
 }

@@ -6,6 +6,7 @@ import { macBytes } from '../../model/mac.ts';
 import { gatewayOf, podPrefixLength } from '../../model/pod-link.ts';
 import { addressPayload } from './address.ts';
 import { attribute, nested, plainText, text, u8, u32 } from './attributes.ts';
+import { portAlteration, renderPort } from './bridge.ts';
 import { closedSysctls, ipv4ConfAlteration, renderIpv4Conf } from './link-conf.ts';
 import { type NetlinkRequest, NLM } from './message.ts';
 import { neighbourPayload } from './neighbour.ts';
@@ -43,8 +44,8 @@ export function parseAlias(text: string, mtuBytes: number): Pick<PodLink, 'alias
 }
 
 /**
- * fe80::1 is on the host side of every pod with IPv6: next hop of a routed one, and the source of what the host itself sends
- * about neighbours.
+ * fe80::1 is on the host side of every routed pod: its next hop, and the source of what the host itself sends it about
+ * neighbours. A bridge's port has no addresses.
  */
 export const HOST_LINK_LOCAL = { ip: POD_GATEWAY.ipv6, prefixLength: 64 } as const;
 
@@ -53,6 +54,7 @@ export const familiesOf = ({ ips }: PodLink): readonly FamilyFacts[] =>
   families.filter(({ family }) => hasFamily(ips, family));
 const hasFamily = (ips: readonly IpAddress[], family: Family): boolean => ips.some((ip) => familyOf(ip) === family);
 export const hasIpv6 = ({ ips }: PodLink): boolean => hasFamily(ips, 'ipv6');
+export const hasHostLinkLocal = (value: PodLink): boolean => hasIpv6(value) && !value.bridge;
 
 /**
  * Room for one queue each way. Left to itself the kernel makes room, and objects, for one a possible CPU, and takes all but
@@ -83,24 +85,34 @@ export function renderPair(value: PodLink, netnsFd: number): NetlinkRequest {
 
 /**
  * The mark of ownership and all settings of the host side, before it comes up. The kernel takes neither an alias nor an
- * AF_SPEC with the creation; of IPv6 it knows only the address mode.
+ * AF_SPEC with the creation; of IPv6 it knows only the address mode. `masterIfindex` is that of the bridge, 0 without one.
  */
-export function renderHostMarks(value: PodLink, facts: LinkFacts, { ipv6 }: { ipv6: boolean }): NetlinkRequest {
+export function renderHostMarks(
+  value: PodLink,
+  facts: LinkFacts,
+  { ipv6, masterIfindex }: { ipv6: boolean; masterIfindex: number },
+): NetlinkRequest {
   const inet6 = ipv6 ? [nested(AF.INET6, u8(IFLA.INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE))] : [];
   return setLink(value, linkHeader({ ifindex: facts.ifindex }), [
     plainText(IFLA.IFALIAS, aliasOf(value)),
     u32(IFLA.MTU, value.mtuBytes),
     // Setting an address flushes the neighbours of the link, even when it is what it was.
     ...(facts.mac === value.hostMac ? [] : [attribute(IFLA.ADDRESS, macBytes(value.hostMac))]),
-    ...(facts.masterIfindex === 0 ? [] : [u32(IFLA.MASTER, 0)]),
+    ...(facts.masterIfindex === masterIfindex ? [] : [u32(IFLA.MASTER, masterIfindex)]),
     nested(IFLA.AF_SPEC, renderIpv4Conf(), ...inet6),
   ]);
 }
 
-/** Host side up, and that of a pod with IPv6 its link-local address, which goes when a link goes down. */
+/** What the port of a bridge lets through, before it comes up. */
+export const renderHostPort = (value: PodLink, ifindex: number): NetlinkRequest => ({
+  ...setLink(value, linkHeader({ ifindex }), [renderPort()]),
+  type: RTM.NEWLINK,
+});
+
+/** Host side up, and that of a routed pod its link-local address, which goes when a link goes down. */
 export function renderHostUp(value: PodLink, ifindex: number): readonly NetlinkRequest[] {
   const up = setLink(value, linkHeader({ ifindex, flags: IFF_UP, change: IFF_UP }));
-  if (!hasIpv6(value)) return [up];
+  if (!hasHostLinkLocal(value)) return [up];
   return [
     up,
     {
@@ -159,24 +171,28 @@ export function renderPodSetup(value: PodLink, ifindex: number): readonly Netlin
   ];
 }
 
-/** IPv6 of the host side: without an IPv6 pod there is none at all. */
+/** IPv6 of the host side: without a routed IPv6 pod there is none at all. */
 export const hostSysctls = (value: PodLink): readonly Sysctl[] => [
   ...closedSysctls(value.name),
-  { path: `net/ipv6/conf/${value.name}/disable_ipv6`, value: hasIpv6(value) ? '0' : '1' },
+  { path: `net/ipv6/conf/${value.name}/disable_ipv6`, value: hasHostLinkLocal(value) ? '0' : '1' },
 ];
 
 /** Of the pod's side. A namespace may start with IPv6 switched off. */
-export const podSysctls = (value: PodLink): readonly Sysctl[] =>
-  hasIpv6(value)
+export const podSysctls = (value: PodLink): readonly Sysctl[] => [
+  ...(value.bridge ? ['all', value.ifName].map(noRedirects) : []),
+  ...(hasIpv6(value)
     ? [...closedSysctls(value.ifName), { path: `net/ipv6/conf/${value.ifName}/disable_ipv6`, value: '0' }]
-    : [];
+    : []),
+];
+
+/** Another pod of the bridge could forge a redirect of the gateway. IPv4 obeys when either the link or `all` says so. */
+const noRedirects = (link: string): Sysctl => ({ path: `net/ipv4/conf/${link}/accept_redirects`, value: '0' });
 
 /** How a host side differs from what Tulle makes, beyond what a PodLink says. */
 export function hostAlteration(facts: LinkFacts): string | undefined {
   if (facts.kind !== 'veth' || !facts.mac) return `is a ${facts.kind}`;
   if (!facts.up) return 'is down';
-  if (facts.masterIfindex !== 0) return 'is a port of another link';
-  return ipv4ConfAlteration(facts);
+  return ipv4ConfAlteration(facts) ?? portAlteration(facts.port);
 }
 
 const nameOf = ({ name }: Pick<PodLink, 'name'>): string => `pod link ${name}`;

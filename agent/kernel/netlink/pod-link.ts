@@ -8,8 +8,9 @@ import { ignoreNotFound, isExists, KernelError } from '../errors.ts';
 import type { OpenNetns, OpenPodNetns } from '../netns/netns.ts';
 import type { SysctlFiles } from '../sysctl/files.ts';
 import { parseAttributes } from './attributes.ts';
+import { portAlteration, readPort } from './bridge.ts';
 import { netconfAlteration, writeSysctls } from './link-conf.ts';
-import { dumpLinks, explainMissingType, isPodLink, type Links, readLink } from './links.ts';
+import { dumpLinks, explainMissingType, isNodeLink, isPodLink, type Links, readLink } from './links.ts';
 import type { NetlinkClient, NetlinkMessage } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { readNetconf } from './netconf.ts';
@@ -23,6 +24,7 @@ import {
   hostSysctls,
   podSysctls,
   renderHostMarks,
+  renderHostPort,
   renderHostUp,
   renderLinkDown,
   renderMtu,
@@ -71,6 +73,7 @@ const sameHostSide = (a: PodLink, b: PodLink): boolean =>
   aliasOf(a) === aliasOf(b) &&
   a.hostMac === b.hostMac &&
   a.mtuBytes === b.mtuBytes &&
+  a.bridge?.name === b.bridge?.name &&
   sameGateway(a, b);
 
 /** What only the pod's namespace shows is compared when both sides know it: a value that was listed does not. */
@@ -88,7 +91,7 @@ function samePodSide(a: PodLink, b: PodLink): boolean {
 
 function listener(notice: Notice<'pod-link'>, { links, reaper }: PodLinkDriverOptions) {
   const tell = (facts: LinkFacts, altered?: string): void => {
-    const link = { ...foundPodLink(facts), ...(altered && { altered }) };
+    const link = { ...foundPodLink(facts, links), ...(altered && { altered }) };
     notice.found(keyOf('pod-link', link), reaper.isDoomed(facts.ifindex) ? undefined : link);
   };
   return {
@@ -108,10 +111,12 @@ function listener(notice: Notice<'pod-link'>, { links, reaper }: PodLinkDriverOp
   };
 }
 
-/** What a message about the settings of a link says is not as Tulle made it. */
+/** What a message about the settings of a link or of a bridge's port says is not as Tulle made it. */
 function settingAlteration(message: NetlinkMessage): { ifindex: number; altered: string | undefined } | undefined {
   const conf = readNetconf(message);
-  return conf?.family === 'ipv4' ? { ifindex: conf.ifindex, altered: netconfAlteration(conf) } : undefined;
+  if (conf?.family === 'ipv4') return { ifindex: conf.ifindex, altered: netconfAlteration(conf) };
+  const port = readPort(message);
+  return port && { ifindex: port.ifindex, altered: portAlteration(port.settings) };
 }
 
 /** The pod link whose host side a message says has lost the pods' next hop. One that goes down is told of otherwise. */
@@ -224,13 +229,22 @@ async function removeStaleRules(value: PodLink, client: NetlinkClient): Promise<
   }
 }
 
-/** Everything but coming up. */
+/** Everything but coming up. Of a bridged pod the host side becomes a port of the bridge. */
 async function prepareHostSide(value: PodLink, facts: LinkFacts, options: PodLinkDriverOptions): Promise<void> {
   const { client, sysctls } = options;
+  const masterIfindex = value.bridge ? await readBridgeIndex(value.bridge.name, client) : 0;
   // A link that gets too small an MTU knows no settings of IPv6, not even that it is off.
   const ipv6 = value.mtuBytes >= IPV6_MIN_MTU_BYTES && facts.inet6;
-  await client.request(renderHostMarks(value, facts, { ipv6 }));
+  await client.request(renderHostMarks(value, facts, { ipv6, masterIfindex }));
+  if (value.bridge) await client.request(renderHostPort(value, facts.ifindex));
   writeSysctls(sysctls, hostSysctls(value), { needed: hasIpv6(value) });
+}
+
+async function readBridgeIndex(name: string, client: NetlinkClient): Promise<number> {
+  const bridge = await readLink(client, name);
+  if (bridge && isNodeLink(bridge)) return bridge.ifindex;
+  const detail = bridge ? "it is not Tulle's" : 'it does not exist';
+  throw new KernelError({ code: 'ENODEV', operation: 'use', object: `bridge ${name}`, detail });
 }
 
 async function discard(value: PodLink, { client, reaper }: PodLinkDriverOptions): Promise<void> {

@@ -51,6 +51,7 @@ export const IFLA = {
   MTU: 4,
   LINK: 5,
   MASTER: 10,
+  PROTINFO: 12,
   LINKINFO: 18,
   IFALIAS: 20,
   AF_SPEC: 26,
@@ -62,6 +63,8 @@ export const IFLA = {
   LINK_NETNSID: 37,
   INFO_KIND: 1,
   INFO_DATA: 2,
+  INFO_SLAVE_KIND: 4,
+  INFO_SLAVE_DATA: 5,
   INET_CONF: 1,
   INET6_ADDR_GEN_MODE: 8,
   VETH_INFO_PEER: 1,
@@ -81,15 +84,18 @@ export const NDA = {
   DST: 1,
   LLADDR: 2,
   CACHEINFO: 3,
+  VLAN: 5,
   PORT: 6,
   VNI: 7,
   IFINDEX: 8,
+  MASTER: 9,
   SRC_VNI: 11,
   NH_ID: 13,
 } as const;
 export const NUD_PERMANENT = 0x80;
 export const NUD_NOARP = 0x40;
 export const NTF_SELF = 0x02;
+export const NTF_MASTER = 0x04;
 export const NTF_PROXY = 0x08;
 
 /** linux/rtnetlink.h */
@@ -214,6 +220,8 @@ export interface LinkFacts {
   readonly data: ReadonlyMap<number, Buffer>;
   /** IFLA_MASTER: index of the bridge that the link is a port of; 0 for none. */
   readonly masterIfindex: number;
+  /** IFLA_INFO_SLAVE_DATA by type; of a bridge's port IFLA_BRPORT_*. */
+  readonly port: ReadonlyMap<number, Buffer>;
   readonly group: number;
   /** IFLA_LINK: of a veth, the index of the other end in its own namespace. */
   readonly peerIfindex: number;
@@ -226,7 +234,7 @@ export interface LinkFacts {
 /** By message: each of the monitor's listeners reads those of every notification. */
 const linkFacts = new WeakMap<Pick<NetlinkMessage, 'type' | 'payload'>, LinkFacts>();
 
-/** Facts of an RTM_NEWLINK or RTM_DELLINK; undefined for other messages, that of a bridge about its port (AF_BRIDGE) included. */
+/** Facts of an RTM_NEWLINK or RTM_DELLINK; undefined for other messages, a bridge port's message (AF_BRIDGE) included. */
 export function readLinkFacts(message: Pick<NetlinkMessage, 'type' | 'payload'>): LinkFacts | undefined {
   const known = linkFacts.get(message);
   if (known) return known;
@@ -242,6 +250,7 @@ function parseLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | 'payloa
   const info = attributes.get(IFLA.LINKINFO);
   const infoAttributes = info && parseAttributes(info);
   const data = infoAttributes?.get(IFLA.INFO_DATA);
+  const port = infoAttributes?.get(IFLA.INFO_SLAVE_DATA);
   const flags = payload.readUInt32LE(8);
   const afSpec = attributes.get(IFLA.AF_SPEC);
   const byFamily = afSpec && parseAttributes(afSpec);
@@ -257,6 +266,7 @@ function parseLinkFacts({ type, payload }: Pick<NetlinkMessage, 'type' | 'payloa
     kind: textOf(infoAttributes?.get(IFLA.INFO_KIND)) ?? '',
     data: data ? parseAttributes(data) : new Map(),
     masterIfindex: u32Of(attributes.get(IFLA.MASTER)) ?? 0,
+    port: port ? parseAttributes(port) : new Map(),
     group: u32Of(attributes.get(IFLA.GROUP)) ?? 0,
     peerIfindex: u32Of(attributes.get(IFLA.LINK)) ?? 0,
     ipv4Conf: inet && parseAttributes(inet).get(IFLA.INET_CONF),

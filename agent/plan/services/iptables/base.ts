@@ -15,7 +15,7 @@ import {
   baseChain,
   CHAIN_PREFIX,
   MASQUERADE_MARK,
-  POD_LINKS,
+  POD_INTERFACES,
   type SetPurpose,
   setName,
 } from '../../../model/kernel-names.ts';
@@ -103,10 +103,14 @@ function innerParts(family: Family, randomFully: boolean): readonly ChainPart[] 
   const reject = (type: string) => ['-j', 'REJECT', '--reject-with', type];
   return [
     part('nat', SERVICES_CHAIN, '00'),
-    part('nat', ARRIVED_CHAIN, ORDER, { args: ['-i', POD_LINKS, ...SET_MARK], comment: 'from a pod' }, SEARCH, {
-      args: SET_MARK,
-      comment: 'not translated',
-    }),
+    part(
+      'nat',
+      ARRIVED_CHAIN,
+      ORDER,
+      ...POD_INTERFACES.map((pattern) => ({ args: ['-i', pattern, ...SET_MARK], comment: 'from a pod' })),
+      SEARCH,
+      { args: SET_MARK, comment: 'not translated' },
+    ),
     part('nat', HOST_CHAIN, ORDER, { args: SET_MARK, comment: 'from the host' }, SEARCH),
     part(
       'nat',
@@ -153,18 +157,19 @@ function outerParts(family: Family): readonly ChainPart[] {
   const toCluster = { args: [...matchSet('svc-cluster', family, 'dst'), ...SET_MARK], comment: 'to a cluster address' };
   const verdicts = { args: [...IF_MARKED, '-j', VERDICTS_CHAIN], comment: 'to a Service' };
   /** `out`: only what leaves so. */
-  const answers = (...out: readonly string[]) => ({
-    args: ['-i', POD_LINKS, ...out, '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP'],
-    comment: 'an answer that would leave untranslated',
-  });
+  const answers = (out: (pattern: string) => readonly string[]) =>
+    POD_INTERFACES.map((pattern) => ({
+      args: ['-i', pattern, ...out(pattern), '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP'],
+      comment: 'an answer that would leave untranslated',
+    }));
   return [
     part('nat', baseChain('POSTROUTING'), ORDER, {
       args: [...IF_MARKED, '-j', MASQUERADE_CHAIN],
       comment: 'to a Service',
     }),
-    part('filter', baseChain('INPUT'), ORDER, answers(), verdicts),
+    part('filter', baseChain('INPUT'), ORDER, ...answers(() => []), verdicts),
     // To pods of this node they go by INPUT: what these send to Services is masqueraded. The state costs much, the link little.
-    part('filter', baseChain('FORWARD'), ORDER, answers('!', '-o', POD_LINKS), verdicts),
+    part('filter', baseChain('FORWARD'), ORDER, ...answers((pattern) => ['!', '-o', pattern]), verdicts),
     part('filter', baseChain('OUTPUT'), ORDER, verdicts),
     part(
       'filter',
