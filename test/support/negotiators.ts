@@ -164,14 +164,15 @@ class Negotiator {
   }
 
   /** The agent ends and starts again, perhaps with other settings. */
-  restart(options: NegotiatorOptions = {}): void {
+  restart(options: NegotiatorOptions = this.#options): void {
     for (const peer of this.#peers) this.negotiation.removePeer(peer);
     this.agreements = new Map();
     this.#sealers = new Map();
     this.#openers = new Map();
     this.#former = undefined;
-    this.#options = { ...this.#options, ...options };
-    if (options.secret !== undefined) this.#secret = secretOf(bytesOf(options.secret));
+    if (options !== this.#options)
+      this.#secret = options.secret === undefined ? undefined : secretOf(bytesOf(options.secret));
+    this.#options = options;
     this.negotiation = this.#begin();
     this.start();
   }
