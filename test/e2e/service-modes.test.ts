@@ -203,6 +203,9 @@ test.serial('a full map is told, with the setting, and what is in it goes on', a
   const { problems, error } = await complaints();
   t.regex(problems, /the map of frontends holds 6\d of at most 64: set services\.ebpf\.maxFrontends higher/);
   t.regex(error, /full|E2BIG/);
+  const page = await output(inNode(node(), ['curl', '-sS', '--max-time', '10', 'http://127.0.0.1:9440/metrics']));
+  t.regex(page, /^tulle_services_map_entries\{map="frontends"\} 6\d$/m);
+  t.regex(page, /^tulle_services_map_max_entries\{map="frontends"\} 64$/m);
   await untilServed('web-1');
   choose('services: { mode: ebpf }');
   const wider = await restart();

@@ -137,6 +137,38 @@ test.serial('from packets to sockets: packets go on to be served while no progra
   t.deepEqual(await ask({ how: 'tcp' }), EVERYBODY);
 });
 
+test.serial('node ports are at the addresses that the settings name, and follow them', async (t) => {
+  const port = web.ports[0]?.nodePort as number;
+  const [ipv4 = '', ipv6 = ''] = node().addresses;
+  // Beside those that the node has: one in the range that comes and goes, and one that nobody named.
+  const [named, unnamed] = ['198.51.100.7', '198.51.101.7'];
+  const link = (line: string) => output(shIn(node(), line));
+  const routes = [named, unnamed].map((ip) => `ip route add ${ip} via ${ipv4}`).join('; ');
+  await output(shIn(lab().node('node-2'), routes));
+  const servers = async () =>
+    (
+      await neighbour.callAll(
+        [ipv4, ipv6, named, unnamed].map((ip): Call => ({ how: 'tcp', ip, port, deadlineMs: 1000 })),
+      )
+    ).map((answer) => (serverOf(answer) === 'web-1' ? 'served' : 'not'));
+  const untilServers = async (...expected: readonly string[]) => {
+    const isSo = async () => (await servers()).join() === expected.join();
+    await until(isSo, { describe: `${expected}`, ...WAIT });
+    await untilSettled(node());
+    t.deepEqual(await servers(), expected);
+  };
+  await link(`ip address add ${unnamed}/32 dev lo`);
+  await untilServers('served', 'served', 'not', 'not');
+  await restart('{ mode: ebpf, nodePortAddresses: [172.30.0.0/24, 198.51.100.0/24] }');
+  await untilServers('served', 'not', 'not', 'not');
+  await link(`ip address add ${named}/32 dev lo`);
+  await untilServers('served', 'not', 'served', 'not');
+  await link(`ip address del ${named}/32 dev lo; ip address del ${unnamed}/32 dev lo`);
+  await untilServers('served', 'not', 'not', 'not');
+  await restart('{ mode: ebpf }');
+  await untilServers('served', 'served', 'not', 'not');
+});
+
 test.serial('node ports go on while the Node is away, also over a restart', async (t) => {
   const port = web.ports[0]?.nodePort as number;
   const atNode = async () =>

@@ -26,6 +26,7 @@ export interface SliceText {
 export interface ServiceApi {
   /** Dual-stack unless the spec says otherwise. Answers with what the server made of it. */
   createService(name: string, spec: object, ingress?: readonly object[]): Promise<ServiceObject>;
+  readService(name: string): Promise<ServiceObject>;
   patchService(name: string, patch: object): Promise<void>;
   patchStatus(name: string, status: object): Promise<void>;
   deleteService(name: string): Promise<void>;
@@ -49,7 +50,7 @@ export const SLICES = '/apis/discovery.k8s.io/v1/namespaces/default/endpointslic
 const ADDRESS_TYPES = { ipv4: 'IPv4', ipv6: 'IPv6' } as const;
 
 export function serviceApi(control: LabControl, pods: ReadonlyMap<string, PodStatus>): ServiceApi {
-  const send = (method: 'POST' | 'PATCH' | 'DELETE', path: string, object?: object) =>
+  const send = (method: 'GET' | 'POST' | 'PATCH' | 'DELETE', path: string, object?: object) =>
     control.callApi({ method, path, object });
   const serviceAt = (name: string) => apiPath.service('default', name);
   const sliceAt = ({ of, family }: Pick<SliceText, 'of' | 'family'>) =>
@@ -66,9 +67,9 @@ export function serviceApi(control: LabControl, pods: ReadonlyMap<string, PodSta
       const object = { metadata: { name }, spec: { ipFamilyPolicy: 'PreferDualStack', ...spec } };
       const made = await send('POST', apiPath.services('default'), object);
       if (ingress) await patchStatus(name, { loadBalancer: { ingress } });
-      const { clusterIPs, ports } = made['spec'] as { clusterIPs: IpAddress[]; ports: ServiceObject['ports'] };
-      return { name, clusterIps: clusterIPs, ports };
+      return serviceObject(name, made['spec']);
     },
+    readService: async (name) => serviceObject(name, (await send('GET', serviceAt(name)))['spec']),
     patchStatus,
     patchService: async (name, patch) => void (await send('PATCH', serviceAt(name), patch)),
     deleteService: async (name) => void (await send('DELETE', serviceAt(name))),
@@ -87,6 +88,11 @@ export function serviceApi(control: LabControl, pods: ReadonlyMap<string, PodSta
     deleteSlice: async (of, family) => void (await send('DELETE', sliceAt({ of, family }))),
     create: async (path, object) => void (await send('POST', path, object)),
   };
+}
+
+function serviceObject(name: string, spec: unknown): ServiceObject {
+  const { clusterIPs, ports } = spec as { clusterIPs: IpAddress[]; ports: ServiceObject['ports'] };
+  return { name, clusterIps: clusterIPs, ports };
 }
 
 const sliceName = (of: string, family: Family): string => `${of}-${family}`;

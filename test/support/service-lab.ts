@@ -201,3 +201,10 @@ export async function serversAt(
   const answers = await caller(client).callAll(calls);
   return [...new Set(answers.map(({ from, error = '' }) => from?.split(' ')[0] ?? error))].sort();
 }
+
+/** What the API server says of its version to a pod that asks it at its real address. */
+export async function askApiServer({ lab, pods }: Pick<ServiceLab, 'lab' | 'pods'>): Promise<string> {
+  const { apiServer } = await lab.control.status();
+  const { node, netns } = pods.get('idle-1') as PodStatus;
+  return output(inPod(lab.node(node), netns, ['curl', '-sSk', '--max-time', '20', `${apiServer.url}/version`]));
+}

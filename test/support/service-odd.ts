@@ -2,11 +2,10 @@
 import test from 'ava';
 import { families, familyOf, type IpAddress } from '../../agent/model/ip.ts';
 import { apiPath } from '../../lab/api-writer.ts';
-import { inPod } from '../../lab/node.ts';
 import type { PodStatus } from '../../lab/pods.ts';
-import { output, tulle } from './lab.ts';
+import { tulle } from './lab.ts';
 import { SLICES, TCP_AND_UDP } from './service-api.ts';
-import { BALANCERS, CLIENTS, EXTERNALS, type ServicesMode, serversAt, useServiceLab } from './service-lab.ts';
+import { askApiServer, CLIENTS, EXTERNALS, type ServicesMode, serversAt, useServiceLab } from './service-lab.ts';
 import { unsoundServices } from './service-unsound.ts';
 import type { Call } from './socket-caller.ts';
 
@@ -85,9 +84,7 @@ export function serviceOddities(mode: ServicesMode): void {
         client,
       );
     }
-    const idle = pods.get('idle-1') as PodStatus;
-    const curl = ['curl', '-sSk', '--max-time', '20', `${apiServer.url}/version`];
-    t.regex(await output(inPod(testLab.node(idle.node), idle.netns, curl)), /"major"/);
+    t.regex(await askApiServer(lab()), /"major"/);
     const { stdout } = await tulle(testLab.node('node-1'), 'status');
     for (const name of Object.keys(wishes)) t.true(stdout.includes(name), `the status tells of ${name}`);
   });
@@ -129,24 +126,16 @@ export function serviceOddities(mode: ServicesMode): void {
     t.false(stdout.includes(long), 'a long name is no fault');
   });
 
-  test.serial(`${mode}: Services with hardly a field, and such that are for others`, async (t) => {
+  test.serial(`${mode}: Services with hardly a field`, async (t) => {
     const { api, written } = lab();
     const name = `s${'-'.repeat(61)}s`;
     const ports = [{ port: 80, targetPort: 8080 }];
     const least = await api.createService(name, { ports, ipFamilyPolicy: undefined });
     const targets = [{ port: 8080 }];
     for (const { family } of families) await api.createSlice({ of: name, family, endpoints: '1 2', ports: targets });
-    const foreign = { 'service.kubernetes.io/service-proxy-name': 'another' };
-    const object = { metadata: { name: 'foreign', labels: foreign }, spec: { ports, type: 'LoadBalancer' } };
-    await api.create(apiPath.services('default'), object);
-    const ingress = [{ ip: `${BALANCERS.ipv4}99` }];
-    await api.patchStatus('foreign', { loadBalancer: { ingress } });
-    await api.createSlice({ of: 'foreign', family: 'ipv4', endpoints: '1 2', ports: targets });
     await written();
     for (const client of ['pod-1', 'pod-3', 'host-1', 'host-3'] as const) {
       t.deepEqual(await serversAt(lab(), client, least.clusterIps), ['web-1', 'web-2'], client);
-      const call: Call = { how: 'tcp', ip: `${BALANCERS.ipv4}99`, port: 80, deadlineMs: 1000 };
-      t.is((await lab().caller(client).call(call)).from, undefined, client);
     }
   });
 

@@ -4,7 +4,7 @@
  * that is said beside it.
  */
 import { type Family, families, familyOf, type IpAddress } from '../../agent/model/ip.ts';
-import type { ServiceObject } from './service-api.ts';
+import { type ServiceObject, TCP_AND_UDP } from './service-api.ts';
 import { BALANCERS, type Client, EXTERNALS, nodeOf, type ServiceLab, type ServicesMode } from './service-lab.ts';
 import type { Answer, Call } from './socket-caller.ts';
 
@@ -107,7 +107,7 @@ export async function expose(
     const full = { type: 'LoadBalancer', externalTrafficPolicy, externalIPs: ips(EXTERNALS), ...spec };
     const object = await api.createService(
       name,
-      { ports: PORTS, ...full },
+      { ports: TCP_AND_UDP, ...full },
       ips(BALANCERS).map((ip) => ({ ip, ...scenario.ingress })),
     );
     for (const { family } of families) await api.createSlice({ of: name, family, endpoints });
@@ -116,11 +116,6 @@ export async function expose(
   await written();
   return exposed;
 }
-
-const PORTS = [
-  { name: 'tcp', protocol: 'TCP', port: 80, targetPort: 8080 },
-  { name: 'udp', protocol: 'UDP', port: 80, targetPort: 8080 },
-];
 
 /** Long enough on a busy machine; without an answer nothing is as expected anyway. */
 const ANSWER_MS = 10_000;

@@ -19,6 +19,7 @@ import {
   useServiceLab,
 } from './service-lab.ts';
 import { SCENARIOS } from './service-scenarios.ts';
+import { serviceShapes } from './service-shapes.ts';
 import { askAll, expose } from './service-table.ts';
 import type { Answer, Call } from './socket-caller.ts';
 
@@ -127,6 +128,8 @@ export function serviceTruth(mode: ServicesMode): void {
       for (const client of INSIDE) t.deepEqual(await serversAt(lab(), client, clusterIps), ['web-1', 'web-2'], client);
     },
   );
+
+  serviceShapes(mode, lab);
 
   test.serial(
     `${mode}: Services that prefer what is near follow readiness, zone by zone and node by node`,

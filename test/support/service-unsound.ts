@@ -4,12 +4,12 @@ import test, { type ExecutionContext } from 'ava';
 import { families, type IpAddress } from '../../agent/model/ip.ts';
 import { apiPath } from '../../lab/api-writer.ts';
 import type { NamespacedObject } from '../../lab/control.ts';
-import { inNode, inPod } from '../../lab/node.ts';
+import { inNode } from '../../lab/node.ts';
 import type { PodStatus } from '../../lab/pods.ts';
 import { until } from '../../lab/until.ts';
 import { output, type TestLab, TIMEOUT_MS, tulle } from './lab.ts';
 import { TCP_AND_UDP } from './service-api.ts';
-import { type Client, type ServiceLab, type ServicesMode, serversAt } from './service-lab.ts';
+import { askApiServer, type Client, type ServiceLab, type ServicesMode, serversAt } from './service-lab.ts';
 
 type Spec = Readonly<Record<string, unknown>>;
 type ServiceAsStored = NamespacedObject & { readonly spec: Spec };
@@ -256,10 +256,7 @@ async function assertNothingTaken(t: ExecutionContext, serviceLab: ServiceLab, c
     servers.some((each) => each.startsWith('web-')),
     `${client} reaches ${servers} where no Service is`,
   );
-  const { apiServer } = await lab.control.status();
-  const idle = pods.get('idle-1') as PodStatus;
-  const curl = ['curl', '-sSk', '--max-time', '20', `${apiServer.url}/version`];
-  t.regex(await output(inPod(lab.node(idle.node), idle.netns, curl)), /"major"/);
+  t.regex(await askApiServer(serviceLab), /"major"/);
 }
 
 async function statusLines({ lab }: ServiceLab): Promise<readonly string[]> {

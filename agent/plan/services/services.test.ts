@@ -168,7 +168,7 @@ test('slices of no Service are told, until there is one', (t) => {
   const plan = counting();
   const strays = (cluster: Cluster) => plan(cluster).fragments.get('services')?.problems ?? [];
   t.deepEqual(strays(clusterOf([], [slice('web', '10.84.1.5')])), [
-    'EndpointSlice default/web-1 is for Service default/web, which does not exist or has no address',
+    'EndpointSlice default/web-1 is for Service default/web, which does not exist, has no address or is for another proxy',
   ]);
   t.deepEqual(strays(clusterOf([service('web')], [slice('web', '10.84.1.5')])), []);
   const many = Array.from({ length: 50 }, (_, n) => slice(`web${n}`, '10.84.1.5'));

@@ -227,5 +227,5 @@ const strayProblems = (index: ServiceIndex): readonly string[] =>
     .slice(0, STRAYS_MAX)
     .map(
       ({ namespace, name, service }) =>
-        `EndpointSlice ${namespace}/${name} is for Service ${service}, which does not exist or has no address`,
+        `EndpointSlice ${namespace}/${name} is for Service ${service}, which does not exist, has no address or is for another proxy`,
     );
