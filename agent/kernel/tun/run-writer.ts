@@ -1,7 +1,17 @@
 /** Segments of one super-packet on their way to the TUN device. */
 import { bare } from '../libc.ts';
 import { type Arena, Iovecs } from './memory.ts';
-import { adaptHeaders, GSO, GSO_ECN, headersLength, putU16le, u16le, VNET, VNET_NEEDS_CSUM } from './super-packet.ts';
+import {
+  adaptHeaders,
+  GSO,
+  GSO_ECN,
+  headersLength,
+  ipHeaderLength,
+  putU16le,
+  u16le,
+  VNET,
+  VNET_NEEDS_CSUM,
+} from './super-packet.ts';
 import { DATA_FLAGS, DATA_HEADER } from './wire.ts';
 
 const IOVECS = 1000;
@@ -70,7 +80,7 @@ export class RunWriter {
     const csumStart = u16le(bytes, at + DATA_HEADER.csumStart);
     const needsCsum = ((bytes[at + DATA_HEADER.flags] as number) & DATA_FLAGS.needsCsum) !== 0;
     const csumOffset = u16le(bytes, at + DATA_HEADER.csumOffset);
-    if (needsCsum && csumStart + csumOffset + 2 > inner) return 0;
+    if (needsCsum && (csumStart < ipHeaderLength(bytes, ip) || csumStart + csumOffset + 2 > inner)) return 0;
     this.#bytes = bytes;
     this.#gsoType = gso;
     this.#gsoSize = u16le(bytes, at + DATA_HEADER.gsoSize);

@@ -40,13 +40,17 @@ export function putU16be(bytes: Buffer, at: number, value: number): void {
   bytes[at + 1] = value;
 }
 
+/** What lies before can be no transport header: whoever has a checksum written there changes what was looked at. */
+export const ipHeaderLength = (bytes: Buffer, at: number): number =>
+  (bytes[at] as number) >>> 4 === 4 ? Math.max(IPV4_HEADER_BYTES, ((bytes[at] as number) & 15) * 4) : IPV6_HEADER_BYTES;
+
 /**
  * Length of the headers of IP and of TCP or UDP, of a packet of `length` bytes at `at` whose transport header begins at
  * `csumStart`; 0 when packet and gso type do not belong together.
  */
 export function headersLength(bytes: Buffer, at: number, length: number, gsoType: number, csumStart: number): number {
+  if (csumStart < ipHeaderLength(bytes, at)) return 0;
   const isIpv4 = (bytes[at] as number) >>> 4 === 4;
-  if (csumStart < (isIpv4 ? IPV4_HEADER_BYTES : IPV6_HEADER_BYTES)) return 0;
   const isTcp = gsoType === GSO.tcp4 || gsoType === GSO.tcp6;
   if (csumStart + (isTcp ? TCP_HEADER_BYTES : UDP_HEADER_BYTES) > length) return 0;
   if (isIpv4) {
