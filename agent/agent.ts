@@ -14,6 +14,7 @@ import { giveMemoryBack } from './memory.ts';
 import { addressesOf, type Host } from './model/host.ts';
 import { parseIpPort } from './model/ip-port.ts';
 import { NodeServices, type NodeServicesStatus } from './node-services.ts';
+import { NodeTunnel, type NodeTunnelStatus } from './node-tunnel.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
 import { type Plan, type PlanInput, Planner } from './plan/planner.ts';
@@ -59,7 +60,7 @@ export async function runAgent(options: AgentOptions, signal: AbortSignal): Prom
   requireCapabilities();
   await holdNetworkNamespace(signal);
   mkdirSync(config.runDir, { recursive: true, mode: 0o700 });
-  const kernel = await openKernel({ config, log: log.child({ component: 'kernel' }) }, signal);
+  const kernel = await openKernel({ config, log: log.child({ component: 'kernel' }), resumesTunnel: true }, signal);
   const served = { ...config, 'services.mode': kernel.services.mode };
   await new Agent({ ...options, config: served }, kernel).run(signal);
 }
@@ -85,6 +86,8 @@ export interface AgentStatus {
   readonly cluster: ClusterStatus;
   /** Absent where another proxy serves them. */
   readonly services?: NodeServicesStatus;
+  /** Absent where the agent carries no tunnel itself. */
+  readonly tunnel?: NodeTunnelStatus;
   readonly attachments: readonly PodRecord[];
   /** Addresses that pods have and can have, of each podCIDR. */
   readonly addresses: readonly AddressCount[];
@@ -108,6 +111,7 @@ class Agent {
   /** Absent where nobody may ask. */
   readonly #endpoint: Endpoint | undefined;
   readonly #services: NodeServices;
+  readonly #tunnel: NodeTunnel;
   readonly #planning: Planning;
   #sweeps = false;
   #host: Host;
@@ -160,6 +164,9 @@ class Agent {
       attachments: () => this.#attachments.list(),
       log,
     });
+    this.#tunnel = new NodeTunnel(() =>
+      config.backend === 'tun' || kernel.tunnel.current() ? kernel.tunnel.status() : undefined,
+    );
     const { hostPorts } = this.#services;
     const cniLog = log.child({ component: 'cni' });
     const readiness = () => this.readiness();
@@ -268,6 +275,7 @@ class Agent {
     const { config, version } = this.#options;
     const underlay = this.#planning.plan?.underlay;
     const services = this.#services.status();
+    const tunnel = this.#tunnel.status();
     return {
       version,
       nodeName: config.nodeName,
@@ -283,6 +291,7 @@ class Agent {
       },
       cluster: this.#watch.status(),
       ...(services && { services }),
+      ...(tunnel && { tunnel }),
       attachments: this.#attachments.list(),
       addresses: this.#attachments.addresses(underlay?.podNetworks.map(({ cidr }) => cidr) ?? []),
       problems: [
@@ -303,7 +312,9 @@ class Agent {
     this.#planning.start((plan, before) => this.#planned(plan, before, signal), signal);
     const timer = setInterval(() => void this.#housekeep(), COLLECT_INTERVAL_MS).unref();
     signal.addEventListener('abort', () => clearInterval(timer));
-    new ProblemLog(this.#options.log).follow(() => [...this.#watch.problems(), ...this.#state.problems()], signal);
+    this.#tunnel.follow(signal);
+    const problems = () => [...this.#watch.problems(), ...this.#state.problems(), ...this.#tunnel.problems()];
+    new ProblemLog(this.#options.log).follow(problems, signal);
   }
 
   /** A pair that vanished and cannot be made again: its namespace may be gone, and no runtime may ever tell. */

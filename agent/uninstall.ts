@@ -8,7 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import type { Config } from './config.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
-import { type Kernel, openKernel } from './kernel/kernel.ts';
+import { type Kernel, openKernel, TUN_STATE_FILE } from './kernel/kernel.ts';
 import type { Altered } from './kernel/netlink/object-driver.ts';
 import type { Key, PodLink } from './model/items.ts';
 import { findConflist, findExecutables } from './pods/install.ts';
@@ -151,6 +151,8 @@ const RUN_FILES = [
   'sysctl.json.new',
   'underlay.json',
   'underlay.json.new',
+  TUN_STATE_FILE,
+  `${TUN_STATE_FILE}.new`,
 ] as const;
 
 function podLinkOf(change: Change): readonly (PodLink & { readonly isDown: boolean })[] {

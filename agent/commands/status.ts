@@ -4,6 +4,7 @@ import type { Feature } from '../kernel/features.ts';
 import type { SocketServicesStatus } from '../socket-services.ts';
 import { askAgent } from './ask-agent.ts';
 import { table } from './table.ts';
+import { tunnelLines, tunnelTroubles } from './tunnel-lines.ts';
 
 type Watch = AgentStatus['cluster']['resources'][number];
 
@@ -15,7 +16,14 @@ export async function status({ runDir, json }: { runDir: string; json: boolean }
 }
 
 export function describeStatus(status: AgentStatus): string {
-  const sections = [nodeLines(status), clusterLines(status), kernelLines(status), troubleLines(status)];
+  const { tunnel } = status;
+  const sections = [
+    nodeLines(status),
+    clusterLines(status),
+    tunnel ? tunnelLines(tunnel) : [],
+    kernelLines(status),
+    troubleLines(status),
+  ];
   return `${sections
     .filter((lines) => lines.length > 0)
     .map((lines) => lines.join('\n'))
@@ -99,8 +107,9 @@ function watchTroubles({ resource, problems, problemCount }: Watch): readonly st
   return more > 0 ? [...lines, `problem   and ${more} more of ${resource}, which the log has`] : lines;
 }
 
-function troubleLines({ kernel, cluster, problems }: AgentStatus): readonly string[] {
+function troubleLines({ kernel, cluster, tunnel, problems }: AgentStatus): readonly string[] {
   return [
+    ...(tunnel ? tunnelTroubles(tunnel) : []),
     ...problems.map((problem) => `problem   ${problem}`),
     ...kernel.problems.map(({ problem }) => `problem   ${problem}`),
     ...cluster.resources.flatMap(watchTroubles),

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import type { Logger } from 'pino';
 import type { Host } from '../model/host.ts';
 import type { Family } from '../model/ip.ts';
-import type { Kind, PodLink } from '../model/items.ts';
+import type { Kind, PodLink, TunEncryption, TunPathItem } from '../model/items.ts';
 import type { AnyDriver } from '../reconcile/types.ts';
 import { openServiceMode, type ServiceMode, type ServiceModeSettings } from './bpf/service-mode.ts';
 import { requireDumpFilters } from './capabilities.ts';
@@ -20,16 +20,21 @@ import { openNetlink } from './netlink/open.ts';
 import { NetlinkSocket } from './netlink/socket.ts';
 import { identifyNetns } from './netns/netns.ts';
 import { createSysctlDriver } from './sysctl/sysctl.ts';
+import { createTunDrivers } from './tun/drivers.ts';
+import { TunPath } from './tun/path.ts';
 
 /** Kinds that have drivers only where sockets are served, or were: how their keys are shared. */
 const SOCKET_KINDS = { 'backend-set': 'same', frontend: 'one', attachment: 'same' } as const satisfies Partial<
   Kernel['merge']
 >;
 
-/** Kinds whose drivers come with the backend `tun`. */
-const TUN_KINDS = { 'tun-path': 'one', 'tun-peer': 'one' } as const satisfies Partial<Kernel['merge']>;
+/** In the run directory: what the tunnel of the last process carried. */
+export const TUN_STATE_FILE = 'tun.json';
 
 export interface KernelSettings extends ServiceModeSettings {
+  readonly nodeName: string;
+  readonly backend: string;
+  readonly 'tun.encryption': TunEncryption;
   readonly runDir: string;
   readonly procSys: string;
   readonly 'iptables.backend': 'auto' | BackendName;
@@ -42,6 +47,8 @@ export interface Kernel {
   readonly iptables: string;
   /** How Services are served. */
   readonly services: ServiceMode;
+  /** The tunnel that this process carries. */
+  readonly tunnel: Pick<TunPath, 'current' | 'status'>;
   /** What this kernel can do; empty until that has been tried. */
   features(): readonly Feature[];
   host(): Host;
@@ -57,12 +64,22 @@ export interface Kernel {
   close(): Promise<void>;
 }
 
+export interface OpenKernelOptions {
+  readonly config: KernelSettings;
+  readonly log: Logger;
+  /** Whether a tunnel that an earlier process carried goes on now. */
+  readonly resumesTunnel?: boolean;
+}
+
 /** Probes the host and opens what the drivers need. Throws KernelError: no root, a missing tool. */
 export async function openKernel(
-  { config, log }: { config: KernelSettings; log: Logger },
+  { config, log, resumesTunnel = false }: OpenKernelOptions,
   signal: AbortSignal,
 ): Promise<Kernel> {
   requireDumpFilters();
+  // First: until then the pods of other nodes are out of reach.
+  const tunnel = new TunPath({ nodeName: config.nodeName, file: join(config.runDir, TUN_STATE_FILE), log });
+  if (resumesTunnel) await tunnel.resume((path) => isStillMeant(path, config));
   const backend = await iptablesBackend(config['iptables.backend'], signal);
   log.info({ backend: backend.backend, version: backend.version, reason: backend.reason }, 'iptables');
   const netlink = openNetlink({
@@ -81,6 +98,7 @@ export async function openKernel(
   const member = createMemberDriver({ client: nfnetlink });
   const byKind = {
     ...netlink.drivers,
+    ...createTunDrivers(tunnel),
     sysctl,
     set: createSetDriver({ run, client: nfnetlink, onEmptied: (name) => member.setEmptied(name) }),
     member,
@@ -90,7 +108,7 @@ export async function openKernel(
       onServed: (family, places) => void forgetFlows(nfnetlink, log, family, places),
     }),
   } satisfies {
-    readonly [K in Exclude<Kind, keyof typeof SOCKET_KINDS | keyof typeof TUN_KINDS>]: { readonly kind: K };
+    readonly [K in Exclude<Kind, keyof typeof SOCKET_KINDS>]: { readonly kind: K };
   };
   const host = new HostWatch({
     ...netlink,
@@ -111,11 +129,11 @@ export async function openKernel(
     drivers,
     merge: {
       ...SOCKET_KINDS,
-      ...TUN_KINDS,
       ...Object.fromEntries(drivers.map(({ kind, merge }) => [kind, merge])),
     } as Kernel['merge'],
     iptables: `${backend.backend} (${backend.reason})`,
     services,
+    tunnel,
     features: () => [...features, ...services.features],
     host: () => host.current,
     onHostChange: (listener) => host.onChange(listener),
@@ -124,12 +142,20 @@ export async function openKernel(
     sweepOtherBackend: (signal) => sweepOtherBackend(backend, log, signal),
     finishDeletions: () => netlink.reaper.flush(),
     async close() {
+      await tunnel.suspend();
       nfnetlink.close();
       services.lane?.close();
       await netlink.close();
     },
   };
 }
+
+/**
+ * Another backend writes its own way to the pods of other nodes first, and this one ends after it. What is to be sealed now
+ * is not sent in the clear once more.
+ */
+const isStillMeant = ({ encryption }: TunPathItem, config: KernelSettings): boolean =>
+  config.backend !== 'tun' || encryption === config['tun.encryption'];
 
 async function forgetFlows(client: NetlinkClient, log: Logger, family: Family, places: readonly ServedPlace[]) {
   try {

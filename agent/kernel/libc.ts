@@ -268,6 +268,10 @@ export function sendDatagramTo(
     throw new KernelError({ code: lastErrno(), ...what });
 }
 
+/** The same without waiting: whether the kernel took it. */
+export const trySendDatagramTo = (fd: number, bytes: Uint8Array, address: Uint8Array): boolean =>
+  sendtoCall(fd, bytes, bytes.length, MSG_DONTWAIT, address, address.length) >= 0;
+
 /**
  * recvfrom(2) on a thread of the pool, so that nothing else waits: the length of a datagram, or undefined when none came
  * within the time. Not more than one call a socket at once, and no close before it has ended.

@@ -21,6 +21,8 @@ export interface Cell {
   readonly agentArgs: readonly string[];
   /** MTU that pods get on an underlay of 1500 bytes. */
   readonly mtuBytes: number;
+  /** What else holds once all of it was tried. */
+  readonly alsoHolds?: (t: ExecutionContext, status: LabStatus) => Promise<void>;
 }
 
 type PodLink = 'routed' | 'bridge';
@@ -42,6 +44,7 @@ export function testCell(network: Cell, podLink: PodLink): void {
     await noPathIsSmaller(t, status);
     await pathMtuIsTold(t, ends, network);
     await nothingLeftToDo(t, status);
+    await network.alsoHolds?.(t, status);
     await control.removePod('default', 'a');
   });
 }
