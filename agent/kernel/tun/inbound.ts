@@ -8,6 +8,7 @@ import { type Counters, INBOUND } from './counters.ts';
 import { type Arena, arena, Iovecs, Messages } from './memory.ts';
 import type { Peer, PeerEntry, Peers } from './peers.ts';
 import { RunWriter } from './run-writer.ts';
+import { isPassing } from './sending.ts';
 import { u16be } from './super-packet.ts';
 import { DATA_HEADER, readKind } from './wire.ts';
 
@@ -76,13 +77,14 @@ export class Inbound {
       const count = bare.recvmmsg(this.#options.socketFd, this.#messages.addressOf(0), MESSAGES, MSG_DONTWAIT, 0);
       if (count < 0) {
         // The error of an earlier datagram does not keep others from being received.
-        if (errnoOfLastCall() === EAGAIN) return;
-        continue;
+        if (isPassing(errnoOfLastCall())) continue;
+        return;
       }
       for (let i = 0; i < count; i++) {
         this.#message(i);
         this.#arm(i);
       }
+      this.#endRun();
       if (count < MESSAGES) return;
     }
   }
@@ -97,11 +99,20 @@ export class Inbound {
       counters.add(0, this.#columns.stranger, size === 0 ? 1 : Math.ceil(length / size));
       return;
     }
+    if (this.#runPeer !== peer) this.#endRun();
+    this.#runPeer = peer;
     const start = i * DATAGRAM_BYTES;
     for (let at = start; at < start + length; at += size) {
       this.#datagram(peer, at, Math.min(size, start + length - at));
     }
-    this.#write(peer);
+  }
+
+  /** Whose segments are gathered: a super-packet whose segments have headers of their own is larger than one message. */
+  #runPeer: Peer | undefined;
+
+  #endRun(): void {
+    if (this.#runPeer) this.#write(this.#runPeer);
+    this.#runPeer = undefined;
     this.#plainUsed = 0;
   }
 
@@ -201,8 +212,6 @@ export class Inbound {
   #write(peer: Peer): void {
     const { counters } = this.#options;
     const failed = this.#run.write();
-    if (failed > 0) counters.add(peer.entry.slot, this.#columns.malformed, failed);
+    if (failed > 0) counters.add(peer.entry.slot, this.#columns.notTaken, failed);
   }
 }
-
-const EAGAIN = 11;

@@ -3,6 +3,7 @@
  * the main thread when that one says so: it has no event loop, and nobody waits for it.
  */
 import { readSync, writeSync } from 'node:fs';
+import { flushCompileCache } from 'node:module';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { bare, errnoOfLastCall } from '../libc.ts';
 import { Counters, INBOUND, OUTBOUND } from './counters.ts';
@@ -24,6 +25,9 @@ const POLLNVAL = 32;
 const EINTR = 4;
 /** How long a full socket buffer is waited for before packets are dropped. */
 const WRITABLE_MS = 100;
+
+// The main thread keeps what it has compiled itself. To strip types takes this one 25 MB, which it does not give back.
+flushCompileCache();
 
 const data = workerData as ThreadData;
 const peers = new Peers();
@@ -121,7 +125,11 @@ function answerTooLarge(packet: Buffer, mtuBytes: number, peer: Peer): void {
   const source = peer.gateway((packet[0] as number) >>> 4 === 4 ? 4 : 16);
   if (!source) return;
   const answer = Buffer.concat([Buffer.alloc(VNET.bytes), tooBig(packet, mtuBytes, source)]);
-  writeSync(data.tunFd, answer);
+  try {
+    writeSync(data.tunFd, answer);
+  } catch {
+    // The device is down, and so is the way back: the sender will ask again.
+  }
 }
 
 /** False: the thread is to end. */
@@ -153,8 +161,9 @@ function carry(): void {
     if (returned(1) !== 0 && !readMessages(direction)) return;
     const what = returned(0);
     if (what === 0) continue;
-    if (data.role === 'outbound' && (what & (POLLERR | POLLHUP | POLLNVAL)) !== 0) {
-      tell({ kind: 'broken', reason: 'the TUN device has gone' });
+    const isGone = what & (data.role === 'outbound' ? POLLERR | POLLHUP | POLLNVAL : POLLNVAL);
+    if (isGone !== 0) {
+      tell({ kind: 'broken', reason: data.role === 'outbound' ? 'the TUN device has gone' : 'the socket has gone' });
       return;
     }
     if (!direction.turn()) {
