@@ -41,11 +41,11 @@ test('a peer that is new has no rate, one that counts from the beginning again n
 });
 
 test('problems name their peer; without a tunnel there is nothing to say', (t) => {
-  const silent = tunPeer('c', { state: 'silent', problem: 'does not answer: allow UDP port 8285' });
+  const silent = tunPeer('c', { state: 'silent', problem: 'Node c does not answer: allow UDP port 8285' });
   const status = { ...tunStatus(tunPeer('b'), silent), problems: ['the secret cannot be read'] };
   t.deepEqual(stand(status).tunnel.problems(), [
     { cause: 'tunnel', problem: 'the secret cannot be read' },
-    { cause: 'node c', problem: 'Node c (192.0.2.2): does not answer: allow UDP port 8285' },
+    { cause: 'node c', problem: 'Node c does not answer: allow UDP port 8285' },
   ]);
   t.deepEqual(stand(undefined).tunnel.problems(), []);
   t.is(stand(undefined).tunnel.status(), undefined);

@@ -67,9 +67,7 @@ export class NodeTunnel {
 
 export const tunnelProblems = ({ problems, peers }: TunStatus): readonly ToldProblem[] => [
   ...problems.map((problem) => ({ cause: 'tunnel', problem })),
-  ...peers.flatMap(({ node, end, problem }) =>
-    problem === undefined ? [] : [{ cause: `node ${node}`, problem: `Node ${node} (${end}): ${problem}` }],
-  ),
+  ...peers.flatMap(({ node, problem }) => (problem === undefined ? [] : [{ cause: `node ${node}`, problem }])),
 ];
 
 const sampleOf = ({ peers }: TunStatus, atMs: number): Sample => ({

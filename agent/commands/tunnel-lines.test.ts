@@ -38,8 +38,8 @@ test('thousands of peers are told of by the weightiest; none, and no path, in a 
 });
 
 test('problems name the peer; of thousands the first', (t) => {
-  const lost = (node: string) => tunPeer(node, { state: 'silent', problem: 'does not answer' });
-  t.deepEqual(tunnelTroubles(tunStatus(lost('b'), tunPeer('c'))), ['problem   Node b (192.0.2.2): does not answer']);
+  const lost = (node: string) => tunPeer(node, { state: 'silent', problem: `Node ${node} does not answer` });
+  t.deepEqual(tunnelTroubles(tunStatus(lost('b'), tunPeer('c'))), ['problem   Node b does not answer']);
   const all = tunnelTroubles(tunStatus(...Array.from({ length: 40 }, (_, i) => lost(`n${i}`))));
   t.is(all.at(-1), 'problem   and 10 more of the tunnel, which the log has');
 });

@@ -1,65 +1,10 @@
 /** What changes about a node while its pods run: backend, address, peers, the underlay itself. All of it is followed, nothing stale remains. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 import { apiPath } from '../../lab/api-writer.ts';
-import { pingAll, pingEnds } from '../../lab/ping.ts';
-import { until } from '../../lab/until.ts';
-import { TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
-import { dumpNode } from '../support/node-dump.ts';
-import { fabricPlace, nodePlace, podPlace, shellIn } from '../support/places.ts';
+import { NODES, useLiveLab } from '../support/live-lab.ts';
+import { fabricPlace, podPlace, shellIn } from '../support/places.ts';
 
-const directory = mkdtempSync(join(tmpdir(), 'tulle-test-live-'));
-test.after.always(() => rmSync(directory, { recursive: true, force: true }));
-const configFile = join(directory, 'config.yaml');
-const choose = (settings: string) => writeFileSync(configFile, `${settings}\n`);
-choose('backend: vxlan');
-
-/** Full lists are so rare that only a notice can be behind what happens. */
-const lab = useLab({ nodes: 2, agentArgs: ['--config', configFile, '--resync-seconds', '600'] }, async () => {
-  for (const name of NODES) await lab().runPod(`on-${name}`, name);
-});
-const NODES = ['node-1', 'node-2'] as const;
-const WAIT = { deadlineMs: TIMEOUT_MS, intervalMs: 20 };
-
-const node = (name: string) => nodePlace(lab().node(name));
-const pods = async () => (await lab().control.status()).pods;
-
-/** Everything of a node that speaks of this. */
-async function mentions(name: string, what: RegExp): Promise<readonly string[]> {
-  const pod = (await pods()).find((each) => each.node === name);
-  return (await dumpNode(node(name), pod?.netns as string)).filter((line) => what.test(line));
-}
-
-/** Pods reach each other in both families, and no node has anything left to do. */
-async function allIsWell(t: ExecutionContext, what: string): Promise<void> {
-  for (const name of NODES) await untilSettled(lab().node(name));
-  const status = await lab().control.status();
-  const options = { count: 1, families: status.families, nodes: false };
-  const lost = async () =>
-    (await pingAll(pingEnds(status), options, AbortSignal.timeout(TIMEOUT_MS))).filter(({ ok }) => !ok);
-  await until(async () => (await lost()).length === 0, { describe: `every ping to be answered: ${what}`, ...WAIT });
-  for (const name of NODES) t.is((await tulle(lab().node(name), 'diff')).stdout, '', `${what}: ${name}`);
-}
-
-async function untilGone(name: string, what: RegExp): Promise<void> {
-  let left: readonly string[] = [];
-  const isGone = async () => {
-    left = await mentions(name, what);
-    return left.length === 0;
-  };
-  await until(isGone, { describe: `${what} to go from ${name}`, ...WAIT }).catch((cause: unknown) => {
-    throw new Error(`${name} still has:\n${left.join('\n')}`, { cause });
-  });
-}
-
-/** With the settings of the moment. */
-async function restartAgents(whileAway: () => Promise<void> = async () => {}): Promise<void> {
-  for (const name of NODES) await lab().control.stopAgent(name);
-  await whileAway();
-  for (const name of NODES) await lab().control.startAgent(name);
-}
+const { lab, choose, node, pods, mentions, allIsWell, untilGone, restartAgents } = useLiveLab('backend: vxlan');
 
 test.serial('another backend keeps the pods with their addresses, and leaves nothing of the one before', async (t) => {
   await allIsWell(t, 'vxlan');

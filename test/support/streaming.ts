@@ -26,33 +26,51 @@ export interface Journey {
   readonly to: PodStatus;
 }
 
-/**
- * From one pod to another, over both families, while `disturb` does its work: every datagram has to arrive, and every
- * heartbeat over a connection that was opened before to come back.
- */
-export async function whileStreaming(
+/** What arrived of it, by the receiver's address. */
+export interface Stream {
+  readonly sent: Sending;
+  readonly received: Receipt;
+}
+
+/** From one pod to another, over both families, while `disturb` does its work. Connections were opened before. */
+export async function streamWhile(
   t: ExecutionContext,
   { lab, from, to }: Journey,
   disturb: () => Promise<void>,
-): Promise<void> {
+): Promise<Stream> {
   const receiver = await start(t, lab, to, 'receive', PORT);
   const sender = await start(t, lab, from, 'send', PORT, ...to.addresses);
   await disturb();
   sender.child.stdin?.end();
-  const { datagrams, connections } = JSON.parse(await nextLine(sender)) as Sending;
-  receiver.child.stdin?.write(`${JSON.stringify(datagrams)}\n`);
-  const { distinct, socketDrops } = JSON.parse(await nextLine(receiver)) as Receipt;
+  const sent = JSON.parse(await nextLine(sender)) as Sending;
+  receiver.child.stdin?.write(`${JSON.stringify(sent.datagrams)}\n`);
+  return { sent, received: JSON.parse(await nextLine(receiver)) as Receipt };
+}
 
+/** The same: every datagram has to arrive, and every heartbeat over a connection to come back. */
+export async function whileStreaming(
+  t: ExecutionContext,
+  journey: Journey,
+  disturb: () => Promise<void>,
+): Promise<void> {
+  const { sent, received } = await streamWhile(t, journey, disturb);
+  const { datagrams, connections } = sent;
+  const { distinct, socketDrops } = received;
   t.log(`sent ${JSON.stringify(datagrams)}, arrived ${JSON.stringify(distinct)}`);
   t.log(
     `connections: ${connections.map(({ echoed, gapMs }) => `${echoed} echoes, at most ${gapMs} ms apart`).join('; ')}`,
   );
   t.is(socketDrops, 0, 'the receiver read too slowly: this says nothing of the network');
-  t.is(Object.keys(datagrams).length, to.addresses.length);
-  for (const [address, sent] of Object.entries(datagrams)) {
-    t.true(sent > MIN_DATAGRAMS, `${sent} datagrams to ${address} prove nothing`);
-    t.is(sent - (distinct[address] ?? 0), 0, `datagrams to ${address} that were lost`);
+  t.is(Object.keys(datagrams).length, journey.to.addresses.length);
+  for (const [address, count] of Object.entries(datagrams)) {
+    t.true(count > MIN_DATAGRAMS, `${count} datagrams to ${address} prove nothing`);
+    t.is(count - (distinct[address] ?? 0), 0, `datagrams to ${address} that were lost`);
   }
+  keptAlive(t, sent);
+}
+
+/** Whatever was lost on the way, every heartbeat came back in the end. */
+export function keptAlive(t: ExecutionContext, { connections }: Sending): void {
   for (const { address, sent, echoed, broken } of connections) {
     t.is(broken, undefined, address);
     t.is(sent - echoed, 0, `heartbeats over the connection to ${address} without an echo`);

@@ -31,7 +31,7 @@ export interface TunPeerStatus {
   /** How large packets are sent now. */
   readonly carriage: TunCarriage;
   readonly encryption: TunEncryption;
-  /** Why nothing, or not all, gets through, with the remedy. */
+  /** Why nothing, or not all, gets through, with the remedy: a sentence that names the Node. */
   readonly problem?: string;
   /** Since the peer was entered. */
   readonly sent: TunTraffic;
