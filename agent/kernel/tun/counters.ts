@@ -20,6 +20,7 @@ export const INBOUND = [
   'stranger',
   'unknownVersion',
   'malformed',
+  'notTaken',
   'foreignSource',
   'noSession',
   'forged',

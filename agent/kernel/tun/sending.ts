@@ -23,8 +23,11 @@ const CONTROL_LENGTH = 18;
 
 const MSG_DONTWAIT = 0x40;
 const [EINTR, EIO, EAGAIN, EINVAL, EMSGSIZE, ENOBUFS] = [4, 5, 11, 22, 90, 105];
-/** Of an earlier datagram, told to whoever calls next (ip(7), IP_RECVERR). */
+/** Of an earlier datagram, told to whoever calls next (ip(7), IP_RECVERR): ENETUNREACH, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH. */
 const PENDING = new Set([101, 111, 112, 113]);
+
+/** Whether the same call is of use again at once. */
+export const isPassing = (errno: number): boolean => errno === EINTR || errno === EMSGSIZE || PENDING.has(errno);
 
 /** Told what became of datagrams that were not sent. */
 export type Drop = (peer: Peer, datagrams: number, why: 'overflow' | 'tooLarge' | 'unreachable') => void;
