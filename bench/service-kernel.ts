@@ -16,7 +16,7 @@ import { compile } from './compile.ts';
 import { type Enter, type Exchange, PathEnds } from './path-ends.ts';
 import { startPlainNode } from './places.ts';
 import { Samples } from './samples.ts';
-import { benchServices, serverAddresses } from './service-set.ts';
+import { benchServices, POD_CIDRS, serverAddresses } from './service-set.ts';
 import type { Command, Cost, WriterName } from './service-writer.ts';
 import { type Column, computeTable, type Table } from './table.ts';
 
@@ -164,6 +164,9 @@ async function startServiceNode(name: string, count: number, nb: string, context
   await addPod(node, family, { netns: 'client', link: 'tl000000000001', gateway: client[0], ips: [client[1]] });
   await addPod(node, family, { netns: 'server', link: 'tl000000000002', gateway: server, ips: servers });
   await runIn(node, [tables, '-A', 'FORWARD', '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP']);
+  // As every pod network has it: that packets come by nat at all is nothing that Services cost.
+  const pods = POD_CIDRS[family];
+  await runIn(node, [tables, '-t', 'nat', '-A', 'POSTROUTING', '-s', pods, '!', '-d', pods, '-j', 'MASQUERADE']);
   const enter =
     (netns: string): Enter =>
     (argv) =>

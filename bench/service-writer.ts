@@ -15,8 +15,10 @@ import { createChainDriver } from '../agent/kernel/iptables/chain.ts';
 import { NETLINK_PROTOCOL } from '../agent/kernel/netlink/message.ts';
 import { NetlinkSocket } from '../agent/kernel/netlink/socket.ts';
 import { EMPTY_CLUSTER } from '../agent/model/cluster.ts';
-import type { Family } from '../agent/model/ip.ts';
+import { FAMILIES, type Family, families } from '../agent/model/ip.ts';
+import { item } from '../agent/model/items.ts';
 import type { EndpointSlice, Service } from '../agent/model/services.ts';
+import { acceptPart } from '../agent/plan/node-network.ts';
 import { NO_SERVICES, type ServicesInput, ServicesPlanner } from '../agent/plan/services/services.ts';
 import { socketPrograms } from '../agent/plan/services/socket-items.ts';
 import { KernelState } from '../agent/reconcile/kernel-state.ts';
@@ -108,9 +110,13 @@ async function tulle(mode: 'ebpf' | 'iptables', backendName: 'nft' | 'legacy'): 
       },
     },
   });
+  // Where they are not accepted, pods' packets would meet rules that no node has for them.
+  const accept = families.map(({ family }) => item('chain-part', acceptPart(FAMILIES[family])));
+  state.replace('pods', { id: 'pods', cause: 'pods', rank: '', items: accept, requires: [], problems: [] });
   if (lane) await lane.load(never);
   reconciler.start(never);
   await reconciler.listed;
+  await reconciler.rest();
   const planner = new ServicesPlanner();
   let planned = NO_SERVICES.fragments;
   let cluster: ServicesInput['cluster'] = { ...EMPTY_CLUSTER, synced: true };

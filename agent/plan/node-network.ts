@@ -146,7 +146,7 @@ const spoofingItems = ({ family }: FamilyFacts): readonly AnyItem[] =>
  * Pod traffic is forwarded also where the policy of FORWARD is DROP (Docker, ufw). By links, which cost less than sets: the
  * gate has seen to it that only ready pods come this far.
  */
-const acceptPart = (facts: FamilyFacts): ChainPart => ({
+export const acceptPart = (facts: FamilyFacts): ChainPart => ({
   family: facts.family,
   table: 'filter',
   chain: baseChain('FORWARD'),

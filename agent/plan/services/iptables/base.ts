@@ -177,7 +177,8 @@ function outerParts(family: Family): readonly ChainPart[] {
       ACCEPT_ORDER,
       { args: [...IF_MARKED, '-j', 'ACCEPT'], comment: 'to a Service' },
       {
-        args: [...['-m', 'conntrack', '--ctstate', 'RELATED,ESTABLISHED'], ...IF_TRANSLATED, '-j', 'ACCEPT'],
+        // In this order what else the node forwards is asked once.
+        args: [...IF_TRANSLATED, ...['-m', 'conntrack', '--ctstate', 'RELATED,ESTABLISHED'], '-j', 'ACCEPT'],
         comment: 'of a connection to a Service',
       },
     ),
