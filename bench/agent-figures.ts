@@ -13,7 +13,8 @@ import type { Column } from './table.ts';
 
 /** Of the agent, in the node. */
 export const RUN_DIR = '/run/tulle';
-const CONVERGE_DEADLINE_MS = 120_000;
+/** 50,000 Services on a machine that has twenty other things to do. */
+const CONVERGE_DEADLINE_MS = 400_000;
 /** Of the clock in /proc/PID/stat (sysconf(_SC_CLK_TCK), the same on all of Linux' architectures of today). */
 const MS_PER_TICK = 10;
 
@@ -25,27 +26,33 @@ export const programIn = (node: NodeRef, argv: readonly string[]): [string, stri
 export const statusOf = async (node: NodeRef): Promise<AgentStatus> =>
   (await askAgent(pathOnHost(node, RUN_DIR), 'status')) as AgentStatus;
 
-/** Ready, `isThere`, and nothing left to write. Rejects after two minutes. To ask costs the agent time that grows with what it has. */
+/** Ready, `isThere`, and nothing left to write. Rejects with what is missing when it hangs. To ask costs the agent time that grows with what it has. */
 export async function untilConverged(
   node: NodeRef,
   isThere: (status: AgentStatus) => boolean,
   intervalMs = 20,
 ): Promise<void> {
+  let last = 'no answer of the agent';
   const isConverged = async () => {
     try {
       const status = await statusOf(node);
-      const kinds = Object.values(status.kernel.kinds);
-      return (
-        status.readiness.ready &&
-        isThere(status) &&
-        kinds.every(({ dirty, stale, wanted, known }) => dirty === 0 && stale === null && wanted === known)
+      const rows = Object.entries(status.kernel.kinds);
+      const open = rows.filter(
+        ([, { dirty, stale, wanted, known }]) => dirty > 0 || stale !== null || wanted !== known,
       );
+      last = open
+        .map(([kind, { wanted, known, failing }]) => `${known} of ${wanted} ${kind}, ${failing} fail`)
+        .join('; ');
+      return status.readiness.ready && isThere(status) && open.length === 0;
     } catch (error) {
       if (error instanceof AgentUnreachable) return false;
       throw error;
     }
   };
-  await until(isConverged, { describe: 'everything in the kernel', deadlineMs: CONVERGE_DEADLINE_MS, intervalMs });
+  const wait = { describe: 'everything in the kernel', deadlineMs: CONVERGE_DEADLINE_MS, intervalMs };
+  await until(isConverged, wait).catch((cause: unknown) => {
+    throw new Error(`not everything gets into the kernel: ${last || 'all that is wanted is there'}`, { cause });
+  });
 }
 
 /** User and system time since its start, of the children that have ended, too. */

@@ -19,6 +19,7 @@ import {
   useServiceLab,
 } from './service-lab.ts';
 import { SCENARIOS } from './service-scenarios.ts';
+import { serviceSctp } from './service-sctp.ts';
 import { serviceShapes } from './service-shapes.ts';
 import { askAll, expose } from './service-table.ts';
 import type { Answer, Call } from './socket-caller.ts';
@@ -130,6 +131,7 @@ export function serviceTruth(mode: ServicesMode): void {
   );
 
   serviceShapes(mode, lab);
+  serviceSctp(mode, lab);
 
   test.serial(
     `${mode}: Services that prefer what is near follow readiness, zone by zone and node by node`,
