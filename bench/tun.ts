@@ -240,8 +240,10 @@ async function measure(path: Path, plan: Plan, samples: Samples, round: number):
   ] as const) {
     await confine(nodes, list);
     for (const what of EXCHANGES) {
+      const before = await cpuSecondsOf(nodes);
       const { count, sent, us, p50Ns, p99Ns } = await ends.exchange(what, plan.seconds);
       add(`${where} ${what}`, count / (us / 1e6));
+      add(`${where} ${what} cpu`, ((await cpuSecondsOf(nodes)) - before) / (count / 1e6));
       if (what === 'udp') add(`${where} udp lost`, ((sent - count) / sent) * 100);
       if (what === 'rr') add(`${where} rr p50`, p50Ns / 1000);
       if (what === 'rr') add(`${where} rr p99`, p99Ns / 1000);
@@ -274,8 +276,11 @@ const small = (where: 'one' | 'all'): readonly Column[] => [
   column('RR', `${where} rr`, 0),
   column('RR p50 µs', `${where} rr p50`, 1),
   column('RR p99 µs', `${where} rr p99`, 1),
+  column('RR CPU µs', `${where} rr cpu`, 1),
   column('CRR', `${where} crr`, 0),
+  column('CRR CPU µs', `${where} crr cpu`, 1),
   column('UDP packets received', `${where} udp`, 0),
+  column('UDP CPU µs', `${where} udp cpu`, 2),
   column('UDP lost %', `${where} udp lost`, 1),
 ];
 
