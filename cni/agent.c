@@ -48,26 +48,9 @@ static enum outcome send_request(int fd)
 	return ANSWERED;
 }
 
-static enum outcome receive_answer(int fd, struct span *received)
-{
-	static char bytes[ANSWER_MAX];
-
-	*received = (struct span){ bytes, 0 };
-	while (received->length < sizeof bytes) {
-		ssize_t got = recv(fd, bytes + received->length, sizeof bytes - received->length, MSG_DONTWAIT);
-		if (got > 0)
-			received->length += (size_t)got;
-		else if (got == 0 || (errno != EAGAIN && errno != EINTR))
-			return ANSWERED;
-		else if (errno == EAGAIN && !wait_for(fd, POLLIN, call.deadline))
-			return TIMED_OUT;
-	}
-	return BROKEN;
-}
-
 /*
- * An answer broke off if it has no exit code, does not end in a newline, or lacks the text that must be there: the
- * result of an ADD, the object of an error.
+ * An answer broke off, or is not all here yet, if it has no exit code, does not end in a newline, or lacks the text that
+ * must be there: the result of an ADD, the object of an error.
  */
 static bool parse_answer(struct span received, struct answer *answer)
 {
@@ -84,16 +67,33 @@ static bool parse_answer(struct span received, struct answer *answer)
 	return received.data[received.length - 1] == '\n';
 }
 
+/* Not further than to the end of the answer: the runtime need not wait until the agent has closed the connection, too. */
+static enum outcome receive_answer(int fd, struct answer *answer)
+{
+	static char bytes[ANSWER_MAX];
+	struct span received = { bytes, 0 };
+
+	while (received.length < sizeof bytes) {
+		ssize_t got = recv(fd, bytes + received.length, sizeof bytes - received.length, MSG_DONTWAIT);
+		if (got > 0) {
+			received.length += (size_t)got;
+			if (parse_answer(received, answer))
+				return ANSWERED;
+		} else if (got == 0 || (errno != EAGAIN && errno != EINTR))
+			return BROKEN;
+		else if (errno == EAGAIN && !wait_for(fd, POLLIN, call.deadline))
+			return TIMED_OUT;
+	}
+	return BROKEN;
+}
+
 enum outcome exchange(int fd, struct answer *answer)
 {
-	struct span received;
 	enum outcome outcome = send_request(fd);
 
 	if (outcome == ANSWERED)
-		outcome = receive_answer(fd, &received);
+		outcome = receive_answer(fd, answer);
 	close(fd);
-	if (outcome == ANSWERED && !parse_answer(received, answer))
-		outcome = BROKEN;
 	return outcome;
 }
 

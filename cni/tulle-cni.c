@@ -116,6 +116,12 @@ static void choose_version(void)
 	}
 }
 
+static void take_config(void)
+{
+	read_config();
+	choose_version();
+}
+
 /* ---- The request ------------------------------------------------------------------------------------------------ */
 
 static void append_variable(const char *name, const char *value)
@@ -224,15 +230,14 @@ static int agent_unreachable(int error)
 	    away ? "is not running on this node" : "cannot be reached");
 }
 
-/* ADD, CHECK, STATUS and GC are the agent's. */
-static int relay(void)
+/* ADD, CHECK, STATUS and GC are the agent's. `fd` and `error` are what connect_agent() said. */
+static int relay(int fd, int error)
 {
 	enum code code = call.verb == STATUS ? NOT_AVAILABLE : TRY_AGAIN_LATER;
 	struct answer answer;
-	int fd = connect_agent();
 
 	if (fd < 0)
-		return agent_unreachable(errno);
+		return agent_unreachable(error);
 	switch (exchange(fd, &answer)) {
 	case ANSWERED:
 		return print_answer(&answer);
@@ -248,15 +253,13 @@ static int relay(void)
 }
 
 /* DEL is the agent's too, but succeeds without it, see delete_queue.c. */
-static int delete(void)
+static int delete(int fd)
 {
 	const char *container_id = getenv("CNI_CONTAINERID"), *interface = getenv("CNI_IFNAME");
 	struct queue queue = { -1, -1 };
 	struct answer answer;
-	int fd;
 
 	require_container_id(container_id);
-	fd = connect_agent();
 	if (fd < 0) {
 		queue = lock_queue();
 		fd = connect_agent();
@@ -311,6 +314,7 @@ int main(int argc, char **argv)
 {
 	const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
 	const char *name = slash != NULL ? slash + 1 : argc > 0 ? argv[0] : "";
+	int fd, error;
 
 	if (argc > 1 && strcmp(argv[1], "--version") == 0)
 		return usage(0);
@@ -318,13 +322,15 @@ int main(int argc, char **argv)
 		return usage(2);
 	signal(SIGPIPE, SIG_IGN);
 	set_verb(getenv("CNI_COMMAND"));
-	read_config();
-	choose_version();
-	if (call.verb == VERSION)
-		return answer_version();
-	if (strcmp(name, "loopback") == 0)
-		return loopback();
+	if (call.verb == VERSION || strcmp(name, "loopback") == 0) {
+		take_config();
+		return call.verb == VERSION ? answer_version() : loopback();
+	}
 	set_run_dir(secure_getenv("TULLE_RUN_DIR"));
+	/* Before the request is ready: meanwhile the agent wakes up and accepts. */
+	fd = connect_agent();
+	error = errno;
+	take_config();
 	build_request();
-	return call.verb == DEL ? delete() : relay();
+	return call.verb == DEL ? delete(fd) : relay(fd, error);
 }

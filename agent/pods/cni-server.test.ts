@@ -129,7 +129,7 @@ test('a failed verb is an error object with its code and details', async (t) => 
 
 test('bytes that are no request get an error, one too large too, and the server goes on', async (t) => {
   const { runDir } = await startServer(t);
-  for (const bytes of ['', 'nonsense', 'TULLE1\0', 'TULLE1\0CNI_COMMAND=ADD\0\0{']) {
+  for (const bytes of ['nonsense', 'TULLE1\0', 'TULLE1\0CNI_COMMAND=ADD\0\0{']) {
     const { exitCode, output } = await ask(runDir, Buffer.from(bytes));
     t.is(exitCode, 1, bytes);
     t.is(typeof output?.['msg'], 'string', bytes);
@@ -144,6 +144,13 @@ test('bytes that are no request get an error, one too large too, and the server 
     String(huge),
   );
   t.is((await ask(runDir, renderRequest(variables('ADD'), config()))).exitCode, 0);
+});
+
+test('a caller that connects and asks nothing gets nothing, and is no call', async (t) => {
+  const { runDir, calls } = await startServer(t);
+  const socket = connect({ path: join(runDir, 'cni.sock') }, () => socket.end()).resume();
+  await new Promise<void>((resolve, reject) => socket.once('close', () => resolve()).once('error', reject));
+  t.deepEqual([socket.bytesRead, calls], [0, []]);
 });
 
 test('an ADD whose caller died before the answer is undone', async (t) => {

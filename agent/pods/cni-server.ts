@@ -19,7 +19,8 @@ import type { Attachments } from './attachments.ts';
 import { toCniError } from './cni-errors.ts';
 import type { DeleteQueue } from './delete-queue.ts';
 
-const REQUEST_TIMEOUT_MS = 5_000;
+/** The executable connects first, and waits for the runtime's standard input for up to 5 s. */
+const REQUEST_TIMEOUT_MS = 10_000;
 /** Below the executable's own deadline, so that the runtime gets the reason. */
 const VERB_TIMEOUT_MS = 50_000;
 
@@ -82,7 +83,9 @@ export class CniServer {
     });
     socket.on('end', () => {
       socket.setTimeout(0);
-      if (!socket.destroyed && socket.writable) void this.#answer(socket, Buffer.concat(chunks));
+      // The runtime's input was of no use, which the executable has told it.
+      if (bytes === 0) socket.end();
+      else if (!socket.destroyed && socket.writable) void this.#answer(socket, Buffer.concat(chunks));
     });
   }
 
