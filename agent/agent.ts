@@ -41,6 +41,7 @@ import { Endpoint } from './telemetry/endpoint.ts';
 import { healthPage, stuckLanes } from './telemetry/health.ts';
 import { Metrics } from './telemetry/metrics.ts';
 import { ProblemLog } from './telemetry/problem-log.ts';
+import { compileEarly } from './tiering.ts';
 
 /** How often attachments whose pods vanished without a DEL are looked for. */
 const COLLECT_INTERVAL_MS = 30_000;
@@ -395,6 +396,7 @@ class Agent {
     await this.#kernel.sweepOtherBackend(signal);
     await this.#reconciler.rest();
     giveMemoryBack();
+    compileEarly();
   }
 
   /** The last one that was followed, for the next start; until it could be written, housekeeping tries again. */
