@@ -125,6 +125,40 @@ test('each message of the exchange may be lost at first', async (t) => {
   }
 });
 
+test('an answer to an earlier offer is no answer', async (t) => {
+  const world = new Negotiators({ a: sealed, b: sealed });
+  await world.run(1_000);
+  const old = world.recorded.filter((datagram) => kindOf(datagram) === 'helloAck');
+  t.is(old.length, 1);
+  world.node('a').restart();
+  for (const datagram of old) world.inject(datagram);
+  await world.run(1_000);
+  t.like(world.node('a').status('b'), { state: 'agreed' });
+});
+
+test('data under a session that a node does not have bring a new one, and no more than one a second', async (t) => {
+  for (const [own, peer] of [
+    ['a', 'b'],
+    ['b', 'a'],
+  ] as const) {
+    const world = new Negotiators({ a: sealed, b: sealed });
+    await world.run(2_000);
+    world.node(own).negotiation.unknownSession(peer);
+    await world.run(1_200);
+    t.deepEqual(
+      world.all.map(({ keysSentUnder }) => keysSentUnder.length),
+      [2, 2],
+    );
+    for (let i = 0; i < 100; i++) {
+      world.node(own).negotiation.unknownSession(peer);
+      await world.run(100);
+    }
+    for (const { keysSentUnder } of world.all) t.true(keysSentUnder.length > 3 && keysSentUnder.length <= 13);
+    await world.run(2_000);
+    t.like(world.node(own).status(peer), { state: 'agreed' });
+  }
+});
+
 /** Both send all the time; what is sent from the first session on is counted. */
 async function lossless(t: ExecutionContext, world: Negotiators, during: () => Promise<void>): Promise<void> {
   await world.run(3_000);
