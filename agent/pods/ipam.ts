@@ -18,16 +18,19 @@ const SEARCH_LIMIT = 1 << 17;
  */
 export function nextAddress(cidr: Cidr, { inUse, released, last }: AddressUse): IpAddress | undefined {
   const { first, count } = usableRange(cidr);
+  if (count === 0n) return undefined;
   const lastOffset = last === undefined ? undefined : offsetIn(cidr, last);
-  const start = lastOffset === undefined ? 0n : lastOffset - first + 1n;
+  const addresses = addressesOf(cidr);
+  let offset = first + modulo(lastOffset === undefined ? 0n : lastOffset - first + 1n, count);
   let resting: IpAddress | undefined;
-  const limit = count < BigInt(SEARCH_LIMIT) ? count : BigInt(SEARCH_LIMIT);
-  for (let step = 0n; step < limit; step++) {
-    const candidate = addressOf(cidr, first + modulo(start + step, count));
+  let restingSince = Infinity;
+  for (let left = count < SEARCH_LIMIT ? Number(count) : SEARCH_LIMIT; left > 0; left--) {
+    const candidate = addresses(offset);
+    if (++offset === first + count) offset = first;
     if (inUse.has(candidate)) continue;
     const since = released.get(candidate);
     if (since === undefined) return candidate;
-    if (resting === undefined || since < (released.get(resting) as number)) resting = candidate;
+    if (since < restingSince) [resting, restingSince] = [candidate, since];
   }
   return resting;
 }
@@ -36,15 +39,21 @@ export function nextAddress(cidr: Cidr, { inUse, released, last }: AddressUse): 
  * By CIDR and offset: while most addresses rest, a search sees nearly all of them. Not of ranges that the round never
  * comes to the end of: every address of those would stay here for good, and nearly every one is free.
  */
-const seen = new Map<Cidr, Map<bigint, IpAddress>>();
+const seen = new Map<Cidr, (offset: bigint) => IpAddress>();
 const LARGEST_SEEN = 1n << 16n;
 
-function addressOf(cidr: Cidr, offset: bigint): IpAddress {
-  if (sizeOf(cidr) > LARGEST_SEEN) return addressAt(cidr, offset);
-  const ofCidr = seen.get(cidr) ?? new Map<bigint, IpAddress>();
-  const address = ofCidr.get(offset) ?? addressAt(cidr, offset);
-  seen.set(cidr, ofCidr.set(offset, address));
-  return address;
+/** The addresses of a CIDR by their offset. */
+function addressesOf(cidr: Cidr): (offset: bigint) => IpAddress {
+  const known = seen.get(cidr);
+  if (known) return known;
+  if (sizeOf(cidr) > LARGEST_SEEN) return (offset) => addressAt(cidr, offset);
+  const addresses: IpAddress[] = [];
+  const addressOf = (offset: bigint): IpAddress => {
+    addresses[Number(offset)] ??= addressAt(cidr, offset);
+    return addresses[Number(offset)] as IpAddress;
+  };
+  seen.set(cidr, addressOf);
+  return addressOf;
 }
 
 /** Whether a pod may have this address: of the CIDR, and none of the reserved ones. */
