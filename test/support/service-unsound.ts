@@ -167,7 +167,9 @@ export function unsoundServices(mode: ServicesMode, lab: () => ServiceLab): void
       }
       await put(long);
       const nameless = ['Capital', `${long}x`, 'a b; rm -rf'];
-      for (const name of nameless) await put(name);
+      // More than a status shows.
+      const many = Array.from({ length: 25 }, (_, i) => `Many-${i}`);
+      for (const name of [...nameless, ...many]) await put(name);
       await written();
       for (const client of INSIDE) t.deepEqual(await serversAt(lab(), client, clusterIps), ['web-3'], client);
       const { stdout } = await tulle(testLab.node(NODE), 'service', 'show', `default/${long}`);
@@ -179,12 +181,17 @@ export function unsoundServices(mode: ServicesMode, lab: () => ServiceLab): void
           `the status tells of ${name}`,
         );
       t.false(status.some((line) => line.includes(`default/${long}`)));
+      t.true(
+        status.some((line) => /and \d+ more of services, which the log has$/.test(line)),
+        status.join('\n'),
+      );
+      t.true((await problemCount(lab())) >= nameless.length + many.length);
       await untilLogged(
         lab(),
-        nameless.map((name) => name.slice(0, 60)),
+        [...nameless.map((name) => name.slice(0, 60)), ...many.map((name) => `${name}\\"`)],
         'warn',
       );
-      for (const name of nameless)
+      for (const name of [...nameless, ...many])
         await testLab.control.callApi({ method: 'DELETE', path: apiPath.service('default', name) });
       await written();
       t.deepEqual(
