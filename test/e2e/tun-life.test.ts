@@ -4,11 +4,11 @@ import type { AgentStatus } from '../../agent/agent.ts';
 import { apiPath } from '../../lab/api-writer.ts';
 import { pingAll, pingEnds } from '../../lab/ping.ts';
 import { until } from '../../lab/until.ts';
-import { agentStatus } from '../support/agent-status.ts';
 import { TIMEOUT_MS, tulle } from '../support/lab.ts';
 import { NODES, useLiveLab } from '../support/live-lab.ts';
 import { shellIn } from '../support/places.ts';
 import { keptAlive, streamWhile } from '../support/streaming.ts';
+import { hasPeer, isAgreed, statusOf, untilStatus } from '../support/tun-lab.ts';
 
 const WAIT = { deadlineMs: TIMEOUT_MS, intervalMs: 50 };
 const TUN = /tulle-tun|8285/;
@@ -16,27 +16,6 @@ const VXLAN = /tulle\.84|8472/;
 
 const live = useLiveLab('backend: vxlan');
 const { lab, choose, node, allIsWell, untilGone, restartAgents } = live;
-
-const statusOf = (name: string): Promise<AgentStatus | undefined> => agentStatus(lab().node(name));
-
-async function untilStatus(
-  name: string,
-  describe: string,
-  holds: (status: AgentStatus) => boolean,
-): Promise<AgentStatus> {
-  let last: AgentStatus | undefined;
-  const check = async () => {
-    last = await statusOf(name);
-    return last !== undefined && holds(last);
-  };
-  await until(check, { describe: `${describe} on ${name}`, ...WAIT }).catch((cause: unknown) => {
-    throw new Error(`${name} says: ${JSON.stringify(last?.tunnel)}`, { cause });
-  });
-  return last as AgentStatus;
-}
-
-const isAgreed = ({ tunnel }: AgentStatus): boolean =>
-  tunnel !== undefined && tunnel.peers.length > 0 && tunnel.peers.every(({ state }) => state === 'agreed');
 
 async function ends() {
   const { pods } = await lab().control.status();
@@ -61,7 +40,7 @@ test.serial(
       (await live.pods()).map(({ addresses }) => addresses),
       before,
     );
-    for (const name of NODES) await untilStatus(name, 'an agreement', isAgreed);
+    for (const name of NODES) await untilStatus(live, name, 'an agreement', isAgreed);
   },
 );
 
@@ -78,7 +57,7 @@ test.serial(
         (await pingAll(pingEnds(status), options, AbortSignal.timeout(TIMEOUT_MS))).filter(({ ok }) => !ok);
       await until(async () => (await lost()).length === 0, { describe: 'every ping to be answered', ...WAIT });
       for (const name of NODES) {
-        const { cluster, tunnel } = (await statusOf(name)) as AgentStatus;
+        const { cluster, tunnel } = (await statusOf(live, name)) as AgentStatus;
         t.false(
           cluster.resources.some(({ synced }) => synced),
           `${name} has heard of no cluster`,
@@ -86,7 +65,7 @@ test.serial(
         t.is(tunnel?.peers.length, 1, name);
       }
       await lab().control.setApiFault('none');
-      for (const name of NODES) await untilStatus(name, 'a ready agent', ({ readiness }) => readiness.ready);
+      for (const name of NODES) await untilStatus(live, name, 'a ready agent', ({ readiness }) => readiness.ready);
     });
     keptAlive(t, sent);
     const gaps = sent.connections.map(({ gapMs }) => gapMs);
@@ -104,13 +83,13 @@ async function killAgent(name: string): Promise<void> {
   process.kill(before as number, 'SIGKILL');
   const isAnother = async () => ![before, undefined].includes(await pidOf());
   await until(isAnother, { describe: `another agent on ${name}`, ...WAIT });
-  await untilStatus(name, 'an agent that answers', () => true);
+  await untilStatus(live, name, 'an agent that answers', () => true);
 }
 
 test.serial('the device may be deleted, and its routes and addresses with it', async (t) => {
   await shellIn(node('node-1'), 'ip link del tulle-tun');
   await allIsWell(t, 'the device made again');
-  await untilStatus('node-1', 'an agreement', isAgreed);
+  await untilStatus(live, 'node-1', 'an agreement', isAgreed);
   await shellIn(node('node-2'), 'ip link set tulle-tun down');
   await allIsWell(t, 'the device up again');
 });
@@ -125,7 +104,7 @@ test.serial('a peer that leaves the cluster is forgotten, and taken up when it i
   };
   await lab().control.callApi({ method: 'DELETE', path });
   await untilGone('node-1', /10\.84\.1\.|fd84:0:0:1:|172\.30\.0\.12|fd30::12\b/);
-  t.deepEqual((await statusOf('node-1'))?.tunnel?.peers, []);
+  t.deepEqual((await statusOf(live, 'node-1'))?.tunnel?.peers, []);
   const object = {
     apiVersion: 'v1',
     kind: 'Node',
@@ -142,10 +121,8 @@ test.serial('a node of another backend is a problem at both, with the remedy', a
   await lab().control.stopAgent('node-2');
   await lab().control.startAgent('node-2');
   await untilGone('node-2', TUN);
-  const { tunnel } = await untilStatus('node-1', 'a peer that refuses', (status) =>
-    Boolean(status.tunnel?.peers.some(({ state }) => state === 'refused')),
-  );
-  t.regex(tunnel?.peers[0]?.problem ?? '', /Node node-2 refuses the tunnel.*backend.*the same on all nodes/);
+  const refuses = hasPeer('refused', /Node node-2 refuses the tunnel.*backend.*the same on all nodes/);
+  await untilStatus(live, 'node-1', 'a peer that refuses', refuses);
   const told = await tulle(lab().node('node-1'), 'status');
   t.regex(told.stdout, /^problem {3}Node node-2 refuses the tunnel/m);
   t.regex(told.stdout, /^peers {5}0 of 1 agreed/m);
@@ -159,5 +136,5 @@ test.serial('back to vxlan: nothing of tun remains', async (t) => {
   await restartAgents();
   for (const name of NODES) await untilGone(name, TUN);
   await allIsWell(t, 'vxlan again');
-  t.is((await statusOf('node-1'))?.tunnel, undefined);
+  t.is((await statusOf(live, 'node-1'))?.tunnel, undefined);
 });
