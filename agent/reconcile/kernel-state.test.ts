@@ -104,6 +104,21 @@ test('a contested key of one owner goes to the smallest rank, and on to the lose
   t.deepEqual(state.contested(), []);
 });
 
+test('problems are those of fragments in effect, as they are now', (t) => {
+  const state = stateOf(
+    fragment('branch', [], { ...shared, problems: ['is narrow'] }),
+    fragment('root', [], { requires: ['branch'], problems: ['is late'] }),
+  );
+  const told = () => state.problems().map(({ fragment: of, problem }) => `${of} ${problem}`);
+  t.deepEqual(told().sort(), ['branch is narrow', 'root is late']);
+  state.replace('root', fragment('root', [], { problems: ['is later', 'is lost'] }));
+  t.deepEqual(told(), ['root is later', 'root is lost'], 'nothing requires the branch any more');
+  state.replace('root', fragment('root', [], { requires: ['branch'] }));
+  t.deepEqual(told(), ['branch is narrow']);
+  state.replace('root', undefined);
+  t.deepEqual(told(), []);
+});
+
 test('equal values share a key of a kind that may be shared, and only there', (t) => {
   const state = stateOf(
     fragment('a', [sysctl(1), route(1)], { rank: '1' }),

@@ -32,6 +32,8 @@ export class KernelState {
   readonly #claims = new Map<Kind, Map<Key, Claim[]>>();
   /** Keys with more than one claim: the only ones that can be contested. */
   readonly #crowded = new Set<Key>();
+  /** Fragments with problems, in effect or not: few among thousands, and asked for with every status. */
+  readonly #troubled = new Set<FragmentId>();
   readonly #dirty = new Map<Kind, Set<Key>>();
   readonly #listeners: ((kind: Kind) => void)[] = [];
   #history: Set<Key> | undefined = new Set();
@@ -50,6 +52,8 @@ export class KernelState {
       throw new TypeError(`cannot store fragment ${fragment.id} as ${id}: the ids differ`);
     const before = this.#graph.get(id);
     if (before === fragment) return [];
+    if (fragment && fragment.problems.length > 0) this.#troubled.add(id);
+    else this.#troubled.delete(id);
     const wasLive = this.#graph.isLive(id);
     const flipped = this.#graph.replace(id, fragment);
 
@@ -129,10 +133,12 @@ export class KernelState {
 
   /** What could not be planned as asked, and contested keys in words, of the fragments in effect. */
   problems(): readonly Problem[] {
-    const planned = [...this.#graph.live()].flatMap((id) => {
-      const { cause, problems } = this.#graph.get(id) as Fragment;
-      return problems.map((problem) => ({ fragment: id, cause, problem }));
-    });
+    const planned = [...this.#troubled]
+      .filter((id) => this.#graph.isLive(id))
+      .flatMap((id) => {
+        const { cause, problems } = this.#graph.get(id) as Fragment;
+        return problems.map((problem) => ({ fragment: id, cause, problem }));
+      });
     const contested = this.contested().flatMap(({ key, winner, losers }) =>
       losers.map(({ id, cause }) => ({ fragment: id, cause, problem: contestText(key, cause, winner) })),
     );

@@ -23,10 +23,6 @@ export class Reachability {
     return this.#fragments.values();
   }
 
-  live(): Iterable<FragmentId> {
-    return this.#live;
-  }
-
   /** Puts `after` in the place of what `id` was. Returns the ids that came alive or died by it, possibly `id` itself. */
   replace(id: FragmentId, after: Fragment | undefined): readonly FragmentId[] {
     const before = this.#fragments.get(id);
