@@ -44,6 +44,7 @@ const NOBODYS_LINKS = [
   'eth0',
   'tulle.84',
   'tulle0',
+  'tulle-tun',
   'tl0123456789ab',
   'docker0',
   'br-0123456789ab',

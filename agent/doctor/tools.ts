@@ -3,7 +3,7 @@ import { release } from 'node:os';
 import type { Config } from '../config.ts';
 import { run } from '../kernel/command.ts';
 import { KernelError } from '../kernel/errors.ts';
-import { type Feature, probeKernel } from '../kernel/features.ts';
+import { type Feature, probeKernel, TUN_FEATURE } from '../kernel/features.ts';
 import { type Check, type Finding, verdict } from './finding.ts';
 
 const DEADLINE_MS = 5_000;
@@ -27,7 +27,7 @@ export const tools: Check = {
 /** What is only needed with certain settings. */
 const NEEDED: Readonly<Record<string, (config: Needs) => boolean>> = {
   'VXLAN links': ({ backend }) => backend === 'vxlan',
-  'TUN devices': ({ backend }) => backend === 'tun',
+  [TUN_FEATURE]: ({ backend }) => backend === 'tun',
   'bridge links': ({ podLink }) => podLink === 'bridge',
   'locked bridge ports': ({ podLink }) => podLink === 'bridge',
   'destruction of datagram sockets': (config) => ['auto', 'ebpf'].includes(config['services.mode']),

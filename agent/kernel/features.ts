@@ -41,6 +41,9 @@ export interface FeatureGround {
   read(path: string): string | undefined;
 }
 
+/** Of use with the backend `tun` only, and seldom given to containers. */
+export const TUN_FEATURE = 'TUN devices';
+
 interface Probe {
   readonly name: string;
   readonly consequence: string;
@@ -61,7 +64,7 @@ const PROBES: readonly Probe[] = [
     probe: ({ route }) => makeLink(route, 'vxlan', u32(1, 1), u16Be(15, 4789)),
   },
   {
-    name: 'TUN devices',
+    name: TUN_FEATURE,
     consequence: `the backend tun does not work; modprobe tun, or let the agent's container open ${TUN_FILE}`,
     probe: ({ tun }) => tryTun(tun),
   },

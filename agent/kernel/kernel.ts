@@ -9,7 +9,7 @@ import { openServiceMode, type ServiceMode, type ServiceModeSettings } from './b
 import { requireDumpFilters } from './capabilities.ts';
 import { run } from './command.ts';
 import { forgetStaleFlows, type ServedPlace } from './conntrack.ts';
-import { type Feature, probeKernel } from './features.ts';
+import { type Feature, probeKernel, TUN_FEATURE } from './features.ts';
 import { HostWatch } from './host.ts';
 import { createMemberDriver } from './ipset/member.ts';
 import { createSetDriver } from './ipset/set.ts';
@@ -120,7 +120,8 @@ export async function openKernel(
   const drivers = [...Object.values(byKind), ...services.drivers] as AnyDriver[];
   let features: readonly Feature[] = [];
   // Nothing waits for this: it only tells people.
-  void probeKernel().then((found) => {
+  void probeKernel().then((all) => {
+    const found = all.filter(({ name }) => name !== TUN_FEATURE || config.backend === 'tun');
     features = found;
     for (const { state, ...feature } of found)
       if (state !== 'supported') log.warn({ ...feature, state }, 'this kernel lacks a feature');
