@@ -44,8 +44,9 @@ const LINKS: readonly Named[] = [
   { ifindex: 5, name: 'tulle.85', alias: '', kind: 'vxlan', data: VXLAN_DATA },
   { ifindex: 6, name: 'flannel.1', alias: 'tulle:vxlan', kind: 'vxlan', data: VXLAN_DATA },
   { ifindex: 7, name: 'tlcdef01234567', alias: 'mine', kind: 'veth' },
+  { ifindex: 8, name: 'tulle-tun', alias: 'tulle:tun', kind: 'tun', data: [u32(1, 0), u8(3, 1), u8(6, 1)] },
 ];
-const OWN_NODE_LINKS = ['tulle.84', 'tulle0'];
+const OWN_NODE_LINKS = ['tulle-tun', 'tulle.84', 'tulle0'];
 const OWN_POD_LINKS = ['tl0123456789ab'];
 
 const linkPayload = ({ ifindex, name, alias, kind, data = [] }: Named): Buffer =>
@@ -169,7 +170,7 @@ test('link: of wrong messages only what has both marks is listed', async (t) => 
     fc.asyncProperty(payloads, async (list) => {
       const found = await listedLinks(list);
       return found.every(
-        ({ name, alias }) => /^tulle(\.\d+|0)$/.test(name) && /^tulle:/.test(alias) && !/^tulle:pod:/.test(alias),
+        ({ name, alias }) => /^tulle(\.\d+|-tun|0)$/.test(name) && /^tulle:/.test(alias) && !/^tulle:pod:/.test(alias),
       );
     }),
     RUNS,
