@@ -89,13 +89,14 @@ const notInSet = (purpose: SetPurpose, facts: FamilyFacts, direction: 'src' | 'd
 /**
  * Closed unless the pod is ready; the first rules also stop a pod that sends with an address that is not its own kind. Pods
  * may have addresses of a former podCIDR: what goes through their links is looked at whatever the address. Every forwarded
- * packet pays for each rule and most for each look into a set, so what goes between pods of the node leaves at once, and
- * what the rules of links have looked at is not looked at again.
+ * packet pays for each rule and most for each look into a set: a connection passes the gate with its first packets each way,
+ * what goes between pods of the node leaves at once, and what the rules of links have looked at is not looked at again.
  */
 function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
   const unlessReady = (direction: 'src' | 'dst') => [...notInSet('ready', facts, direction), '-j', 'DROP'];
   const [podLinks] = POD_INTERFACES;
   return [
+    { args: ['-m', 'conntrack', '--ctstate', 'ESTABLISHED', '-j', 'RETURN'], comment: 'answered through the gate' },
     ...POD_INTERFACES.map((pattern) => ({
       args: [
         '-i',

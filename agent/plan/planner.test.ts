@@ -82,6 +82,7 @@ test('the gate, masquerade and the tunnel port are rules over sets', (t) => {
   -o tl+ -j ACCEPT
   -o tulle0 -j ACCEPT
 chain-part ipv4 mangle TULLE-FORWARD 90-gate
+  -m conntrack --ctstate ESTABLISHED -j RETURN
   -i tl+ -o tl+ -m set --match-set tulle-ready-4 src -m set --match-set tulle-ready-4 dst -j RETURN
   -i tulle0 -o tulle0 -m set --match-set tulle-ready-4 src -m set --match-set tulle-ready-4 dst -j RETURN
   -i tl+ -m set ! --match-set tulle-ready-4 src -j DROP
