@@ -341,6 +341,7 @@ export const bare = {
   recvmmsg: libc.func(
     'int recvmmsg(int fd, uintptr_t vector, unsigned int count, int flags, uintptr_t timeout)',
   ) as BareCall<[number, number, number, number, number]>,
+  connect: libc.func('int connect(int fd, uintptr_t address, uint32_t length)') as BareCall<[number, number, number]>,
   recvmsg: libc.func('intptr_t recvmsg(int fd, uintptr_t message, int flags)') as BareCall<[number, number, number]>,
 } as const;
 type BareCall<A extends readonly number[]> = (...args: A) => number;

@@ -21,9 +21,10 @@ export interface RelaySide {
 }
 
 export type RelayRequest =
-  /** All that was recorded once more, `mutants` altered copies of each instead if given. Answers with how many were sent. */
-  | { readonly kind: 'replay'; readonly mutants?: number; readonly atMost?: number }
-  | { readonly kind: 'forget' }
+  /** All that was recorded once more, or so many altered copies of each instead. Answers with how many went to each side. */
+  | { readonly kind: 'replay'; readonly mutants?: number }
+  /** So many datagrams of these bytes (base64) to the end on a side. */
+  | { readonly kind: 'send'; readonly side: 0 | 1; readonly bytes: string; readonly count: number }
   /** Answers with how many datagrams passed. */
   | { readonly kind: 'count' };
 
@@ -57,13 +58,23 @@ const SHUFFLE_MS = 3;
 /** Between those sent at once, the receiver's socket is given time. */
 const BURST = 100;
 
+/** And the side that it leaves from. */
+interface Datagram {
+  readonly side: 0 | 1;
+  readonly bytes: Buffer;
+}
+
+function* repeated({ side, bytes, count }: Extract<RelayRequest, { kind: 'send' }>): Generator<Datagram> {
+  for (let left = count; left > 0; left--) yield { side, bytes: Buffer.from(bytes, 'base64') };
+}
+
 export class Relay {
   readonly ready: Promise<void>;
   readonly #options: RelayOptions;
   readonly #sockets: readonly [Socket, Socket];
   readonly #random = randomFrom(4711);
-  readonly #kept: { readonly side: number; readonly bytes: Buffer }[] = [];
-  readonly #records: { readonly side: number; readonly bytes: Buffer }[] = [];
+  readonly #kept: Datagram[] = [];
+  readonly #records: Datagram[] = [];
   #timer: NodeJS.Timeout | undefined;
   #count = 0;
 
@@ -76,12 +87,12 @@ export class Relay {
   #open(side: 0 | 1): Socket {
     const { own } = this.#options.sides[side];
     const socket = createSocket({ type: own.includes(':') ? 'udp6' : 'udp4' });
-    socket.on('message', (bytes) => this.#came(1 - side, bytes));
+    socket.on('message', (bytes) => this.#came(side === 0 ? 1 : 0, bytes));
     socket.bind(this.#options.port, own);
     return socket;
   }
 
-  #came(side: number, bytes: Buffer): void {
+  #came(side: 0 | 1, bytes: Buffer): void {
     const { lost = 0, doubled = 0, shuffled = 1, records } = this.#options;
     this.#count++;
     if (records) this.#records.push({ side, bytes });
@@ -102,23 +113,28 @@ export class Relay {
   }
 
   /** Out of the socket on this side, to the end that is there. */
-  #send(side: number, bytes: Buffer): void {
+  #send(side: 0 | 1, bytes: Buffer): void {
     this.#sockets[side]?.send(bytes, this.#options.port, this.#options.sides[side]?.end);
   }
 
-  async carryOut(request: RelayRequest): Promise<number> {
+  async carryOut(request: RelayRequest): Promise<number | readonly [number, number]> {
     if (request.kind === 'count') return this.#count;
-    if (request.kind === 'forget') return this.#records.splice(0).length;
-    const { mutants, atMost = Number.POSITIVE_INFINITY } = request;
-    const records = [...this.#records];
-    let sent = 0;
-    for (const { side, bytes } of records) {
-      for (let left = mutants ?? 1; left > 0 && sent < atMost; left--) {
-        this.#send(side, mutants === undefined ? bytes : mutant(bytes, this.#random));
-        if (++sent % BURST === 0) await new Promise((resolve) => setTimeout(resolve, 1));
-      }
+    const datagrams = request.kind === 'send' ? repeated(request) : this.#copies(request.mutants);
+    const sent = { to: [0, 0] as [number, number] };
+    for (const { side, bytes } of datagrams) {
+      this.#send(side, bytes);
+      sent.to[side]++;
+      if ((sent.to[0] + sent.to[1]) % BURST === 0) await new Promise((resolve) => setTimeout(resolve, 1));
     }
-    return sent;
+    return sent.to;
+  }
+
+  *#copies(mutants: number | undefined): Generator<Datagram> {
+    // What passes meanwhile is no part of it.
+    for (const { side, bytes } of [...this.#records]) {
+      if (mutants === undefined) yield { side, bytes };
+      else for (let left = mutants; left > 0; left--) yield { side, bytes: mutant(bytes, this.#random) };
+    }
   }
 
   close(): void {

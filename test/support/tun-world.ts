@@ -8,7 +8,7 @@ import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import type { ExecutionContext } from 'ava';
-import { inNetns } from '../../agent/kernel/libc.ts';
+import { getsockopt, inNetns } from '../../agent/kernel/libc.ts';
 import { tunsOf } from '../../agent/kernel/netlink/tun.ts';
 import type { SessionKey } from '../../agent/kernel/tun/cipher.ts';
 import type { FromThread } from '../../agent/kernel/tun/messages.ts';
@@ -21,6 +21,7 @@ import type { TunCarriage, TunEncryption } from '../../agent/model/items.ts';
 import { cidr, ip } from './cluster-values.ts';
 import { connect, createNetns, type Netns } from './netns.ts';
 import type { EndAnswer, EndRequest } from './tun-end.ts';
+import type { RelayOptions, RelayRequest } from './tun-relay.ts';
 
 export const LINK = 'tulle-tun';
 export const PORT = 8285;
@@ -158,7 +159,9 @@ export interface Tunnel {
 
 export interface TunnelOptions {
   /** Each side takes the router for its peer; see tun-relay.ts. */
-  readonly relayed?: boolean;
+  readonly relayed?: Omit<RelayOptions, 'port' | 'sides'>;
+  /** What b does, other than a. */
+  readonly encryptionOfB?: TunEncryption;
 }
 
 export const someKey = (encryption: TunEncryption): SessionKey => ({
@@ -173,14 +176,15 @@ export async function openTunnel(
   t: ExecutionContext,
   world: World,
   way: Way,
-  { relayed = false }: TunnelOptions = {},
+  { relayed, encryptionOfB = way.encryption }: TunnelOptions = {},
 ): Promise<Tunnel> {
   const { outer, carriage, encryption } = way;
   const said = { a: [] as FromThread[], b: [] as FromThread[] };
   const mtu = String(innerMtu(way));
   await Promise.all([world.a, world.b].map(({ netns }) => netns.run('ip', 'link', 'set', LINK, 'mtu', mtu)));
   const open = (side: 'a' | 'b'): Threads => {
-    const item = { link: LINK, local: ip(PLAN[side].outer[outer]), port: PORT, carriage, encryption };
+    const local = ip(PLAN[side].outer[outer]);
+    const item = { link: LINK, local, port: PORT, carriage, encryption: side === 'a' ? encryption : encryptionOfB };
     return inNetns(world[side].netnsFd, () => new Threads({ item, onMessage: (message) => said[side].push(message) }));
   };
   const threads = { a: open('a'), b: open('b') };
@@ -190,7 +194,7 @@ export async function openTunnel(
     await stopped;
   };
   t.teardown(stop);
-  const keys = encryption === 'none' ? undefined : { a: someKey(encryption), b: someKey(encryption) };
+  const keys = { a: someKey(encryption), b: someKey(encryption) };
   const entryOf = (side: 'a' | 'b'): PeerEntry => {
     const other = OTHER[side];
     const end = relayed ? PLAN[side].router : PLAN[other].outer;
@@ -199,7 +203,7 @@ export async function openTunnel(
       socketAddress: Uint8Array.from(socketAddress(ip(end[outer]), PORT)),
       prefixes: Object.values(PLAN[other].prefixes).map((text) => prefixOf(text)),
       carriage,
-      ...(keys && { send: keys[side], receive: [keys[other]] }),
+      ...(encryption !== 'none' && { send: keys[side], receive: [keys[other]] }),
     };
   };
   const enter: Tunnel['enter'] = async (side, more = {}) => threads[side].enter({ ...entryOf(side), ...more });
@@ -209,7 +213,7 @@ export async function openTunnel(
       own: PLAN[side].router[outer],
       end: PLAN[side].outer[outer],
     }));
-    await world.r.ask({ kind: 'relay', options: { port: PORT, sides: sides as never } });
+    await world.r.ask({ kind: 'relay', options: { ...relayed, port: PORT, sides: sides as never } });
   }
   return { way, threads, said, enter, stop };
 }
@@ -218,6 +222,17 @@ export const prefixOf = (text: string): PeerEntry['prefixes'][number] => ({
   bytes: bytesOf(networkOf(cidr(text))),
   length: prefixLengthOf(cidr(text)),
 });
+
+/** Asks the relay. */
+export const relay = <T = readonly [toA: number, toB: number]>({ r }: World, request: RelayRequest): Promise<T> =>
+  r.ask<T>({ kind: 'relayed', request });
+
+/** SO_MEMINFO and SK_MEMINFO_DROPS (linux/sock_diag.h): what found no room in the socket's queue. */
+export function socketDrops({ socketFd }: Threads): number {
+  const memory = Buffer.alloc(36);
+  getsockopt(socketFd, 1, 55, memory);
+  return memory.readUInt32LE(4 * 8);
+}
 
 /** Packets that the kernel was given by the device so far, those that it refused left out. */
 export async function delivered({ netns }: Place): Promise<number> {

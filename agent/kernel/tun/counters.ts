@@ -25,6 +25,7 @@ export const INBOUND = [
   'noSession',
   'forged',
   'replayed',
+  'overflow',
 ] as const;
 
 /** As many as the set of nodes holds, and the row of nobody. */

@@ -13,6 +13,8 @@ import { u16be } from './super-packet.ts';
 import { DATA_HEADER, readKind } from './wire.ts';
 
 const MESSAGES = 16;
+/** See Outbound. */
+const ROUNDS = 64;
 /** What UDP can carry, and room for the source that stands before it. */
 const DATAGRAM_BYTES = 65_536;
 const NAME_BYTES = 28;
@@ -31,8 +33,8 @@ export interface InboundOptions {
   readonly isEncrypted: boolean;
   /** Whether the device takes super-packets of UDP. */
   readonly takesUdp: boolean;
-  /** HELLOs and probes: the bytes are only there until this returns. */
-  readonly onControl: (slot: number, bytes: Buffer) => void;
+  /** HELLOs and probes: the bytes are only there until this returns. False when there were too many. */
+  readonly onControl: (slot: number, bytes: Buffer) => boolean;
   /** A datagram under a session that this node does not have. */
   readonly onUnknownSession: (slot: number) => void;
 }
@@ -71,9 +73,9 @@ export class Inbound {
     this.#messages.setControl(i, this.#controls.address + i * CONTROL_BYTES, CONTROL_BYTES);
   }
 
-  /** Carries what there is. */
+  /** Carries what there is, or a good deal of it. */
   turn(): void {
-    for (;;) {
+    for (let round = 0; round < ROUNDS; round++) {
       const count = bare.recvmmsg(this.#options.socketFd, this.#messages.addressOf(0), MESSAGES, MSG_DONTWAIT, 0);
       if (count < 0) {
         // The error of an earlier datagram does not keep others from being received.
@@ -134,7 +136,8 @@ export class Inbound {
     else if (kind === 'sealed' && isEncrypted) this.#open(peer, at, length);
     else if (kind === 'data' || kind === 'sealed') counters.add(slot, this.#columns.noSession, 1);
     else if (kind === undefined) counters.add(slot, this.#columns.unknownVersion, 1);
-    else this.#options.onControl(slot, bytes.subarray(at, at + length));
+    else if (!this.#options.onControl(slot, bytes.subarray(at, at + length)))
+      counters.add(slot, this.#columns.overflow, 1);
   }
 
   #plainUsed = 0;

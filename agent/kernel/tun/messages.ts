@@ -8,6 +8,8 @@ export interface ThreadData {
   readonly tunFd: number;
   readonly takesUdp: boolean;
   readonly socketFd: number;
+  /** See openAskingSocket. */
+  readonly askingFd: number;
   /** An eventfd: written to after each message to the thread, which waits in poll(2). */
   readonly wakeFd: number;
   readonly port: number;

@@ -9,13 +9,15 @@ import { type Arena, arena } from './memory.ts';
 import type { Peer, PeerEntry, Peers } from './peers.ts';
 import { Sending } from './sending.ts';
 import { GSO_ECN, headersLength, putU16le, u16le, VNET, VNET_NEEDS_CSUM } from './super-packet.ts';
-import { DATA_FLAGS, DATA_HEADER, firstByteOf, MAX_DATAGRAM_BYTES } from './wire.ts';
+import { DATA_FLAGS, DATA_HEADER, firstByteOf, MAX_DATAGRAM_BYTES, SEAL_BYTES } from './wire.ts';
 
 /** A packet of the kernel with its header. */
 const PACKET_BYTES = VNET.bytes + 65_536;
 /** What is read before anything is sent. */
 const READ_BYTES = 256 * 1024;
 const READS = 128;
+/** Then it is looked whether the main thread has something to say, which it does also when traffic never ends. */
+const ROUNDS = 16;
 /** Headers of datagrams whose bytes do not follow on them in memory. */
 const HEADERS = 2048;
 const SEALED_BYTES = 512 * 1024;
@@ -30,6 +32,8 @@ export interface OutboundOptions {
   readonly isEncrypted: boolean;
   /** Largest packet towards a peer as the path takes it, by slot; 0: that of the device. */
   readonly pathMtus: Int32Array;
+  /** Has the path's MTU read anew. */
+  readonly askPathMtu: (peer: Peer) => void;
   /** Answers a packet that is too large for the path. */
   readonly onTooLarge: (packet: Buffer, mtuBytes: number, peer: Peer) => void;
 }
@@ -58,16 +62,22 @@ export class Outbound {
       noSession: counters.column('noSession'),
       tooLarge: counters.column('tooLarge'),
     };
-    this.#sending = new Sending(options.socketFd, options.waitWritable, (peer, datagrams, why) => {
-      counters.add(peer.entry.slot, counters.column(why), datagrams);
-    });
+    this.#sending = new Sending(
+      options.socketFd,
+      options.waitWritable,
+      (peer, datagrams, why) => counters.add(peer.entry.slot, counters.column(why), datagrams),
+      (peer, bytes) => {
+        options.askPathMtu(peer);
+        return !this.#fitsPath(peer, bytes);
+      },
+    );
     this.#sealed = arena(options.isEncrypted ? SEALED_BYTES : 8);
   }
 
-  /** Carries what there is. False when the device has gone. */
+  /** Carries what there is, or a good deal of it. False when the device has gone. */
   turn(): boolean {
     const { tunFd } = this.#options;
-    for (;;) {
+    for (let round = 0; round < ROUNDS; round++) {
       let end = 0;
       let reads = 0;
       let length = 0;
@@ -82,6 +92,7 @@ export class Outbound {
       this.#flush();
       if (length < 0) return errno === EAGAIN || errno === EINTR;
     }
+    return true;
   }
 
   #flush(): void {
@@ -127,13 +138,20 @@ export class Outbound {
 
   /** `segments`: how many it holds at most. */
   #begin(peer: Peer, bytes: number, segments: number): void {
-    const fits = segments === 1;
+    // What does not fit is for the host to fragment, which it does not do with what it cuts.
+    const fits = segments === 1 && this.#fitsPath(peer, bytes);
     if (!this.#sending.begin(peer, bytes, fits)) {
       // Headers and sealed datagrams of what is still being gathered stay where they are.
       this.#sending.flush();
       this.#sending.begin(peer, bytes, fits);
     }
     this.#options.counters.add(peer.entry.slot, this.#columns.datagrams, 1);
+  }
+
+  /** Whether a datagram of so many bytes needs no fragments, as far as is known. */
+  #fitsPath(peer: Peer, bytes: number): boolean {
+    const mtuBytes = this.#options.pathMtus[peer.entry.slot] as number;
+    return mtuBytes === 0 || bytes - DATA_HEADER.bytes - (this.#options.isEncrypted ? SEAL_BYTES : 0) <= mtuBytes;
   }
 
   /** Segments of one datagram. */

@@ -32,10 +32,14 @@ export const isPassing = (errno: number): boolean => errno === EINTR || errno ==
 /** Told what became of datagrams that were not sent. */
 export type Drop = (peer: Peer, datagrams: number, why: 'overflow' | 'tooLarge' | 'unreachable') => void;
 
+/** Asked when datagrams of `bytes` could not be cut: whether the path to the peer takes less. */
+export type IsTooNarrow = (peer: Peer, bytes: number) => boolean;
+
 export class Sending {
   readonly #fd: number;
   readonly #waitWritable: () => boolean;
   readonly #drop: Drop;
+  readonly #isTooNarrow: IsTooNarrow;
   readonly #messages = new Messages(MESSAGES);
   readonly #iovecs = new Iovecs(IOVECS);
   readonly #controls: Arena = arena(MESSAGES * CONTROL_BYTES);
@@ -51,10 +55,11 @@ export class Sending {
   #isOpen = false;
   #end = 0;
 
-  constructor(fd: number, waitWritable: () => boolean, drop: Drop) {
+  constructor(fd: number, waitWritable: () => boolean, drop: Drop, isTooNarrow: IsTooNarrow) {
     this.#fd = fd;
     this.#waitWritable = waitWritable;
     this.#drop = drop;
+    this.#isTooNarrow = isTooNarrow;
     for (let i = 0; i < MESSAGES; i++) {
       const at = (i * CONTROL_BYTES) / 4;
       writeLong(this.#controls.words, at, CONTROL_LENGTH);
@@ -115,6 +120,18 @@ export class Sending {
     this.#messages.setControl(last, this.#controls.address + last * CONTROL_BYTES, isCut ? CONTROL_BYTES : 0);
   }
 
+  #reasonOf(message: number, errno: number): 'overflow' | 'tooLarge' | 'unreachable' {
+    if (errno === EAGAIN || errno === ENOBUFS) return 'overflow';
+    const isCut = (this.#datagrams[message] as number) > 1;
+    if (isCut && (errno === EMSGSIZE || errno === EINVAL)) {
+      // Linux before 6.14 says EINVAL.
+      const size = this.#controls.words[(message * CONTROL_BYTES) / 4 + 4] as number;
+      if (this.#isTooNarrow(this.#peers[message] as Peer, size)) return 'tooLarge';
+    }
+    if (isCut && (errno === EIO || errno === EINVAL)) this.#maxSegments = 1;
+    return errno === EMSGSIZE ? 'tooLarge' : 'unreachable';
+  }
+
   /** Sends all that was gathered; what cannot be sent is dropped and counted. */
   flush(): void {
     this.#finish();
@@ -132,11 +149,9 @@ export class Sending {
         retried = sent;
         continue;
       }
-      if ((errno === EAGAIN || errno === ENOBUFS) && this.#waitWritable()) continue;
-      const isCut = (this.#datagrams[sent] as number) > 1;
-      if (isCut && (errno === EIO || errno === EINVAL)) this.#maxSegments = 1;
-      const why = errno === EMSGSIZE ? 'tooLarge' : errno === EAGAIN || errno === ENOBUFS ? 'overflow' : 'unreachable';
-      this.#drop(this.#peers[sent] as Peer, this.#datagrams[sent] as number, why);
+      // ENOBUFS comes from a queue below that is full, and does not wait for room in this socket.
+      if (errno === EAGAIN && this.#waitWritable()) continue;
+      this.#drop(this.#peers[sent] as Peer, this.#datagrams[sent] as number, this.#reasonOf(sent, errno));
       sent++;
     }
     this.#count = 0;

@@ -6,6 +6,7 @@ import { openEventFd } from '../libc.ts';
 import { Counters, INBOUND, OUTBOUND, ROWS } from './counters.ts';
 import { openTunQueue } from './device.ts';
 import type { FromThread, ThreadData, ToThread } from './messages.ts';
+import { openAskingSocket } from './path-mtu.ts';
 import type { PeerEntry } from './peers.ts';
 import { openTunnelSocket } from './socket.ts';
 
@@ -30,26 +31,37 @@ export class Threads {
   readonly pathMtus = new Int32Array(new SharedArrayBuffer(4 * ROWS));
   readonly socketFd: number;
   readonly #tunFd: number;
+  readonly #askingFd: number;
   readonly #threads: readonly Thread[];
   /** Entries that the threads have not taken up yet, by their numbers. */
   readonly #awaited = new Map<number, { left: number; readonly resolve: () => void }>();
   #lastNumber = 0;
   #isStopping = false;
+  #isBroken = false;
 
   /** Attaches to the device and binds the socket. Throws KernelError. */
   constructor({ item, onMessage }: ThreadsOptions) {
-    const { fd, takesUdp } = openTunQueue(item.link);
-    this.#tunFd = fd;
+    const opened: number[] = [];
+    const keep = (fd: number): number => {
+      opened.push(fd);
+      return fd;
+    };
+    let takesUdp: boolean;
     try {
-      this.socketFd = openTunnelSocket(item.local, item.port);
+      const queue = openTunQueue(item.link);
+      this.#tunFd = keep(queue.fd);
+      takesUdp = queue.takesUdp;
+      this.socketFd = keep(openTunnelSocket(item.local, item.port));
+      this.#askingFd = keep(openAskingSocket(item.local));
     } catch (error) {
-      closeSync(fd);
+      for (const fd of opened) closeSync(fd);
       throw error;
     }
     const shared = {
-      tunFd: fd,
+      tunFd: this.#tunFd,
       takesUdp,
       socketFd: this.socketFd,
+      askingFd: this.#askingFd,
       port: item.port,
       encryption: item.encryption,
       pathMtus: this.pathMtus.buffer as SharedArrayBuffer,
@@ -69,17 +81,24 @@ export class Threads {
     const { promise, resolve } = Promise.withResolvers<void>();
     const ended = (reason: string): void => {
       resolve();
-      if (!this.#isStopping) onMessage({ kind: 'broken', reason });
+      this.#broke(reason, onMessage);
     };
     worker.on('message', (message: FromThread) => {
       if (this.#isStopping) return;
       if (message.kind === 'taken') this.#taken(message.number);
+      else if (message.kind === 'broken') this.#broke(message.reason, onMessage);
       else onMessage(message);
     });
     worker.on('error', (error: Error) => ended(`the thread ${workerData.role} failed: ${error.message}`));
     worker.on('exit', () => ended(`the thread ${workerData.role} ended`));
     worker.unref();
     return { worker, wakeFd: workerData.wakeFd, ended: promise };
+  }
+
+  /** Told once: a thread that says so ends. */
+  #broke(reason: string, onMessage: ThreadsOptions['onMessage']): void {
+    if (!this.#isStopping && !this.#isBroken) onMessage({ kind: 'broken', reason });
+    this.#isBroken = true;
   }
 
   /** Resolves once both threads act by it; never, if they are stopped before. */
@@ -114,7 +133,8 @@ export class Threads {
     this.#isStopping = true;
     this.#tell({ kind: 'stop' });
     await Promise.all(this.#threads.map(({ ended }) => ended));
-    for (const fd of [this.#tunFd, this.socketFd, ...this.#threads.map(({ wakeFd }) => wakeFd)]) closeSync(fd);
+    for (const fd of [this.#tunFd, this.socketFd, this.#askingFd, ...this.#threads.map(({ wakeFd }) => wakeFd)])
+      closeSync(fd);
   }
 }
 

@@ -12,7 +12,9 @@ import { Inbound } from './inbound.ts';
 import { arena } from './memory.ts';
 import type { FromThread, ThreadData, ToThread } from './messages.ts';
 import { Outbound } from './outbound.ts';
+import { readPathMtu } from './path-mtu.ts';
 import { type Peer, type PeerEntry, Peers } from './peers.ts';
+import { PerSecond } from './per-second.ts';
 import { VNET } from './super-packet.ts';
 import { tooBig } from './too-big.ts';
 import { DATA_HEADER, SEAL_BYTES } from './wire.ts';
@@ -64,6 +66,10 @@ function outbound(): Direction {
     pathMtus,
     counters: new Counters(OUTBOUND, data.counters),
     waitWritable: () => bare.poll(poll.address + 16, 1, WRITABLE_MS) > 0,
+    askPathMtu(peer) {
+      const mtuBytes = readPathMtu(data.askingFd, peer.name, peer.nameLength);
+      if (mtuBytes !== undefined) notePathMtu(peer.entry.slot, peer.name.bytes[0] === AF_INET, mtuBytes);
+    },
     onTooLarge: (packet, mtuBytes, peer) => answerTooLarge(packet, mtuBytes, peer),
   });
   return { turn: () => way.turn(), changed: (entry) => way.useKey(entry) };
@@ -75,8 +81,14 @@ function inbound(): Direction {
     peers,
     isEncrypted,
     counters: new Counters(INBOUND, data.counters),
-    onControl: (slot, bytes) => tell({ kind: 'control', slot, bytes: Uint8Array.from(bytes) }),
-    onUnknownSession: (slot) => tell({ kind: 'unknown-session', slot }),
+    onControl(slot, bytes) {
+      const isAllowed = controls.allows(slot);
+      if (isAllowed) tell({ kind: 'control', slot, bytes: Uint8Array.from(bytes) });
+      return isAllowed;
+    },
+    onUnknownSession(slot) {
+      if (complaints.allows(slot)) tell({ kind: 'unknown-session', slot });
+    },
   });
   const errors = new ErrorQueue(data.socketFd);
   return {
@@ -89,6 +101,10 @@ function inbound(): Direction {
   };
 }
 
+/** Of each peer, or of whoever has its address, in a second: far more than agents say, far less than fills memory. */
+const controls = new PerSecond(100);
+const complaints = new PerSecond(10);
+
 const ECONNREFUSED = 111;
 const EMSGSIZE = 90;
 
@@ -99,10 +115,12 @@ const overheadOf = (isIpv4: boolean): number =>
 function takeError(to: Buffer, { errno, info }: SocketError): void {
   const slot = peers.byEnd(to, 0)?.entry.slot;
   if (slot === undefined) return;
-  if (errno === ECONNREFUSED) tell({ kind: 'refused', slot });
-  const isIpv4 = to[0] === AF_INET;
-  if (errno === EMSGSIZE && info >= LEAST_MTU_BYTES[isIpv4 ? 'ipv4' : 'ipv6'])
-    pathMtus[slot] = info - overheadOf(isIpv4);
+  if (errno === ECONNREFUSED && complaints.allows(slot)) tell({ kind: 'refused', slot });
+  if (errno === EMSGSIZE) notePathMtu(slot, to[0] === AF_INET, info);
+}
+
+function notePathMtu(slot: number, isIpv4: boolean, mtuBytes: number): void {
+  if (mtuBytes >= LEAST_MTU_BYTES[isIpv4 ? 'ipv4' : 'ipv6']) pathMtus[slot] = mtuBytes - overheadOf(isIpv4);
 }
 
 /** What the kernel would believe, too: nobody makes the way to a node useless by a message. */
@@ -111,17 +129,10 @@ const AF_INET = 2;
 const UDP_HEADER_BYTES = 8;
 
 /** As many answers as a kernel gives (sysctl icmp_msgs_per_sec is 1,000; icmp_ratelimit one a second to each). */
-const ANSWERS_PER_SECOND = 200;
-let answers = 0;
-let answersSince = 0;
+const answers = new PerSecond(200);
 
 function answerTooLarge(packet: Buffer, mtuBytes: number, peer: Peer): void {
-  const now = performance.now();
-  if (now - answersSince > 1000) {
-    answersSince = now;
-    answers = 0;
-  }
-  if (answers++ >= ANSWERS_PER_SECOND) return;
+  if (!answers.allows()) return;
   const source = peer.gateway((packet[0] as number) >>> 4 === 4 ? 4 : 16);
   if (!source) return;
   const answer = Buffer.concat([Buffer.alloc(VNET.bytes), tooBig(packet, mtuBytes, source)]);

@@ -1,0 +1,217 @@
+/** How the threads use their socket, on the loopback of a namespace: what is sent at once, what is refused, what a turn may take. */
+import { closeSync, openSync } from 'node:fs';
+import test, { type ExecutionContext } from 'ava';
+import fc from 'fast-check';
+import { inNetns, openInetSocket, receiveDatagram, sendDatagramTo, setsockoptInt } from '../../agent/kernel/libc.ts';
+import { Counters, INBOUND } from '../../agent/kernel/tun/counters.ts';
+import { Inbound } from '../../agent/kernel/tun/inbound.ts';
+import { arena } from '../../agent/kernel/tun/memory.ts';
+import { Peer, Peers } from '../../agent/kernel/tun/peers.ts';
+import { Sending } from '../../agent/kernel/tun/sending.ts';
+import { openTunnelSocket, socketAddress } from '../../agent/kernel/tun/socket.ts';
+import { ip } from '../support/cluster-values.ts';
+import { createNetns } from '../support/netns.ts';
+
+const PORT = 8285;
+const FROM = ip('127.0.0.1');
+const ENDS = [ip('127.0.0.2'), ip('127.0.0.3')] as const;
+
+async function createHost(t: ExecutionContext) {
+  const netns = await createNetns(t, 'host');
+  const netnsFd = openSync(netns.path, 'r');
+  t.teardown(() => closeSync(netnsFd));
+  const open = (address = FROM): number => {
+    const fd = inNetns(netnsFd, () => openTunnelSocket(address, PORT));
+    t.teardown(() => closeSync(fd));
+    return fd;
+  };
+  return { netns, netnsFd, open };
+}
+
+const peerAt = (slot: number, end: (typeof ENDS)[number]): Peer =>
+  new Peer({
+    slot,
+    socketAddress: Uint8Array.from(socketAddress(end, PORT)),
+    prefixes: [],
+    carriage: 'segments',
+  });
+
+/** All that has come, as messages: datagrams that were sent as one come as one (UDP_GRO). */
+function receiveAll(fd: number): readonly Buffer[] {
+  const into = Buffer.alloc(65_536);
+  const messages: Buffer[] = [];
+  for (;;) {
+    try {
+      const length = receiveDatagram(fd, into, { operation: 'receive', object: 'test' });
+      messages.push(Buffer.from(into.subarray(0, length)));
+    } catch {
+      return messages;
+    }
+  }
+}
+
+interface Sent {
+  readonly to: 0 | 1;
+  readonly bytes: number;
+  readonly fits: boolean;
+}
+
+/** Lengths of the messages to one end: equal ones that fit are one, a shorter one ends it, 64 at most and what UDP takes. */
+function messagesOf(sent: readonly Sent[], to: 0 | 1): readonly number[] {
+  const messages: { length: number; size: number; count: number; isOpen: boolean }[] = [];
+  let former: Sent | undefined;
+  for (const each of sent) {
+    const last = messages.at(-1);
+    const isNext = former?.to === to;
+    former = each;
+    if (each.to !== to) continue;
+    const joins = isNext && last?.isOpen && each.fits && each.bytes <= last.size;
+    if (joins && last.count < 64 && last.length + each.bytes <= 65_507) {
+      last.length += each.bytes;
+      last.count++;
+      last.isOpen = each.bytes === last.size;
+    } else messages.push({ length: each.bytes, size: each.bytes, count: 1, isOpen: each.fits });
+  }
+  return messages.map(({ length }) => length);
+}
+
+test('datagrams arrive as they were gathered; those of one size to one peer leave as one message', async (t) => {
+  const { open } = await createHost(t);
+  const sender = open();
+  const receivers = ENDS.map((end) => open(end));
+  const peers = ENDS.map((end, i) => peerAt(i + 1, end));
+  const drops: string[] = [];
+  const sending = new Sending(
+    sender,
+    () => true,
+    (_peer, _count, why) => drops.push(why),
+    () => false,
+  );
+  const memory = arena(1 << 22);
+  for (let i = 0; i < memory.bytes.length; i++) memory.bytes[i] = (i * 7919) >>> 3;
+  const some = fc.record({
+    to: fc.constantFrom(0 as const, 1 as const),
+    bytes: fc.constantFrom(1, 40, 1_400, 1_452),
+    fits: fc.boolean(),
+    pieces: fc.integer({ min: 1, max: 3 }),
+    times: fc.constantFrom(1, 1, 2, 40, 70),
+  });
+  fc.assert(
+    fc.property(fc.array(some, { minLength: 1, maxLength: 6 }), (trains) => {
+      const sent: Sent[] = [];
+      const expected: [Buffer[], Buffer[]] = [[], []];
+      let at = 0;
+      for (const { to, bytes, fits, pieces, times } of trains) {
+        for (let left = times; left > 0; left--) {
+          if (!sending.begin(peers[to] as Peer, bytes, fits)) return;
+          sent.push({ to, bytes, fits });
+          let rest = bytes;
+          for (let piece = pieces; piece > 0 && rest > 0; piece--) {
+            const length = piece === 1 ? rest : Math.ceil(rest / 2);
+            sending.piece(memory.address + at, length);
+            expected[to].push(Buffer.from(memory.bytes.subarray(at, at + length)));
+            at += length + (at % 2);
+            rest -= length;
+          }
+        }
+      }
+      sending.flush();
+      for (const to of [0, 1] as const) {
+        const messages = receiveAll(receivers[to] as number);
+        t.deepEqual(
+          messages.map(({ length }) => length),
+          messagesOf(sent, to),
+        );
+        t.true(Buffer.concat(messages).equals(Buffer.concat(expected[to])));
+      }
+    }),
+    { numRuns: 150 },
+  );
+  t.deepEqual(drops, []);
+});
+
+test('a queue below that is full drops and is counted; nobody waits for it', async (t) => {
+  const { netns, open } = await createHost(t);
+  await netns.run('tc', 'qdisc', 'add', 'dev', 'lo', 'root', 'tbf', 'rate', '1mbit', 'burst', '5000', 'limit', '20000');
+  const drops = { overflow: 0, tooLarge: 0, unreachable: 0 };
+  let waits = 0;
+  const sending = new Sending(
+    open(),
+    () => ++waits < 10_000,
+    (_peer, count, why) => {
+      drops[why] += count;
+    },
+    () => false,
+  );
+  const receiver = open(ENDS[0]);
+  const peer = peerAt(1, ENDS[0]);
+  const memory = arena(1_000);
+  for (let i = 0; i < 100; i++) {
+    sending.begin(peer, 1_000, false);
+    sending.piece(memory.address, 1_000);
+  }
+  sending.flush();
+  t.true(drops.overflow > 50 && drops.overflow < 100, `${drops.overflow} dropped`);
+  t.deepEqual([drops.tooLarge, drops.unreachable, waits], [0, 0, 0]);
+  t.true(receiveAll(receiver).length <= 100 - drops.overflow);
+});
+
+test('datagrams that the route would have to fragment: the sender is asked, and goes on cutting for others', async (t) => {
+  const { netns, open } = await createHost(t);
+  await netns.run('ip', 'route', 'add', 'local', `${ENDS[0]}/32`, 'dev', 'lo', 'table', 'local', 'mtu', '600');
+  const asked: number[] = [];
+  const drops: string[] = [];
+  const sending = new Sending(
+    open(),
+    () => true,
+    (_peer, count, why) => drops.push(`${count} ${why}`),
+    (_peer, bytes) => asked.push(bytes) > 0,
+  );
+  const receivers = ENDS.map((end) => open(end));
+  const memory = arena(4_000);
+  const sendTo = (to: 0 | 1, fits: boolean): void => {
+    const peer = peerAt(to + 1, ENDS[to]);
+    for (let i = 0; i < 4; i++) {
+      sending.begin(peer, 1_000, fits);
+      sending.piece(memory.address + 1_000 * i, 1_000);
+    }
+    sending.flush();
+  };
+  sendTo(0, true);
+  t.deepEqual([asked, drops], [[1_000], ['4 tooLarge']]);
+  sendTo(0, false);
+  sendTo(1, true);
+  const lengths = receivers.map((fd) => receiveAll(fd).map(({ length }) => length));
+  t.deepEqual(lengths, [[1_000, 1_000, 1_000, 1_000], [4_000]]);
+  t.is(drops.length, 1);
+});
+
+test('a turn of the inbound thread ends though there is more: the main thread is heard under a flood', async (t) => {
+  const { netnsFd, open } = await createHost(t);
+  const counters = new Counters(INBOUND);
+  const none = openSync('/dev/null', 'w');
+  t.teardown(() => closeSync(none));
+  const inbound = new Inbound({
+    tunFd: none,
+    socketFd: open(),
+    port: PORT,
+    peers: new Peers(),
+    counters,
+    isEncrypted: false,
+    takesUdp: true,
+    onControl: () => true,
+    onUnknownSession: () => {},
+  });
+  const stranger = inNetns(netnsFd, () => openInetSocket(2, 'datagram', 17));
+  t.teardown(() => closeSync(stranger));
+  setsockoptInt(stranger, 1, 32, 1 << 22);
+  const sent = 2_000;
+  for (let i = 0; i < sent; i++) {
+    sendDatagramTo(stranger, Buffer.alloc(8), socketAddress(FROM, PORT), { operation: 'send', object: 'test' });
+  }
+  inbound.turn();
+  const first = counters.read(0).stranger;
+  t.true(first > 0 && first < sent, `${first} in the first turn`);
+  inbound.turn();
+  t.is(counters.read(0).stranger, sent);
+});
