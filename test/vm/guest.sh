@@ -26,6 +26,9 @@ if ! command -v modprobe >/dev/null; then
   chmod +x /sbin/modprobe
 fi
 
+# But for this one: what asks for it is a file that udev or systemd makes when a host starts.
+modprobe tun
+
 cd "$home"
 # Compiling is what an emulated Node does most of its time. What this machine has compiled is there; more goes to the overlay.
 export NODE_COMPILE_CACHE="$home/node_modules/.cache/tulle"
