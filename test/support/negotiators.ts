@@ -195,10 +195,12 @@ class Negotiator {
   #agreed(peer: string, agreement: Agreement): Promise<void> | undefined {
     this.agreements.set(peer, agreement);
     this.#useKey(peer, agreement);
+    // What was on its way to a thread that has ended, or about a peer that is gone, is for nobody.
+    const openers = this.#openers;
+    const opener = openers.get(peer) ?? new Opener([]);
+    openers.set(peer, opener);
     const install = (): void => {
-      const opener = this.#openers.get(peer);
-      if (opener) opener.use(agreement.receive);
-      else this.#openers.set(peer, new Opener(agreement.receive));
+      if (openers.get(peer) === opener) opener.use(agreement.receive);
     };
     const { installMs } = this.#options;
     if (installMs === undefined) return void install();
