@@ -103,6 +103,7 @@ test.serial('the agents get ready with what the manifest gives them, and with no
     if (node.name === 'node-1') t.true(residentKib < IDLE_LIMIT_KIB, `${residentKib} KiB`);
     t.not((await agent.exec('touch', '/opt/tulle/file')).exitCode, 0, 'the root of the container can be written');
     t.not((await agent.exec('sh', '-c', 'echo 0 >/proc/sys/net/ipv4/ip_forward')).exitCode, 0);
+    t.is((await agent.exec('sh', '-c', 'exec 3<>/dev/net/tun')).exitCode, 0, 'the backend tun cannot open its device');
     const { stdout, exitCode } = await agent.exec('tulle', 'status');
     t.is(exitCode, 0, stdout);
     t.notRegex(stdout, /^(problem|failing|blocked) /m);

@@ -4,7 +4,8 @@ import { apiPath } from '../../lab/api-writer.ts';
 import { NODES, useLiveLab } from '../support/live-lab.ts';
 import { fabricPlace, podPlace, shellIn } from '../support/places.ts';
 
-const { lab, choose, node, pods, mentions, allIsWell, untilGone, restartAgents } = useLiveLab('backend: vxlan');
+const { lab, choose, node, pods, mentions, allIsWell, untilGone, moveNode2, restartAgents } =
+  useLiveLab('backend: vxlan');
 
 test.serial('another backend keeps the pods with their addresses, and leaves nothing of the one before', async (t) => {
   await allIsWell(t, 'vxlan');
@@ -35,17 +36,7 @@ test.serial('a Node of another address is followed, running or away', async (t) 
     [12, 77, false],
     [77, 12, true],
   ] as const) {
-    const move = async () => {
-      await shellIn(
-        node('node-2'),
-        `ip address del 172.30.0.${from}/24 dev eth0; ip address del fd30::${from}/64 dev eth0
-         ip address add 172.30.0.${to}/24 dev eth0; ip address add fd30::${to}/64 dev eth0 nodad
-         ip route replace default via 172.30.0.1; ip -6 route replace default via fd30::1 dev eth0`,
-      );
-      const addresses = [`172.30.0.${to}`, `fd30::${to}`].map((address) => ({ type: 'InternalIP', address }));
-      const path = `${apiPath.node('node-2')}/status`;
-      await lab().control.callApi({ method: 'PATCH', path, object: { status: { addresses } } });
-    };
+    const move = () => moveNode2(from, to);
     if (isAway) await restartAgents(move);
     else await move();
     for (const name of NODES) await untilGone(name, new RegExp(`172\\.30\\.0\\.${from}\\b|fd30::${from}\\b`));

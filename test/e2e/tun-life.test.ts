@@ -4,6 +4,7 @@ import type { AgentStatus } from '../../agent/agent.ts';
 import { apiPath } from '../../lab/api-writer.ts';
 import { pingAll, pingEnds } from '../../lab/ping.ts';
 import { until } from '../../lab/until.ts';
+import { ip } from '../support/cluster-values.ts';
 import { TIMEOUT_MS, tulle } from '../support/lab.ts';
 import { NODES, useLiveLab } from '../support/live-lab.ts';
 import { shellIn } from '../support/places.ts';
@@ -92,6 +93,32 @@ test.serial('the device may be deleted, and its routes and addresses with it', a
   await untilStatus(live, 'node-1', 'an agreement', isAgreed);
   await shellIn(node('node-2'), 'ip link set tulle-tun down');
   await allIsWell(t, 'the device up again');
+});
+
+test.serial('a Node of another address is followed by its peers, and by its own socket', async (t) => {
+  for (const [from, to] of [
+    [12, 77],
+    [77, 12],
+  ] as const) {
+    await live.moveNode2(from, to);
+    for (const name of NODES) await untilGone(name, new RegExp(`172\\.30\\.0\\.${from}\\b|fd30::${from}\\b`));
+    await allIsWell(t, `node-2 at .${to}`);
+    t.is((await statusOf(live, 'node-2'))?.tunnel?.path?.local, ip(`172.30.0.${to}`));
+    t.is((await statusOf(live, 'node-1'))?.tunnel?.peers[0]?.end, ip(`172.30.0.${to}`));
+  }
+});
+
+test.serial('the MTU of the underlay is followed while packets flow', async (t) => {
+  for (const [mtuBytes, ofPods] of [
+    [1400, 1360],
+    [1500, 1460],
+  ] as const) {
+    for (const name of NODES) await shellIn(node(name), `ip link set eth0 mtu ${mtuBytes}`);
+    for (const name of NODES)
+      await untilStatus(live, name, 'that MTU', ({ underlay }) => underlay?.mtuBytes === ofPods);
+    await allIsWell(t, `an underlay of ${mtuBytes} bytes`);
+    t.regex(await shellIn(node('node-1'), 'ip link show tulle-tun'), new RegExp(` mtu ${ofPods} `));
+  }
 });
 
 test.serial('a peer that leaves the cluster is forgotten, and taken up when it is back', async (t) => {

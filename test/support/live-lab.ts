@@ -3,12 +3,13 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
+import { apiPath } from '../../lab/api-writer.ts';
 import { pingAll, pingEnds } from '../../lab/ping.ts';
 import type { PodStatus } from '../../lab/pods.ts';
 import { until } from '../../lab/until.ts';
 import { type TestLab, TIMEOUT_MS, tulle, untilSettled, useLab } from './lab.ts';
 import { dumpNode } from './node-dump.ts';
-import { nodePlace, type Place } from './places.ts';
+import { nodePlace, type Place, shellIn } from './places.ts';
 
 export const NODES = ['node-1', 'node-2'] as const;
 const WAIT = { deadlineMs: TIMEOUT_MS, intervalMs: 20 };
@@ -27,6 +28,8 @@ export interface LiveLab {
   /** Pods reach each other in both families, and no node has anything left to do. */
   allIsWell(t: ExecutionContext, what: string): Promise<void>;
   untilGone(name: string, what: RegExp): Promise<void>;
+  /** Gives node-2 and its Node other addresses: from and to are the last parts of them. */
+  moveNode2(from: number, to: number): Promise<void>;
   /** With the settings of the moment. */
   restartAgents(whileAway?: () => Promise<void>): Promise<void>;
 }
@@ -56,6 +59,7 @@ export function useLiveLab(settings: string): LiveLab {
     mentions,
     allIsWell: (t, what) => allIsWell(t, lab(), what),
     untilGone: (name, what) => untilGone(name, what, () => mentions(name, what)),
+    moveNode2: (from, to) => moveNode2(lab(), from, to),
     async restartAgents(whileAway = async () => {}) {
       for (const name of NODES) await lab().control.stopAgent(name);
       await whileAway();
@@ -72,6 +76,18 @@ async function allIsWell(t: ExecutionContext, lab: TestLab, what: string): Promi
     (await pingAll(pingEnds(status), options, AbortSignal.timeout(TIMEOUT_MS))).filter(({ ok }) => !ok);
   await until(async () => (await lost()).length === 0, { describe: `every ping to be answered: ${what}`, ...WAIT });
   for (const name of NODES) t.is((await tulle(lab.node(name), 'diff')).stdout, '', `${what}: ${name}`);
+}
+
+async function moveNode2(lab: TestLab, from: number, to: number): Promise<void> {
+  await shellIn(
+    nodePlace(lab.node('node-2')),
+    `ip address del 172.30.0.${from}/24 dev eth0; ip address del fd30::${from}/64 dev eth0
+     ip address add 172.30.0.${to}/24 dev eth0; ip address add fd30::${to}/64 dev eth0 nodad
+     ip route replace default via 172.30.0.1; ip -6 route replace default via fd30::1 dev eth0`,
+  );
+  const addresses = [`172.30.0.${to}`, `fd30::${to}`].map((address) => ({ type: 'InternalIP', address }));
+  const path = `${apiPath.node('node-2')}/status`;
+  await lab.control.callApi({ method: 'PATCH', path, object: { status: { addresses } } });
 }
 
 async function untilGone(name: string, what: RegExp, mentions: () => Promise<readonly string[]>): Promise<void> {
