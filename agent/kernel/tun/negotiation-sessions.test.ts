@@ -207,6 +207,16 @@ for (const [name, channel] of Object.entries(CHANNELS)) {
   }
 }
 
+test('nothing is lost while the last message of the exchange does not come through for ten seconds', async (t) => {
+  const world = new Negotiators({ a: sealed, b: sealed });
+  await lossless(t, world, async () => {
+    const endMs = world.nowMs + 10_000;
+    world.channel = (datagram) => (kindOf(datagram) === 'probeAck' && world.nowMs < endMs ? [] : [1]);
+    for (const node of world.all) node.setSecret('two');
+    await world.run(25_000, { data: true, stepMs: 50 });
+  });
+});
+
 test('a session of an hour is replaced without loss', async (t) => {
   const world = new Negotiators({ a: { ...sealed, installMs: 90 }, b: { ...sealed, installMs: 90 } });
   world.channel = slow;
