@@ -1,20 +1,20 @@
 /** Puts the rooms together: watch → plan → state → reconciler → drivers, and the CNI server beside them. */
 import { mkdirSync } from 'node:fs';
 import type { Logger } from 'pino';
+import type { AgentStatus } from './agent-status.ts';
 import { ApiClient } from './cluster/api-client.ts';
-import { type ClusterStatus, ClusterWatch } from './cluster/cluster.ts';
+import { ClusterWatch } from './cluster/cluster.ts';
 import type { CredentialsSource } from './cluster/credentials.ts';
 import type { Config } from './config.ts';
 import { readFormerUnderlay, saveUnderlay } from './former-underlay.ts';
 import { Installer } from './installer.ts';
 import { requireCapabilities } from './kernel/capabilities.ts';
-import type { Feature } from './kernel/features.ts';
 import { type Kernel, openKernel } from './kernel/kernel.ts';
 import { giveMemoryBack } from './memory.ts';
 import { addressesOf, type Host } from './model/host.ts';
 import { parseIpPort } from './model/ip-port.ts';
-import { NodeServices, type NodeServicesStatus } from './node-services.ts';
-import { NodeTunnel, type NodeTunnelStatus } from './node-tunnel.ts';
+import { NodeServices } from './node-services.ts';
+import { NodeTunnel } from './node-tunnel.ts';
 import { BACKENDS } from './plan/backends.ts';
 import { podBridge } from './plan/bridge.ts';
 import { type Plan, type PlanInput, Planner } from './plan/planner.ts';
@@ -26,14 +26,13 @@ import { Attachments, type Readiness } from './pods/attachments.ts';
 import { CniServer } from './pods/cni-server.ts';
 import { DeleteQueue } from './pods/delete-queue.ts';
 import { conflistOf } from './pods/install.ts';
-import type { AddressCount } from './pods/ipam.ts';
-import { type PodRecord, PodRecords } from './pods/records.ts';
+import { PodRecords } from './pods/records.ts';
 import { StaticAddresses } from './pods/static-addresses.ts';
 import { strayProblem } from './pods/strays.ts';
 import { obstaclesOf } from './readiness.ts';
 import { KernelState } from './reconcile/kernel-state.ts';
 import { FAILING_AFTER } from './reconcile/list-schedule.ts';
-import { type BatchReport, Reconciler, type ReconcilerStatus } from './reconcile/reconciler.ts';
+import { type BatchReport, Reconciler } from './reconcile/reconciler.ts';
 import type { Change } from './reconcile/types.ts';
 import { holdNetworkNamespace } from './single-agent.ts';
 import { serveControl } from './telemetry/control-server.ts';
@@ -67,36 +66,6 @@ export async function runAgent(options: AgentOptions, signal: AbortSignal): Prom
 }
 
 /** What `tulle status --json` prints. */
-export interface AgentStatus {
-  readonly version: string;
-  readonly nodeName: string;
-  readonly backend: Config['backend'];
-  /** How new pods are connected. */
-  readonly podLink: Config['podLink'];
-  readonly readiness: Readiness;
-  /** Why the node is not ready, all reasons; none: it is. */
-  readonly obstacles: readonly string[];
-  /** Absent before the cluster has answered. */
-  readonly underlay?: Underlay;
-  readonly host: {
-    readonly kernel: string;
-    readonly iptables: string;
-    /** What the kernel can do; empty just after the start. */
-    readonly features: readonly Feature[];
-  };
-  readonly cluster: ClusterStatus;
-  /** Absent where another proxy serves them. */
-  readonly services?: NodeServicesStatus;
-  /** Absent where the agent carries no tunnel itself. */
-  readonly tunnel?: NodeTunnelStatus;
-  readonly attachments: readonly PodRecord[];
-  /** Addresses that pods have and can have, of each podCIDR. */
-  readonly addresses: readonly AddressCount[];
-  /** What is wrong with attachments and with what is served over HTTP, one sentence each. */
-  readonly problems: readonly string[];
-  readonly kernel: ReconcilerStatus;
-}
-
 class Agent {
   readonly #options: AgentOptions;
   readonly #kernel: Kernel;

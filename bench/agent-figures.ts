@@ -1,7 +1,7 @@
 /** What is read of a running agent in a lab node: its status, its processor time, its memory, and what its starts take. */
 import { readFile } from 'node:fs/promises';
 import { execa } from 'execa';
-import type { AgentStatus } from '../agent/agent.ts';
+import type { AgentStatus } from '../agent/agent-status.ts';
 import { AgentUnreachable, askAgent } from '../agent/commands/ask-agent.ts';
 import type { Kind } from '../agent/model/items.ts';
 import { inNode, type NodeRef, pathOnHost } from '../lab/node.ts';

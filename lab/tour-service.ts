@@ -1,7 +1,7 @@
 /** The tour's Service: three backends, who of them answers how often, and what a connection costs beside a direct one. */
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
-import type { AgentStatus } from '../agent/agent.ts';
+import type { AgentStatus } from '../agent/agent-status.ts';
 import { askAgent } from '../agent/commands/ask-agent.ts';
 import { table } from '../agent/commands/table.ts';
 import { type Family, familyOf, type IpAddress } from '../agent/model/ip.ts';

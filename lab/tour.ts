@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { execa } from 'execa';
-import type { AgentStatus } from '../agent/agent.ts';
+import type { AgentStatus } from '../agent/agent-status.ts';
 import { table } from '../agent/commands/table.ts';
 import { SETTINGS } from '../agent/config.ts';
 import { familyOf } from '../agent/model/ip.ts';

@@ -1,5 +1,5 @@
 /** `tulle status`: what is held in the kernel, and what is dirty, blocked or contested, and why. */
-import type { AgentStatus } from '../agent.ts';
+import type { AgentStatus } from '../agent-status.ts';
 import type { Feature } from '../kernel/features.ts';
 import type { SocketServicesStatus } from '../socket-services.ts';
 import { askAgent } from './ask-agent.ts';

@@ -4,7 +4,7 @@
  */
 import { readdir } from 'node:fs/promises';
 import test, { type ExecutionContext } from 'ava';
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import { parseIp } from '../../agent/model/ip.ts';
 import { inNode, inPod, pathOnHost } from '../../lab/node.ts';
 import type { Sandbox } from '../../lab/runtime.ts';

@@ -1,6 +1,6 @@
 /** Whatever somebody deletes or alters in what Tulle owns comes back, and nothing else is touched. */
 import test, { type ExecutionContext } from 'ava';
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import { type Cidr, FAMILIES, type FamilyFacts, families } from '../../agent/model/ip.ts';
 import type { Kind } from '../../agent/model/items.ts';
 import { vtepMac } from '../../agent/model/kernel-names.ts';

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import type { CheckReport } from '../../agent/doctor/doctor.ts';
 import { families, type IpAddress } from '../../agent/model/ip.ts';
 import { inNode, inPod, pathOnHost } from '../../lab/node.ts';

@@ -1,6 +1,6 @@
 /** What pods say to each other does not depend on the agents, nor on the API server: not one packet is lost. */
 import test, { type ExecutionContext } from 'ava';
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import { until } from '../../lab/until.ts';
 import { agentStatus } from '../support/agent-status.ts';
 import { createBuilds } from '../support/builds.ts';

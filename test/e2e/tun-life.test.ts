@@ -1,6 +1,6 @@
 /** Backend `tun` over time: other backends before and after it, beside it, agents and peers that go and come, a device that goes. */
 import test from 'ava';
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import { apiPath } from '../../lab/api-writer.ts';
 import { pingAll, pingEnds } from '../../lab/ping.ts';
 import { until } from '../../lab/until.ts';

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import type { Family } from '../../agent/model/ip.ts';
 import type { LabStatus } from '../../lab/control.ts';
 import { agentStatus } from '../support/agent-status.ts';

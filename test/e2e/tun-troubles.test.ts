@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import { output, run, shIn, tulle } from '../support/lab.ts';
 import { NODES, useLiveLab } from '../support/live-lab.ts';
 import { hasPeer, isAgreed, untilStatus } from '../support/tun-lab.ts';
@@ -62,7 +62,9 @@ test.serial('another secret at one side, and one that is missing: packets pass a
   choose(sealed('other'));
   await restart('node-1');
   const { tunnel } = await untilStatus(live, 'node-1', 'a problem', (status) =>
-    Boolean(status.tunnel?.problems.some((problem) => /other: expected a file of 32 to 4096 bytes, got ENOENT/.test(problem))),
+    Boolean(
+      status.tunnel?.problems.some((problem) => /other: expected a file of 32 to 4096 bytes, got ENOENT/.test(problem)),
+    ),
   );
   t.is(tunnel?.path?.encryption, 'aes-gcm', 'nothing is sent in the clear instead');
   t.regex(await doctor('node-1'), /the tunnel cannot be sealed as the settings say/);

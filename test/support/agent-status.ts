@@ -1,5 +1,5 @@
 /** Asks the agent of a lab node without a process of its own, as often as a test likes. */
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import { AgentUnreachable, askAgent } from '../../agent/commands/ask-agent.ts';
 import { type NodeRef, pathOnHost } from '../../lab/node.ts';
 

@@ -1,5 +1,5 @@
 /** What agents of a live lab say of the tunnel that they carry. */
-import type { AgentStatus } from '../../agent/agent.ts';
+import type { AgentStatus } from '../../agent/agent-status.ts';
 import { until } from '../../lab/until.ts';
 import { agentStatus } from './agent-status.ts';
 import { TIMEOUT_MS } from './lab.ts';
