@@ -20,7 +20,8 @@ const statusText = async (name: string) => (await tulle(lab().node(name), 'statu
 const ALONE = ['--node-name', 'node-1', '--kubeconfig', '/run/lab-node/kubeconfig', '--backend', 'tun'];
 
 const sealed = (file: string) => `backend: tun\ntun: { encryption: aes-gcm, secretFile: ${join(directory, file)} }`;
-const writeSecret = (file: string) => writeFileSync(join(directory, file), randomBytes(32));
+/** More than is needed: one byte in 256 is a line end, which counts for nothing at the end. */
+const writeSecret = (file: string) => writeFileSync(join(directory, file), randomBytes(48));
 
 async function restart(name: string): Promise<void> {
   await lab().control.stopAgent(name);
