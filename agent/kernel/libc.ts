@@ -348,3 +348,44 @@ type BareCall<A extends readonly number[]> = (...args: A) => number;
 
 /** Number of errno after a call that returned -1, on the same thread and before any other call. */
 export const errnoOfLastCall = (): number => koffi.errno();
+
+/**
+ * OpenSSL's calls for ciphers, which Node exports to addons (Node.js documentation, "Linking to libraries included with
+ * Node.js"; EVP_EncryptInit(3)). node:crypto makes an object and a buffer for each message, which costs several times what it
+ * takes to encipher a small one. Memory is given by its address, as in `bare`. Bound when they are first asked for.
+ */
+export const openAead = (): AeadCalls => {
+  aead ??= {
+    fetch: libc.func('uintptr_t EVP_CIPHER_fetch(void *library, const char *name, const char *properties)'),
+    newContext: libc.func('uintptr_t EVP_CIPHER_CTX_new()'),
+    freeContext: libc.func('void EVP_CIPHER_CTX_free(uintptr_t context)'),
+    init: libc.func(
+      'int EVP_CipherInit_ex2(uintptr_t context, uintptr_t cipher, uintptr_t key, uintptr_t iv, int encrypts, uintptr_t parameters)',
+    ),
+    update: libc.func(
+      'int EVP_CipherUpdate(uintptr_t context, uintptr_t out, uintptr_t outLength, uintptr_t in, int inLength)',
+    ),
+    final: libc.func('int EVP_CipherFinal_ex(uintptr_t context, uintptr_t out, uintptr_t outLength)'),
+    control: libc.func('int EVP_CIPHER_CTX_ctrl(uintptr_t context, int type, int argument, uintptr_t pointer)'),
+  } as AeadCalls;
+  return aead;
+};
+let aead: AeadCalls | undefined;
+
+export interface AeadCalls {
+  /** A cipher by its name, or 0. */
+  readonly fetch: (library: null, name: string, properties: null) => number | bigint;
+  readonly newContext: () => number | bigint;
+  readonly freeContext: (context: number | bigint) => void;
+  readonly init: (
+    context: number | bigint,
+    cipher: number | bigint,
+    key: number,
+    iv: number,
+    encrypts: -1 | 0 | 1,
+    parameters: 0,
+  ) => number;
+  readonly update: (context: number | bigint, out: number, outLength: number, from: number, length: number) => number;
+  readonly final: (context: number | bigint, out: number, outLength: number) => number;
+  readonly control: (context: number | bigint, type: number, argument: number, pointer: number) => number;
+}

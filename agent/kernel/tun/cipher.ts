@@ -3,32 +3,25 @@
  * big-endian but for the header. The initialization vector is the session's salt and the counter (RFC 5288 section 3, RFC 8439
  * section 2.8); a pair of key and counter is never used twice.
  */
-import { type CipherGCM, createCipheriv, createDecipheriv, type DecipherGCM } from 'node:crypto';
+import { Aead, type AeadCipher, TAG_BYTES } from './aead.ts';
+import { arena } from './memory.ts';
 import { ReplayWindow } from './replay-window.ts';
-import { DATA_HEADER, firstByteOf, SEAL_BYTES } from './wire.ts';
+import { DATA_HEADER, firstByteOf, MAX_DATAGRAM_BYTES, SEAL_BYTES } from './wire.ts';
 
 /** Keys of one direction of a session. */
 export interface SessionKey {
   /** u32 that the datagrams of the session carry. */
   readonly id: number;
-  readonly cipher: 'aes-256-gcm' | 'chacha20-poly1305';
+  readonly cipher: AeadCipher;
   /** 32 bytes. */
   readonly key: Uint8Array;
   /** 4 bytes, the upper part of the initialization vector. */
   readonly salt: Uint8Array;
 }
 
-const TAG_BYTES = 16;
 const COUNTER_AT = DATA_HEADER.bytes + 4;
 const BODY_AT = DATA_HEADER.bytes + 12;
-const OPTIONS = { authTagLength: TAG_BYTES } as const;
 const WORD = 2 ** 32;
-
-/** The two ciphers have the same calls; the types of Node know each by its own overload. */
-const newCipher = ({ cipher, key }: SessionKey, iv: Uint8Array): CipherGCM =>
-  createCipheriv(cipher as 'aes-256-gcm', key, iv, OPTIONS);
-const newDecipher = ({ cipher, key }: SessionKey, iv: Uint8Array): DecipherGCM =>
-  createDecipheriv(cipher as 'aes-256-gcm', key, iv, OPTIONS);
 
 const ivOf = ({ salt }: SessionKey): Buffer => Buffer.concat([salt, Buffer.alloc(8)]);
 
@@ -44,10 +37,12 @@ export class Sealer {
   /** The lower eight bytes are the next counter. */
   #iv: Buffer;
   #counter = 0;
+  #aead: Aead;
 
   constructor(key: SessionKey) {
     this.#key = key;
     this.#iv = ivOf(key);
+    this.#aead = new Aead(key.cipher, key.key, true);
   }
 
   /** From now on with this key; nothing happens if it is the one in use. A former key must never come again. */
@@ -55,6 +50,7 @@ export class Sealer {
     if (isSameKey(key, this.#key)) return;
     this.#key = key;
     this.#iv = ivOf(key);
+    this.#aead = new Aead(key.cipher, key.key, true);
     this.#counter = 0;
   }
 
@@ -68,17 +64,13 @@ export class Sealer {
     into.writeUInt32BE(this.#key.id, at + DATA_HEADER.bytes);
     this.#count();
     into.set(this.#iv.subarray(4), at + COUNTER_AT);
-    const cipher = newCipher(this.#key, this.#iv);
-    cipher.setAAD(into.subarray(at, at + DATA_HEADER.bytes));
+    this.#aead.begin(this.#iv, into.subarray(at, at + DATA_HEADER.bytes));
     let end = at + BODY_AT;
     for (const piece of pieces) {
-      into.set(piece, end);
+      this.#aead.update(piece, into, end);
       end += piece.length;
     }
-    // Each update makes its result in memory of its own, which costs more than the enciphering of a small datagram.
-    into.set(cipher.update(into.subarray(at + BODY_AT, end)), at + BODY_AT);
-    cipher.final();
-    into.set(cipher.getAuthTag(), end);
+    this.#aead.writeTag(into, end);
     return end + TAG_BYTES - at;
   }
 
@@ -93,6 +85,7 @@ interface Session {
   readonly key: SessionKey;
   readonly window: ReplayWindow;
   readonly iv: Buffer;
+  readonly aead: Aead;
 }
 
 export type NotOpened = 'malformed' | 'unknown-session' | 'forged' | 'replayed';
@@ -112,11 +105,11 @@ export class Opener {
   use(keys: readonly SessionKey[]): void {
     this.#sessions = keys.map((key) => {
       const same = this.#sessions.find((session) => isSameKey(session.key, key));
-      return same ?? { key, window: new ReplayWindow(), iv: ivOf(key) };
+      return same ?? { key, window: new ReplayWindow(), iv: ivOf(key), aead: new Aead(key.cipher, key.key, false) };
     });
   }
 
-  /** What was sealed, in memory of its own, or why it is not to be had. */
+  /** What was sealed, in memory that the next call uses again, or why it is not to be had. */
   open(datagram: Buffer): Buffer | NotOpened {
     if (datagram.length < DATA_HEADER.bytes + SEAL_BYTES) return 'malformed';
     const session = this.#find(datagram.readUInt32BE(DATA_HEADER.bytes));
@@ -137,18 +130,14 @@ export class Opener {
   }
 }
 
+/** What a datagram holds that UDP can carry. */
+const plainText = arena(MAX_DATAGRAM_BYTES).bytes;
+
 /** The text behind the header, once its tag was found to be right. */
-function decrypt({ key, iv }: Session, datagram: Buffer): Buffer | undefined {
+function decrypt({ aead, iv }: Session, datagram: Buffer): Buffer | undefined {
   const tagAt = datagram.length - TAG_BYTES;
   iv.set(datagram.subarray(COUNTER_AT, BODY_AT), 4);
-  const decipher = newDecipher(key, iv);
-  decipher.setAAD(datagram.subarray(0, DATA_HEADER.bytes));
-  decipher.setAuthTag(datagram.subarray(tagAt));
-  const plain = decipher.update(datagram.subarray(BODY_AT, tagAt));
-  try {
-    decipher.final();
-  } catch {
-    return undefined; // The one thing that final() throws over is a tag that is not right.
-  }
-  return plain;
+  aead.begin(iv, datagram.subarray(0, DATA_HEADER.bytes));
+  aead.update(datagram.subarray(BODY_AT, tagAt), plainText, 0);
+  return aead.verify(datagram.subarray(tagAt)) ? plainText.subarray(0, tagAt - BODY_AT) : undefined;
 }
