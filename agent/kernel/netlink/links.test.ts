@@ -42,6 +42,19 @@ test('links: a late word of a link that another has followed does not hide that'
   t.is(links.byName('a')?.ifindex, 9);
 });
 
+test('links: what is said of a link before its end is told is understood, though a dump has it no more', async (t) => {
+  const dumped = [message(RTM.NEWLINK, 5, 'a'), message(RTM.NEWLINK, 6, 'b')];
+  const links = await refreshed(dumped, []);
+  dumped.splice(0, 2, message(RTM.NEWLINK, 9, 'a'));
+  await links.refresh();
+  await links.refresh();
+  t.deepEqual([links.byIndex(5)?.name, links.byIndex(6)?.name], ['a', 'b']);
+  t.deepEqual([indexes(links), links.byName('b')], [['9 a'], undefined], 'otherwise it is gone');
+  t.is(links.see(message(RTM.DELLINK, 5, 'a'))?.name, 'a');
+  t.is(links.byIndex(5), undefined);
+  t.is(links.byName('a')?.ifindex, 9);
+});
+
 test('links: the next dump counts again in full', async (t) => {
   const said = [message(RTM.NEWLINK, 8, 'added')];
   const links = await refreshed([], said);

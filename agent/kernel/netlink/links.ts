@@ -62,6 +62,8 @@ export class Links {
   readonly #client: NetlinkClient;
   readonly #byName = new Map<string, LinkFacts>();
   readonly #byIndex = new Map<number, LinkFacts>();
+  /** Links that a dump has not any more and of whose end the monitor is about to tell: what it says before is about them. */
+  readonly #ending = new Map<number, LinkFacts>();
   /** What the monitor said since the oldest of the running dumps began, by index; undefined for a link that went. */
   readonly #seen = new Map<number, LinkFacts | undefined>();
   #dumps = 0;
@@ -78,10 +80,12 @@ export class Links {
     this.#dumps++;
     try {
       const dumped = await dumpLinks(this.#client);
+      for (const [ifindex, facts] of this.#byIndex) this.#ending.set(ifindex, facts);
       this.#byName.clear();
       this.#byIndex.clear();
       for (const facts of dumped) if (!this.#seen.has(facts.ifindex)) this.#store(facts);
       for (const facts of this.#seen.values()) if (facts && !this.#byName.has(facts.name)) this.#store(facts);
+      for (const ifindex of this.#seen.keys()) this.#ending.delete(ifindex);
       return dumped;
     } finally {
       this.#dumps--;
@@ -93,7 +97,7 @@ export class Links {
   see(message: NetlinkMessage): LinkFacts | undefined {
     const facts = readLinkFacts(message);
     if (!facts) return undefined;
-    const before = this.#byIndex.get(facts.ifindex);
+    const before = this.byIndex(facts.ifindex);
     this.#forget(facts.ifindex);
     const isThere = message.type === RTM.NEWLINK;
     if (isThere) this.#store(facts);
@@ -107,8 +111,9 @@ export class Links {
     this.#store(facts);
   }
 
+  /** Also of a link that has gone a moment ago. */
   byIndex(ifindex: number): LinkFacts | undefined {
-    return this.#byIndex.get(ifindex);
+    return this.#byIndex.get(ifindex) ?? this.#ending.get(ifindex);
   }
 
   byName(name: string): LinkFacts | undefined {
@@ -130,11 +135,13 @@ export class Links {
   }
 
   #store(facts: LinkFacts): void {
+    this.#ending.delete(facts.ifindex);
     this.#byIndex.set(facts.ifindex, facts);
     this.#byName.set(facts.name, facts);
   }
 
   #forget(ifindex: number): void {
+    this.#ending.delete(ifindex);
     const before = this.#byIndex.get(ifindex);
     if (!before) return;
     this.#byIndex.delete(ifindex);
