@@ -80,7 +80,10 @@ test.serial('a narrower link on the way, whole: fragments fit by themselves', as
   await world.b.netns.run('ip', 'link', 'set', 'up0', 'mtu', String(NARROW));
   for (const inner of families) {
     t.is(await world.a.ask({ kind: 'tcp', to: PLAN.b.inner[inner], bytes: 500_000 }), 500_000);
-    t.deepEqual(await world.a.ask({ kind: 'udp', to: PLAN.b.inner[inner], sizes: [1_300, 1_400, 1_412, 30_000] }), []);
+    const call = { kind: 'udp', to: PLAN.b.inner[inner], sizes: [1_300, 1_400, 1_412, 30_000] } as const;
+    // That a way is narrow is learnt by what is lost.
+    await world.a.ask(call);
+    t.deepEqual(await world.a.ask(call), []);
   }
 });
 

@@ -208,13 +208,7 @@ export async function openTunnel(
   };
   const enter: Tunnel['enter'] = async (side, more = {}) => threads[side].enter({ ...entryOf(side), ...more });
   await Promise.all([enter('a'), enter('b')]);
-  if (relayed) {
-    const sides = (['a', 'b'] as const).map((side) => ({
-      own: PLAN[side].router[outer],
-      end: PLAN[side].outer[outer],
-    }));
-    await world.r.ask({ kind: 'relay', options: { ...relayed, port: PORT, sides: sides as never } });
-  }
+  if (relayed) await setRelay(world, outer, relayed);
   return { way, threads, said, enter, stop };
 }
 
@@ -222,6 +216,12 @@ export const prefixOf = (text: string): PeerEntry['prefixes'][number] => ({
   bytes: bytesOf(networkOf(cidr(text))),
   length: prefixLengthOf(cidr(text)),
 });
+
+/** Another relay in the place of the former, if there was one. */
+export function setRelay({ r }: World, outer: Family, options: NonNullable<TunnelOptions['relayed']>): Promise<void> {
+  const sideOf = (side: 'a' | 'b') => ({ own: PLAN[side].router[outer], end: PLAN[side].outer[outer] });
+  return r.ask({ kind: 'relay', options: { ...options, port: PORT, sides: [sideOf('a'), sideOf('b')] } });
+}
 
 /** Asks the relay. */
 export const relay = <T = readonly [toA: number, toB: number]>({ r }: World, request: RelayRequest): Promise<T> =>
