@@ -65,6 +65,12 @@ export function isSound(packet: Buffer, csumStart: number): boolean {
   return internetSum(pseudoHeader(packet, csumStart), packet.subarray(csumStart)) === 0xffff;
 }
 
+/** Whether the field of the checksum holds what a device expects there: the sum of the pseudo-header. */
+export function isPrepared(packet: Buffer, csumStart: number): boolean {
+  const told = packet.readUInt16BE(checkAt(packet, csumStart)) % 0xffff;
+  return told === internetSum(pseudoHeader(packet, csumStart)) % 0xffff;
+}
+
 /** Segments of a super-packet (RFC 9293; Linux, Documentation/networking/segmentation-offloads.rst). */
 export function cutByHand({ bytes, gsoSize, csumStart, headerLength }: SuperPacket): readonly Buffer[] {
   const segments: Buffer[] = [];

@@ -1,6 +1,6 @@
 import test from 'ava';
 import fc from 'fast-check';
-import { cutByHand, isSound, superPackets } from '../../../test/support/super-packets.ts';
+import { cutByHand, isPrepared, isSound, superPackets } from '../../../test/support/super-packets.ts';
 import { adaptHeaders, GSO, headersLength, sumOf } from './super-packet.ts';
 
 /** Splits segments into runs as datagrams do: lengths of runs, repeated. */
@@ -28,6 +28,7 @@ test('adaptHeaders: runs of any lengths are cut into the segments that the super
           const run = Buffer.concat([bytes.subarray(0, headerLength), payload]);
           const isLast = to === expected.length;
           adaptHeaders(run, 0, { ...rest, gsoSize, headerLength, index: from, isLast, payloadBytes: payload.length });
+          t.true(isPrepared(run, made.csumStart));
           got.push(...cutByHand({ ...made, bytes: run }));
         }
         t.deepEqual(got.map(hex), expected.map(hex));
