@@ -209,11 +209,10 @@ test.serial('plain data is not taken where encryption is on, nor sealed where it
     const way = { outer: 'ipv4', carriage: 'segments', encryption } as const;
     const tunnel = await openTunnel(t, world, way, { encryptionOfB });
     const before = await delivered(world.b);
-    for (const inner of families) {
-      await t.throwsAsync(world.a.netns.run('ping', '-nc1', '-W1', PLAN.b.inner[inner]), {
-        message: /100% packet loss/,
-      });
-    }
+    const ping = (to: string) => world.a.netns.run('ping', '-nc1', '-W1', to);
+    await Promise.all(
+      families.map((inner) => t.throwsAsync(ping(PLAN.b.inner[inner]), { message: /100% packet loss/ })),
+    );
     t.is(tunnel.threads.b.inbound.read(SLOT).noSession, 2);
     t.is(await delivered(world.b), before);
     await tunnel.stop();

@@ -12,7 +12,7 @@ export type EndRequest =
   /** Sends so many random bytes and reads them back over one connection. Answers with how many came back unchanged. */
   | { readonly kind: 'tcp'; readonly to: string; readonly bytes: number }
   /** One datagram of each size, to and fro. Answers with the sizes that did not come back unchanged. */
-  | { readonly kind: 'udp'; readonly to: string; readonly sizes: readonly number[] }
+  | { readonly kind: 'udp'; readonly to: string; readonly sizes: readonly number[]; readonly answerMs?: number }
   /** Answers with the errno that a connected socket of datagrams is told. */
   | { readonly kind: 'refused'; readonly to: string }
   /** Sizes of all datagrams that came to the answerer so far. */
@@ -53,12 +53,12 @@ async function stream(to: string, bytes: number): Promise<number> {
   return hash.digest('hex') === createHash('sha256').update(sent).digest('hex') ? count : -count;
 }
 
-async function datagrams(to: string, sizes: readonly number[]): Promise<readonly number[]> {
+async function datagrams(to: string, sizes: readonly number[], answerMs = ANSWER_MS): Promise<readonly number[]> {
   const socket = createSocket(to.includes(':') ? 'udp6' : 'udp4');
   const failed: number[] = [];
   for (const size of sizes) {
     const sent = randomBytes(size);
-    const came = once(socket, 'message', { signal: AbortSignal.timeout(ANSWER_MS) }).catch(() => [Buffer.of()]);
+    const came = once(socket, 'message', { signal: AbortSignal.timeout(answerMs) }).catch(() => [Buffer.of()]);
     socket.send(sent, UDP_PORT, to);
     const [bytes] = (await came) as [Buffer];
     if (!bytes.equals(sent)) failed.push(size);
@@ -86,7 +86,7 @@ async function carryOut(request: EndRequest): Promise<unknown> {
     case 'tcp':
       return stream(request.to, request.bytes);
     case 'udp':
-      return datagrams(request.to, request.sizes);
+      return datagrams(request.to, request.sizes, request.answerMs);
     case 'refused':
       return refused(request.to);
     case 'received':
