@@ -113,7 +113,7 @@ export class Planning {
 
   /** What differs from what was entered last, also when that was interrupted. */
   *#enterServices(fragments: ServicesPlan['fragments'], followed: Followed | undefined): Generator<void, void> {
-    const entered: [FragmentId, Fragment | undefined][] = [];
+    let entered: [FragmentId, Fragment | undefined][] | undefined = [];
     try {
       for (const id of fragments.changedSince(this.#services)) {
         const fragment = fragments.get(id);
@@ -122,8 +122,9 @@ export class Planning {
         entered.push([id, fragment]);
         yield;
       }
+      entered = undefined;
     } finally {
-      this.#services = this.#services.with(entered);
+      this.#services = entered ? this.#services.with(entered) : fragments;
     }
   }
 

@@ -287,7 +287,17 @@ const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
 export const keyOf = <K extends Kind>(kind: K, value: Objects[K]): Key<K> =>
   `${kind} ${identity[kind](value)}` as Key<K>;
 
-export const kindOf = <K extends Kind>(key: Key<K>): K => key.slice(0, key.indexOf(' ')) as K;
+/** Asked several times of each of hundreds of thousands of keys: gives the kind's own string instead of cutting one out. */
+export function kindOf<K extends Kind>(key: Key<K>): K {
+  const length = key.indexOf(' ');
+  for (const kind of KINDS_BY_LENGTH[length] ?? []) if (key.startsWith(kind)) return kind as K;
+  return key.slice(0, length) as K;
+}
+
+const KINDS_BY_LENGTH: readonly (readonly Kind[])[] = Array.from(
+  { length: Math.max(...APPLY_ORDER.map((kind) => kind.length)) + 1 },
+  (_, length) => APPLY_ORDER.filter((kind) => kind.length === length),
+);
 
 export interface Item<K extends Kind = Kind> {
   readonly kind: K;

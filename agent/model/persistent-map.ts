@@ -83,11 +83,12 @@ export class Draft<T> {
   /** Undefined: none. */
   set(key: string, value: T | undefined): void {
     const n = shardOf(key);
-    const shard = this.#copies.get(n) ?? this.#from.shards[n];
+    const former = this.#copies.get(n);
+    const shard = former ?? this.#from.shards[n];
     const before = shard?.get(key);
     if (before === value) return;
-    const copy = this.#copies.get(n) ?? new Map(shard);
-    this.#copies.set(n, copy);
+    const copy = former ?? new Map(shard);
+    if (!former) this.#copies.set(n, copy);
     this.#size += Number(value !== undefined) - Number(before !== undefined);
     if (value === undefined) copy.delete(key);
     else copy.set(key, value);

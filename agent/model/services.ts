@@ -98,11 +98,13 @@ export interface BackendSet {
 export const compareBackends = (a: Backend, b: Backend): number =>
   a.ip === b.ip ? a.port - b.port : a.ip < b.ip ? -1 : 1;
 
+/** Mostly they come in order, and to sort even two takes more memory than the set. */
+const isAfter = (each: Backend, i: number, all: readonly Backend[]): boolean =>
+  i === 0 || compareBackends(all[i - 1] as Backend, each) < 0;
+
 /** The set of these backends, in any order. Throws RangeError for none, TypeError for two families. */
 export function backendSet(backends: readonly Backend[]): BackendSet {
-  const sorted = backends
-    .toSorted(compareBackends)
-    .filter((each, i, all) => i === 0 || compareBackends(each, all[i - 1] as Backend) !== 0);
+  const sorted = backends.every(isAfter) ? backends : backends.toSorted(compareBackends).filter(isAfter);
   const [first] = sorted;
   if (!first) throw new RangeError('cannot make a set of backends: expected at least one, got none');
   const family = familyOf(first.ip);

@@ -36,6 +36,7 @@ export class KernelState {
   readonly #troubled = new Set<FragmentId>();
   readonly #dirty = new Map<Kind, Set<Key>>();
   readonly #listeners: ((kind: Kind) => void)[] = [];
+  /** Keys that were wanted once and may not be any more. */
   #history: Set<Key> | undefined = new Set();
 
   constructor(merge: Readonly<Record<Kind, 'one' | 'same'>>) {
@@ -119,7 +120,7 @@ export class KernelState {
 
   /** Whether this key was ever wanted. True for all once forgetHistory() was called. */
   wasWanted(key: Key): boolean {
-    return this.#history?.has(key) ?? true;
+    return this.#history === undefined || this.#history.has(key) || this.wanted(key) !== undefined;
   }
 
   /** Ends the record of what was ever wanted; see Reconciler.enableSweep. */
@@ -147,30 +148,37 @@ export class KernelState {
 
   #enter(fragment: Fragment, wantedBefore: Map<Key, AnyItem | undefined>): void {
     for (const item of fragment.items) {
-      const claims = this.#claimsFor(item.key, wantedBefore);
-      claims.splice(placeAfter(claims, fragment), 0, { fragment, item });
-      if (claims.length === 2) this.#crowded.add(item.key);
-      this.#history?.add(item.key);
+      const { kind, key } = item;
+      const ofKind = this.#claimsOf(kind);
+      const claims = ofKind.get(key);
+      if (!wantedBefore.has(key)) wantedBefore.set(key, claims?.[0]?.item);
+      if (claims) {
+        claims.splice(placeAfter(claims, fragment), 0, { fragment, item });
+        this.#crowded.add(key);
+        // Nearly all have one: a list that is made with it has room for one, an empty one that grows takes room for many.
+      } else ofKind.set(key, [{ fragment, item }]);
     }
+  }
+
+  #claimsOf(kind: Kind): Map<Key, Claim[]> {
+    const known = this.#claims.get(kind);
+    if (known) return known;
+    const made = new Map<Key, Claim[]>();
+    this.#claims.set(kind, made);
+    return made;
   }
 
   #withdraw(fragment: Fragment, wantedBefore: Map<Key, AnyItem | undefined>): void {
-    for (const { key } of fragment.items) {
-      const claims = this.#claimsFor(key, wantedBefore);
+    for (const { kind, key } of fragment.items) {
+      const ofKind = this.#claimsOf(kind);
+      const claims = ofKind.get(key) ?? [];
+      if (!wantedBefore.has(key)) wantedBefore.set(key, claims[0]?.item);
       claims.splice(placeAfter(claims, fragment) - 1, 1);
       if (claims.length === 1) this.#crowded.delete(key);
-      if (claims.length === 0) this.#claims.get(kindOf(key))?.delete(key);
+      if (claims.length > 0) continue;
+      ofKind.delete(key);
+      this.#history?.add(key);
     }
-  }
-
-  /** The list to change; notes what was wanted before its first change. */
-  #claimsFor(key: Key, wantedBefore: Map<Key, AnyItem | undefined>): Claim[] {
-    const ofKind = this.#claims.get(kindOf(key)) ?? new Map<Key, Claim[]>();
-    const claims = ofKind.get(key) ?? [];
-    ofKind.set(key, claims);
-    this.#claims.set(kindOf(key), ofKind);
-    if (!wantedBefore.has(key)) wantedBefore.set(key, claims[0]?.item);
-    return claims;
   }
 
   #markChanged(wantedBefore: ReadonlyMap<Key, AnyItem | undefined>): void {

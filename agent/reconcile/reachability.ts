@@ -33,11 +33,12 @@ export class Reachability {
 
   /** Follows the changed edges; returns the ids whose own standing may have changed. */
   #rewire(id: FragmentId, before: Fragment | undefined, after: Fragment | undefined): Set<FragmentId> {
-    const old = new Set(before?.requires);
-    const now = new Set(after?.requires);
-    for (const target of old.difference(now)) this.#unlink(id, target);
-    for (const target of now.difference(old)) this.#link(id, target);
-    const changed = old.symmetricDifference(now);
+    const [old, now] = [before?.requires ?? [], after?.requires ?? []];
+    const gone = old.filter((target) => !now.includes(target));
+    const come = now.filter((target) => !old.includes(target));
+    for (const target of gone) this.#unlink(id, target);
+    for (const target of come) this.#link(id, target);
+    const changed = new Set([...gone, ...come]);
     const sameStanding = before && after && before.shared === after.shared;
     return sameStanding ? changed : changed.add(id);
   }

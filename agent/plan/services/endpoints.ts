@@ -3,7 +3,7 @@
  * same-zone and same-node preference, KEP-2086 internal traffic policy). publishNotReadyAddresses needs nothing here: the
  * API calls such endpoints ready. trafficDistribution neither: what is preferred comes as hints.
  */
-import type { Family } from '../../model/ip.ts';
+import type { Family, IpAddress } from '../../model/ip.ts';
 import type { Backend, Endpoint, EndpointSlice, ServicePort } from '../../model/services.ts';
 
 /** Both are empty when nothing serves; `local` is not always among `cluster`: hints do not bind those who want local ones. */
@@ -45,20 +45,21 @@ function candidatesOf(
   family: Family,
   slices: readonly EndpointSlice[],
 ): readonly Candidate[] {
-  const found = new Map<string, Candidate>();
+  const found = new Map<number, Map<IpAddress, Candidate>>();
   for (const slice of slices) {
     if (slice.family !== family) continue;
     // A Service port may have several target ports: pods may give one name to different numbers.
     const target = slice.ports.find((each) => each.name === name && each.protocol === protocol)?.port;
     if (target === undefined) continue;
+    const ofPort = found.get(target) ?? new Map<IpAddress, Candidate>();
+    found.set(target, ofPort);
     for (const endpoint of slice.endpoints) {
-      const key = `${endpoint.ip} ${target}`;
-      const former = found.get(key);
-      if (!former || weight(endpoint) > weight(former.endpoint))
-        found.set(key, { ip: endpoint.ip, port: target, endpoint });
+      const { ip } = endpoint;
+      const former = ofPort.get(ip);
+      if (!former || weight(endpoint) > weight(former.endpoint)) ofPort.set(ip, { ip, port: target, endpoint });
     }
   }
-  return [...found.values()];
+  return [...found.values()].flatMap((ofPort) => [...ofPort.values()]);
 }
 
 /** Without regard to the order of slices: equal weights mean the same here. */

@@ -83,13 +83,13 @@ export class ServiceIndex {
   #replace(key: string, old: Service | undefined, service: Service | undefined): readonly string[] {
     const [before, after] = [old?.clusterIps ?? [], service?.clusterIps ?? []];
     for (const ip of before) edit(this.#owners, ip, (keys) => keys.filter((each) => each !== key));
-    for (const ip of after) edit(this.#owners, ip, (keys) => [...keys, key].sort());
+    for (const ip of after) edit(this.#owners, ip, (keys) => withOne(keys, key));
     for (const ip of old ? addressesOf(old) : [])
       edit(this.#exposed, ip, (keys) => keys.filter((each) => each !== key));
-    for (const ip of service ? addressesOf(service) : []) edit(this.#exposed, ip, (keys) => [...keys, key].sort());
+    for (const ip of service ? addressesOf(service) : []) edit(this.#exposed, ip, (keys) => withOne(keys, key));
     if (service && hasNodePort(service)) this.#withNodePorts.add(key);
     else this.#withNodePorts.delete(key);
-    const moved = [...new Set(before).symmetricDifference(new Set(after))];
+    const moved = [...before.filter((ip) => !after.includes(ip)), ...after.filter((ip) => !before.includes(ip))];
     return moved.flatMap((ip) => this.#exposed.get(ip) ?? []);
   }
 
@@ -102,7 +102,9 @@ export class ServiceIndex {
 const NO_SLICES: readonly EndpointSlice[] = Object.freeze([]);
 
 const without = (slices: readonly EndpointSlice[], one: EndpointSlice) => slices.filter((each) => each !== one);
-const sorted = (slices: readonly EndpointSlice[]) => slices.toSorted((a, b) => (a.name < b.name ? -1 : 1));
+const sorted = (slices: readonly EndpointSlice[]) =>
+  slices.length < 2 ? slices : slices.toSorted((a, b) => (a.name < b.name ? -1 : 1));
+const withOne = (keys: readonly string[], key: string) => (keys.length === 0 ? [key] : [...keys, key].sort());
 
 const addressesOf = ({ externalIps, loadBalancerIps }: Service): ReadonlySet<IpAddress> =>
   new Set([...externalIps, ...loadBalancerIps]);

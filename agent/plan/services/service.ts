@@ -56,7 +56,7 @@ export function planService(
       const { ip, kind } = place;
       const at = { ip, kind, port: place.port, protocol: port?.protocol ?? ('any' as const) };
       const refusal = families.has(familyOf(ip))
-        ? refusalOf(at, otherOwner(ip), context.guard)
+        ? refusalOf(at, kind === 'cluster' ? undefined : otherOwner(ip), context.guard)
         : `the Service has no ${familyOf(ip)} cluster address`;
       if (refusal !== undefined)
         problems.add(`cannot serve ${KIND_NAMES[kind]} ${ip} of Service ${nameOf(service)}: ${refusal}`);

@@ -9,8 +9,17 @@
  * what was translated is masqueraded, what was not is judged in filter, where a packet can be refused.
  */
 import type { Fragment, FragmentId } from '../../../model/fragment.ts';
-import { FAMILIES, type Family } from '../../../model/ip.ts';
-import { type ChainPart, type IpSet, type Item, item, type Rule, type Table } from '../../../model/items.ts';
+import { FAMILIES, type Family, families } from '../../../model/ip.ts';
+import {
+  type ChainPart,
+  type IpSet,
+  type Item,
+  item,
+  type Key,
+  type Member,
+  type Rule,
+  type Table,
+} from '../../../model/items.ts';
 import {
   baseChain,
   CHAIN_PREFIX,
@@ -62,9 +71,25 @@ export const serviceSet = (purpose: ServiceSet, family: Family): IpSet => ({
   maxElements: MAX_ELEMENTS,
 });
 
+const setItemsOf = (family: Family): readonly Item<'set'>[] =>
+  (Object.keys(SET_TYPES) as ServiceSet[]).map((purpose) => item('set', serviceSet(purpose, family)));
+
+/** By name: what the members of a set need, of which there is at least one a Service. */
+const NEEDS: ReadonlyMap<string, readonly Key[]> = new Map(
+  families
+    .flatMap(({ family }) => setItemsOf(family))
+    .map(({ key, value }) => [value.name, Object.freeze([key])] as const),
+);
+
+/** A member of the set of this purpose. */
+export function memberItem(purpose: ServiceSet, family: Family, member: Omit<Member, 'set'>): Item<'member'> {
+  const set = setName(purpose, FAMILIES[family]);
+  return item('member', { set, ...member }, NEEDS.get(set));
+}
+
 /** In effect while a Service of this family requires it. */
 export function baseFragment(family: Family, { randomFully }: { readonly randomFully: boolean }): Fragment {
-  const sets = (Object.keys(SET_TYPES) as ServiceSet[]).map((purpose) => item('set', serviceSet(purpose, family)));
+  const sets = setItemsOf(family);
   const inner = innerParts(family, randomFully).map((part) =>
     item(
       'chain-part',

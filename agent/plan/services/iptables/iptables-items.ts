@@ -3,7 +3,7 @@
  * frontends; what a pod or the host sends meets the internal ones, as far as it is not translated at the socket already.
  */
 import type { Fragment, FragmentId } from '../../../model/fragment.ts';
-import { type Cidr, type Family, familyOf, hostCidr, prefixLengthOf } from '../../../model/ip.ts';
+import { type Cidr, familyOf, hostCidr, prefixLengthOf } from '../../../model/ip.ts';
 import { type AnyItem, type Item, item, type Key, keyOf, type Member, type Rule } from '../../../model/items.ts';
 import { serviceChain } from '../../../model/kernel-names.ts';
 import {
@@ -15,7 +15,7 @@ import {
   type Scope,
 } from '../../../model/services.ts';
 import { backendRules } from './backend-chain.ts';
-import { baseId, IF_MARKED, type ServiceSet, serviceSet, UNLESS_MARKED } from './base.ts';
+import { baseId, IF_MARKED, memberItem, type ServiceSet, UNLESS_MARKED } from './base.ts';
 import { leafOf, type Place } from './dispatch.ts';
 
 export interface IptablesItems {
@@ -50,17 +50,19 @@ export function iptablesItems(
     (each): each is PlacedFrontend =>
       each.protocol !== 'any' && (clusterAddresses || each.kind !== 'cluster' || each.protocol === 'SCTP'),
   );
-  const chains = chainsOf(owner, placed, new Map(sets.map((set) => [set.id, set])));
-  const pairs = Map.groupBy(placed, ({ ip, port, protocol }) => `${ip} ${port} ${protocol}`);
-  const dispatch: Item<'chain-part'>[] = [];
   const members = new Map<Key, Item<'member'>>();
-  const branches = new Map<FragmentId, Fragment>();
   const requires = new Set(frontends.map(({ ip }) => baseId(familyOf(ip))));
   const add = (purpose: ServiceSet, { ip }: Pick<Frontend, 'ip'>, port?: Member['port']): void => {
-    const made = memberItem(purpose, { set: '', entry: hostCidr(ip), ...(port && { port }) }, familyOf(ip));
+    const made = memberItem(purpose, familyOf(ip), { entry: hostCidr(ip), ...(port && { port }) });
     members.set(made.key, made);
   };
   for (const each of addresses) add('svc-cluster', each);
+  // Nearly all Services where sockets lead to them.
+  if (placed.length === 0) return { items: [...members.values()], requires: [...requires], branches: [] };
+  const chains = chainsOf(owner, placed, new Map(sets.map((set) => [set.id, set])));
+  const pairs = Map.groupBy(placed, ({ ip, port, protocol }) => `${ip} ${port} ${protocol}`);
+  const dispatch: Item<'chain-part'>[] = [];
+  const branches = new Map<FragmentId, Fragment>();
   for (const pair of pairs.values()) {
     const place = pair[0] as Place;
     const byScope: Pair = Object.fromEntries(pair.map((each) => [each.scope, each]));
@@ -75,11 +77,6 @@ export function iptablesItems(
   // What jumps comes first, so that it also leaves first.
   const items = [...dispatch, ...new Set(chains.values()), ...members.values()];
   return { items, requires: [...requires], branches: [...branches.values()] };
-}
-
-function memberItem(purpose: ServiceSet, member: Member, family: Family): Item<'member'> {
-  const set = serviceSet(purpose, family);
-  return item('member', { ...member, set: set.name }, [keyOf('set', set)]);
 }
 
 /** Which sets a place is in. A packet that is translated is not looked for in those of the table filter any more, others are. */
