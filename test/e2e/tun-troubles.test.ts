@@ -62,13 +62,13 @@ test.serial('another secret at one side, and one that is missing: packets pass a
   rmSync(join(directory, 'other'));
   choose(sealed('other'));
   await restart('node-1');
-  const { tunnel } = await untilStatus(live, 'node-1', 'a problem', (status) =>
-    Boolean(
-      status.tunnel?.problems.some((problem) => /other: expected a file of 32 to 4096 bytes, got ENOENT/.test(problem)),
-    ),
-  );
-  t.is(tunnel?.path?.encryption, 'aes-gcm', 'nothing is sent in the clear instead');
-  t.regex(await doctor('node-1'), /the tunnel cannot be sealed as the settings say/);
+  const missing = /other: expected a file of 32 to 4096 bytes, got ENOENT/;
+  const told = await untilStatus(live, 'node-1', 'no tunnel', fails('tun-path tulle-tun', missing));
+  t.false(told.readiness.ready, 'its pods would reach nobody');
+  t.is(told.tunnel?.path, undefined, 'nothing is sent in the clear instead');
+  t.regex(await doctor('node-1'), missing);
+  writeSecret('other');
+  await untilStatus(live, 'node-1', 'another secret', hasPeer('mismatch', /has another secret/));
   choose(sealed('secret'));
   await restart('node-1');
   await allIsWell(t, 'the same secret');

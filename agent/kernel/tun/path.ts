@@ -94,6 +94,7 @@ export class TunPath implements Carrier {
     const ended = new AbortController();
     const secret = item.secretFile === undefined ? undefined : openSecret(item.secretFile);
     ended.signal.addEventListener('abort', () => secret?.close());
+    if (secret && !secret.current) throw withoutSecret(item, secret.problem, ended);
     const threads = startThreads(item, ended, (message) => this.#hear(message));
     // Nonces are drawn anew: these threads count their datagrams from the beginning.
     const negotiation = new Negotiation({
@@ -274,6 +275,12 @@ export class TunPath implements Carrier {
       dropped: { ...dropsOf(threads, 0), ...queueDrops(item.link, threads.socketFd) },
     };
   }
+}
+
+/** Nothing would pass: the node must not be given pods. */
+function withoutSecret({ link }: TunPathItem, problem: string | undefined, ended: AbortController): KernelError {
+  ended.abort();
+  return new KernelError({ code: 'ENOKEY', operation: 'open', object: `the tunnel of ${link}`, detail: problem });
 }
 
 function startThreads(item: TunPathItem, ended: AbortController, onMessage: ThreadsOptions['onMessage']): Threads {
