@@ -60,6 +60,31 @@ test('list: pages show one version of the collection, whatever is written meanwh
   for (const { metadata } of [second, third]) t.is(metadata.resourceVersion, first.metadata.resourceVersion);
 });
 
+test('list: pages of any size together are the whole list, in namespaces whose names begin alike and by selectors', async (t) => {
+  const { call, server } = await startTestApi(t);
+  for (const namespace of ['default', 'kube-system'])
+    for (const name of ['a', 'a-b', 'ab', 'b', 'c'])
+      server.store.create(
+        KINDS.service,
+        { metadata: { name, labels: { short: String(name.length < 2) } }, spec: { ports: [{ port: 80 }] } },
+        namespace,
+      );
+  for (const query of ['', 'labelSelector=short%3Dtrue']) {
+    const whole = (await call('GET', `/api/v1/services?${query}`)).json.items;
+    for (const limit of [1, 2, 3, whole.length, whole.length + 1]) {
+      const found: unknown[] = [];
+      for (let token: string | undefined = ''; token !== undefined; ) {
+        const { json } = await call('GET', `/api/v1/services?${query}&limit=${limit}&continue=${token}`);
+        found.push(...json.items);
+        token = json.metadata.continue;
+        const left = query === '' && token !== undefined ? whole.length - found.length : undefined;
+        t.is(json.metadata.remainingItemCount, left);
+      }
+      t.deepEqual(found, whole);
+    }
+  }
+});
+
 test('list: a selected page does not count what is left', async (t) => {
   const { call, server } = await startTestApi(t);
   createNodes(server.store, 8);

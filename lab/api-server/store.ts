@@ -104,6 +104,8 @@ interface Collection {
   readonly listeners: Set<() => void>;
   /** Keys in the order of lists; undefined after a creation or a deletion. */
   order: readonly string[] | undefined;
+  /** What they stand for; undefined after any write. */
+  sorted: readonly Stored[] | undefined;
 }
 
 export class Store {
@@ -144,7 +146,8 @@ export class Store {
   list(row: KindRow): Snapshot {
     const collection = this.#of(row);
     collection.order ??= [...collection.objects.keys()].sort();
-    return { revision: this.#revision, objects: collection.order.map((key) => collection.objects.get(key) as Stored) };
+    collection.sorted ??= collection.order.map((key) => collection.objects.get(key) as Stored);
+    return { revision: this.#revision, objects: collection.sorted };
   }
 
   /**
@@ -243,6 +246,7 @@ export class Store {
     if (after) collection.objects.set(key, after);
     else collection.objects.delete(key);
     if (!before || !after) collection.order = undefined;
+    collection.sorted = undefined;
     this.#allocators.get(row)?.record(before?.object, after?.object);
     this.#revision = revision;
     collection.history.append(new Change(revision, before, after));
@@ -261,4 +265,5 @@ const emptyCollection = (historyLimit: number, firstRevision: number): Collectio
   history: new History(historyLimit, firstRevision),
   listeners: new Set(),
   order: undefined,
+  sorted: undefined,
 });
