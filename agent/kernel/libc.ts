@@ -299,18 +299,7 @@ export async function receiveDatagramFrom(
   return length >= 0 ? length : undefined;
 }
 
-const eventfdCall = libc.func('int eventfd(unsigned int value, int flags)');
 const bindCall = libc.func('int bind(int fd, const void *address, uint32_t length)');
-/** EFD_CLOEXEC | EFD_NONBLOCK (sys/eventfd.h). */
-const EFD_FLAGS = 0x80800;
-
-/** An eventfd, which wakes whoever waits for it in poll(2). Close it. */
-export function openEventFd(): number {
-  const fd = eventfdCall(0, EFD_FLAGS) as number;
-  if (fd < 0) throw new KernelError({ code: lastErrno(), operation: 'open', object: 'eventfd' });
-  return fd;
-}
-
 /** bind(2) to a struct sockaddr_in or sockaddr_in6. */
 export function bindSocket(fd: number, address: Uint8Array, what: { operation: string; object: string }): void {
   if (bindCall(fd, address, address.length) !== 0) throw new KernelError({ code: lastErrno(), ...what });
@@ -342,6 +331,9 @@ export const bare = {
     'int recvmmsg(int fd, uintptr_t vector, unsigned int count, int flags, uintptr_t timeout)',
   ) as BareCall<[number, number, number, number, number]>,
   connect: libc.func('int connect(int fd, uintptr_t address, uint32_t length)') as BareCall<[number, number, number]>,
+  preadv2: libc.func('intptr_t preadv2(int fd, uintptr_t vector, int count, intptr_t offset, int flags)') as BareCall<
+    [number, number, number, number, number]
+  >,
   recvmsg: libc.func('intptr_t recvmsg(int fd, uintptr_t message, int flags)') as BareCall<[number, number, number]>,
 } as const;
 type BareCall<A extends readonly number[]> = (...args: A) => number;
@@ -389,3 +381,27 @@ export interface AeadCalls {
   readonly final: (context: number | bigint, out: number, outLength: number) => number;
   readonly control: (context: number | bigint, type: number, argument: number, pointer: number) => number;
 }
+
+const sigactionCall = libc.func('int sigaction(int signal, const void *action, void *former)');
+const tgkillCall = libc.func('int tgkill(int process, int thread, int signal)');
+const gettidCall = libc.func('int gettid()');
+
+/** SIGURG (asm-generic/signal.h): nothing happens where nobody handles it. Go's runtime uses it for the same purpose. */
+const SIGURG = 23;
+/** struct sigaction of libc: handler, mask of 128 bytes, flags, restorer. */
+const SIGACTION_BYTES = 152;
+
+/** Lets interruptThread end calls of any thread with EINTR. The handler is a call of libc that changes nothing. Throws KernelError. */
+export function allowInterrupts(): void {
+  const action = Buffer.alloc(SIGACTION_BYTES);
+  action.writeBigUInt64LE(koffi.address(libc.symbol('getppid', 'void')));
+  if (sigactionCall(SIGURG, action, null) !== 0) {
+    throw new KernelError({ code: lastErrno(), operation: 'handle', object: 'signal SIGURG' });
+  }
+}
+
+/** Number of this thread in the kernel, which interruptThread takes. */
+export const threadId = (): number => gettidCall() as number;
+
+/** Ends what a thread waits for in the kernel, with EINTR. A thread that is about to wait is not held up by it: say it again. */
+export const interruptThread = (thread: number): void => void tgkillCall(process.pid, thread, SIGURG);

@@ -5,7 +5,6 @@ import { ioctl, ioctlNumber } from '../libc.ts';
 import { attachTun } from '../netlink/tun.ts';
 import { VNET } from './super-packet.ts';
 
-const FIONBIO = 0x5421;
 const TUNGETIFF = 0x800454d2;
 const IFF_PERSIST = 0x0800;
 /** Of ifr_flags in a struct ifreq, and its size. */
@@ -25,7 +24,7 @@ export interface TunQueue {
   readonly takesUdp: boolean;
 }
 
-/** Attaches to a device and asks for super-packets. Calls on the fd do not block. Throws KernelError. Close the fd. */
+/** Attaches to a device and asks for super-packets. Throws KernelError. Close the fd. */
 export function openTunQueue(link: string): TunQueue {
   const fd = attachTun(link);
   const what = { operation: 'configure', object: `link ${link}` };
@@ -39,7 +38,6 @@ export function openTunQueue(link: string): TunQueue {
     const ifreq = Buffer.alloc(IFREQ_BYTES);
     ioctl(fd, TUNGETIFF, ifreq, what);
     if ((ifreq.readUInt16LE(IFREQ_FLAGS) & IFF_PERSIST) === 0) throw new KernelError({ code: 'ENODEV', ...what });
-    set(FIONBIO, 1);
     set(TUNSETVNETHDRSZ, VNET.bytes);
     set(TUNSETVNETLE, 1);
     return { fd, takesUdp: setOffloads(fd, what) };

@@ -8,20 +8,20 @@ import { type Counters, INBOUND } from './counters.ts';
 import { type Arena, arena, Iovecs, Messages } from './memory.ts';
 import type { Peer, PeerEntry, Peers } from './peers.ts';
 import { RunWriter } from './run-writer.ts';
-import { isPassing } from './sending.ts';
+import { isPending } from './sending.ts';
 import { u16be } from './super-packet.ts';
 import { DATA_HEADER, readKind } from './wire.ts';
 
 const MESSAGES = 16;
-/** See Outbound. */
-const ROUNDS = 64;
 /** What UDP can carry, and room for the source that stands before it. */
 const DATAGRAM_BYTES = 65_536;
 const NAME_BYTES = 28;
 const CONTROL_BYTES = 64;
 const SOL_UDP = 17;
 const UDP_GRO = 104;
-const MSG_DONTWAIT = 0x40;
+/** Waits for the first message only (recvmmsg(2)). */
+const MSG_WAITFORONE = 0x10000;
+const EINTR = 4;
 
 export interface InboundOptions {
   readonly tunFd: number;
@@ -31,6 +31,8 @@ export interface InboundOptions {
   readonly peers: Peers;
   readonly counters: Counters<(typeof INBOUND)[number]>;
   readonly isEncrypted: boolean;
+  /** The socket has errors of earlier datagrams. */
+  readonly onPending: () => void;
   /** Whether the device takes super-packets of UDP. */
   readonly takesUdp: boolean;
   /** HELLOs and probes: the bytes are only there until this returns. False when there were too many. */
@@ -73,22 +75,21 @@ export class Inbound {
     this.#messages.setControl(i, this.#controls.address + i * CONTROL_BYTES, CONTROL_BYTES);
   }
 
-  /** Carries what there is, or a good deal of it. */
-  turn(): void {
-    for (let round = 0; round < ROUNDS; round++) {
-      const count = bare.recvmmsg(this.#options.socketFd, this.#messages.addressOf(0), MESSAGES, MSG_DONTWAIT, 0);
-      if (count < 0) {
-        // The error of an earlier datagram does not keep others from being received.
-        if (isPassing(errnoOfLastCall())) continue;
-        return;
-      }
-      for (let i = 0; i < count; i++) {
-        this.#message(i);
-        this.#arm(i);
-      }
-      this.#endRun();
-      if (count < MESSAGES) return;
+  /** Waits for datagrams and carries what there is, or a good deal of it. False when the socket is of no use any more. */
+  turn(): boolean {
+    const count = bare.recvmmsg(this.#options.socketFd, this.#messages.addressOf(0), MESSAGES, MSG_WAITFORONE, 0);
+    if (count < 0) {
+      const errno = errnoOfLastCall();
+      // The error of an earlier datagram does not keep others from being received.
+      if (isPending(errno)) this.#options.onPending();
+      return errno === EINTR || isPending(errno);
     }
+    for (let i = 0; i < count; i++) {
+      this.#message(i);
+      this.#arm(i);
+    }
+    this.#endRun();
+    return true;
   }
 
   #message(i: number): void {

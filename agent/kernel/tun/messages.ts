@@ -10,8 +10,7 @@ export interface ThreadData {
   readonly socketFd: number;
   /** See openAskingSocket. */
   readonly askingFd: number;
-  /** An eventfd: written to after each message to the thread, which waits in poll(2). */
-  readonly wakeFd: number;
+  readonly attention: SharedArrayBuffer;
   readonly port: number;
   readonly encryption: TunEncryption;
   readonly counters: SharedArrayBuffer;
@@ -34,3 +33,12 @@ export type FromThread =
   | { readonly kind: 'refused'; readonly slot: number }
   /** The device has gone, or cannot be used any more. */
   | { readonly kind: 'broken'; readonly reason: string };
+
+/** Words of `attention`, which both sides read and write. */
+export const ATTENTION = {
+  /** 1: there are messages. The thread looks at this before it waits; if it waits already, it is interrupted. */
+  isAsked: 0,
+  /** Number of the thread, once it runs. */
+  thread: 1,
+  words: 2,
+} as const;

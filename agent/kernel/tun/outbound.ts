@@ -5,7 +5,7 @@
 import { bare, errnoOfLastCall } from '../libc.ts';
 import { Sealer } from './cipher.ts';
 import type { Counters, OUTBOUND } from './counters.ts';
-import { type Arena, arena } from './memory.ts';
+import { type Arena, arena, Iovecs } from './memory.ts';
 import type { Peer, PeerEntry, Peers } from './peers.ts';
 import { Sending } from './sending.ts';
 import { GSO_ECN, headersLength, putU16le, u16le, VNET, VNET_NEEDS_CSUM } from './super-packet.ts';
@@ -16,8 +16,6 @@ const PACKET_BYTES = VNET.bytes + 65_536;
 /** What is read before anything is sent. */
 const READ_BYTES = 256 * 1024;
 const READS = 128;
-/** Then it is looked whether the main thread has something to say, which it does also when traffic never ends. */
-const ROUNDS = 16;
 /** Headers of datagrams whose bytes do not follow on them in memory. */
 const HEADERS = 2048;
 const SEALED_BYTES = 512 * 1024;
@@ -29,6 +27,8 @@ export interface OutboundOptions {
   readonly counters: Counters<(typeof OUTBOUND)[number]>;
   /** Waits for room in the socket's buffer, for a while. */
   readonly waitWritable: () => boolean;
+  /** The socket has errors of earlier datagrams. */
+  readonly onPending: () => void;
   readonly isEncrypted: boolean;
   /** Largest packet towards a peer as the path takes it, by slot; 0: that of the device. */
   readonly pathMtus: Int32Array;
@@ -42,6 +42,7 @@ export class Outbound {
   readonly #options: OutboundOptions;
   readonly #sending: Sending;
   readonly #arena: Arena = arena(READ_BYTES + PACKET_BYTES);
+  readonly #into = new Iovecs(1);
   readonly #headers: Arena = arena(HEADERS * DATA_HEADER.bytes);
   #headersUsed = 0;
   /** With encryption. */
@@ -62,37 +63,48 @@ export class Outbound {
       noSession: counters.column('noSession'),
       tooLarge: counters.column('tooLarge'),
     };
-    this.#sending = new Sending(
-      options.socketFd,
-      options.waitWritable,
-      (peer, datagrams, why) => counters.add(peer.entry.slot, counters.column(why), datagrams),
-      (peer, bytes) => {
+    this.#sending = new Sending({
+      fd: options.socketFd,
+      waitWritable: options.waitWritable,
+      onPending: options.onPending,
+      drop: (peer, datagrams, why) => counters.add(peer.entry.slot, counters.column(why), datagrams),
+      isTooNarrow: (peer, bytes) => {
         options.askPathMtu(peer);
         return !this.#fitsPath(peer, bytes);
       },
-    );
+    });
     this.#sealed = arena(options.isEncrypted ? SEALED_BYTES : 8);
   }
 
-  /** Carries what there is, or a good deal of it. False when the device has gone. */
+  /**
+   * Waits for a packet and carries what there is, or a good deal of it. False when the device has gone. A packet that came alone
+   * is not followed by the question whether there is another, which would cost as much as to carry it; not every time.
+   */
   turn(): boolean {
-    const { tunFd } = this.#options;
-    for (let round = 0; round < ROUNDS; round++) {
-      let end = 0;
-      let reads = 0;
-      let length = 0;
-      while (end < READ_BYTES && reads < READS) {
-        length = bare.read(tunFd, this.#arena.address + end, PACKET_BYTES);
-        if (length <= 0) break;
-        if (length > VNET.bytes) this.#packet(end, length);
-        end += length;
-        reads++;
-      }
-      const errno = length < 0 ? errnoOfLastCall() : 0;
-      this.#flush();
-      if (length < 0) return errno === EAGAIN || errno === EINTR;
+    let end = this.#read(0, 0);
+    if (end < 0) return isInterrupted(errnoOfLastCall());
+    const asks = this.#isTrain || ++this.#turns % TURNS === 0;
+    let reads = 1;
+    for (; asks && end < READ_BYTES && reads < READS; reads++) {
+      const length = this.#read(end, RWF_NOWAIT);
+      if (length <= 0) break;
+      end += length;
     }
+    this.#isTrain = reads > 1;
+    this.#flush();
     return true;
+  }
+
+  #isTrain = false;
+  #turns = 0;
+
+  /** Reads a packet to `at` of the memory and gathers what it becomes; its length, or -1. */
+  #read(at: number, flags: 0 | typeof RWF_NOWAIT): number {
+    this.#into.count = 0;
+    this.#into.add(this.#arena.address + at, PACKET_BYTES);
+    const length = bare.preadv2(this.#options.tunFd, this.#into.addressOf(0), 1, -1, flags);
+    if (length > VNET.bytes) this.#packet(at, length);
+    return length;
   }
 
   #flush(): void {
@@ -258,3 +270,9 @@ export class Outbound {
 const DONT_FRAGMENT = 0x40;
 const EINTR = 4;
 const EAGAIN = 11;
+/** Of preadv2(2): nothing is waited for. The kernel knows it for TUN since Linux 5.13; before, each packet is carried alone. */
+const RWF_NOWAIT = 8;
+/** After so many packets that came alone it is asked for another. */
+const TURNS = 16;
+
+const isInterrupted = (errno: number): boolean => errno === EINTR || errno === EAGAIN;

@@ -26,8 +26,8 @@ const [EINTR, EIO, EAGAIN, EINVAL, EMSGSIZE, ENOBUFS] = [4, 5, 11, 22, 90, 105];
 /** Of an earlier datagram, told to whoever calls next (ip(7), IP_RECVERR): ENETUNREACH, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH. */
 const PENDING = new Set([101, 111, 112, 113]);
 
-/** Whether the same call is of use again at once. */
-export const isPassing = (errno: number): boolean => errno === EINTR || errno === EMSGSIZE || PENDING.has(errno);
+/** Whether an errno may tell of an earlier datagram (ip(7), IP_RECVERR); EMSGSIZE may be about the one at hand. */
+export const isPending = (errno: number): boolean => errno === EMSGSIZE || PENDING.has(errno);
 
 /** Told what became of datagrams that were not sent. */
 export type Drop = (peer: Peer, datagrams: number, why: 'overflow' | 'tooLarge' | 'unreachable') => void;
@@ -35,11 +35,22 @@ export type Drop = (peer: Peer, datagrams: number, why: 'overflow' | 'tooLarge' 
 /** Asked when datagrams of `bytes` could not be cut: whether the path to the peer takes less. */
 export type IsTooNarrow = (peer: Peer, bytes: number) => boolean;
 
+export interface SendingOptions {
+  readonly fd: number;
+  /** Waits for room in the socket's buffer, for a while. */
+  readonly waitWritable: () => boolean;
+  readonly drop: Drop;
+  readonly isTooNarrow: IsTooNarrow;
+  /** The socket has errors of earlier datagrams. */
+  readonly onPending: () => void;
+}
+
 export class Sending {
   readonly #fd: number;
   readonly #waitWritable: () => boolean;
   readonly #drop: Drop;
   readonly #isTooNarrow: IsTooNarrow;
+  readonly #onPending: () => void;
   readonly #messages = new Messages(MESSAGES);
   readonly #iovecs = new Iovecs(IOVECS);
   readonly #controls: Arena = arena(MESSAGES * CONTROL_BYTES);
@@ -55,11 +66,12 @@ export class Sending {
   #isOpen = false;
   #end = 0;
 
-  constructor(fd: number, waitWritable: () => boolean, drop: Drop, isTooNarrow: IsTooNarrow) {
+  constructor({ fd, waitWritable, drop, isTooNarrow, onPending }: SendingOptions) {
     this.#fd = fd;
     this.#waitWritable = waitWritable;
     this.#drop = drop;
     this.#isTooNarrow = isTooNarrow;
+    this.#onPending = onPending;
     for (let i = 0; i < MESSAGES; i++) {
       const at = (i * CONTROL_BYTES) / 4;
       writeLong(this.#controls.words, at, CONTROL_LENGTH);
@@ -145,7 +157,8 @@ export class Sending {
       }
       const errno = errnoOfLastCall();
       if (errno === EINTR) continue;
-      if (PENDING.has(errno) && retried !== sent) {
+      if (isPending(errno) && retried !== sent) {
+        this.#onPending();
         retried = sent;
         continue;
       }

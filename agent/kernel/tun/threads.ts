@@ -1,17 +1,19 @@
 /** The two threads that carry packets, their descriptors, and what they count. */
-import { closeSync, writeSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import type { TunPathItem } from '../../model/items.ts';
-import { openEventFd } from '../libc.ts';
+import { allowInterrupts, interruptThread } from '../libc.ts';
 import { Counters, INBOUND, OUTBOUND, ROWS } from './counters.ts';
 import { openTunQueue } from './device.ts';
-import type { FromThread, ThreadData, ToThread } from './messages.ts';
+import { ATTENTION, type FromThread, type ThreadData, type ToThread } from './messages.ts';
 import { openAskingSocket } from './path-mtu.ts';
 import type { PeerEntry } from './peers.ts';
 import { openTunnelSocket } from './socket.ts';
 
 /** Buffers are not in V8's heap, and next to nothing is made for a packet. */
 const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 2 } as const;
+
+const INTERRUPT_MS = 5;
 
 export interface ThreadsOptions {
   readonly item: TunPathItem;
@@ -20,7 +22,7 @@ export interface ThreadsOptions {
 
 interface Thread {
   readonly worker: Worker;
-  readonly wakeFd: number;
+  readonly attention: Int32Array;
   readonly ended: Promise<void>;
 }
 
@@ -36,11 +38,13 @@ export class Threads {
   /** Entries that the threads have not taken up yet, by their numbers. */
   readonly #awaited = new Map<number, { left: number; readonly resolve: () => void }>();
   #lastNumber = 0;
+  #interrupting: NodeJS.Timeout | undefined;
   #isStopping = false;
   #isBroken = false;
 
   /** Attaches to the device and binds the socket. Throws KernelError. */
   constructor({ item, onMessage }: ThreadsOptions) {
+    allowInterrupts();
     const opened: number[] = [];
     const keep = (fd: number): number => {
       opened.push(fd);
@@ -67,8 +71,11 @@ export class Threads {
       pathMtus: this.pathMtus.buffer as SharedArrayBuffer,
     };
     this.#threads = [
-      this.#start({ ...shared, role: 'outbound', wakeFd: openEventFd(), counters: this.outbound.shared }, onMessage),
-      this.#start({ ...shared, role: 'inbound', wakeFd: openEventFd(), counters: this.inbound.shared }, onMessage),
+      this.#start(
+        { ...shared, role: 'outbound', attention: newAttention(), counters: this.outbound.shared },
+        onMessage,
+      ),
+      this.#start({ ...shared, role: 'inbound', attention: newAttention(), counters: this.inbound.shared }, onMessage),
     ];
   }
 
@@ -79,7 +86,9 @@ export class Threads {
       resourceLimits: RESOURCE_LIMITS,
     });
     const { promise, resolve } = Promise.withResolvers<void>();
+    const attention = new Int32Array(workerData.attention);
     const ended = (reason: string): void => {
+      Atomics.store(attention, ATTENTION.isAsked, 0);
       resolve();
       this.#broke(reason, onMessage);
     };
@@ -92,7 +101,7 @@ export class Threads {
     worker.on('error', (error: Error) => ended(`the thread ${workerData.role} failed: ${error.message}`));
     worker.on('exit', () => ended(`the thread ${workerData.role} ended`));
     worker.unref();
-    return { worker, wakeFd: workerData.wakeFd, ended: promise };
+    return { worker, attention, ended: promise };
   }
 
   /** Told once: a thread that says so ends. */
@@ -122,10 +131,22 @@ export class Threads {
   }
 
   #tell(message: ToThread): void {
-    for (const { worker, wakeFd } of this.#threads) {
+    for (const { worker, attention } of this.#threads) {
       worker.postMessage(message);
-      writeSync(wakeFd, ONE);
+      Atomics.store(attention, ATTENTION.isAsked, 1);
     }
+    this.#interrupt();
+  }
+
+  /** Until both threads have looked: one that was about to wait, or does not run yet, did not hear it. */
+  #interrupt(): void {
+    clearTimeout(this.#interrupting);
+    const deaf = this.#threads.filter(({ attention }) => Atomics.load(attention, ATTENTION.isAsked) !== 0);
+    for (const { attention } of deaf) {
+      const thread = Atomics.load(attention, ATTENTION.thread);
+      if (thread !== 0) interruptThread(thread);
+    }
+    if (deaf.length > 0) this.#interrupting = setTimeout(() => this.#interrupt(), INTERRUPT_MS);
   }
 
   /** Ends the threads, which wait for nothing else; then nobody is attached to the device. */
@@ -133,10 +154,9 @@ export class Threads {
     this.#isStopping = true;
     this.#tell({ kind: 'stop' });
     await Promise.all(this.#threads.map(({ ended }) => ended));
-    for (const fd of [this.#tunFd, this.socketFd, this.#askingFd, ...this.#threads.map(({ wakeFd }) => wakeFd)])
-      closeSync(fd);
+    clearTimeout(this.#interrupting);
+    for (const fd of [this.#tunFd, this.socketFd, this.#askingFd]) closeSync(fd);
   }
 }
 
-/** What an eventfd takes. */
-const ONE = Buffer.from(new BigUint64Array([1n]).buffer);
+const newAttention = (): SharedArrayBuffer => new SharedArrayBuffer(4 * ATTENTION.words);
