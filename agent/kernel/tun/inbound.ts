@@ -64,15 +64,11 @@ export class Inbound {
     for (let i = 0; i < MESSAGES; i++) {
       this.#slots.add(this.#data.address + i * DATAGRAM_BYTES, DATAGRAM_BYTES);
       this.#messages.setIovecs(i, this.#slots.addressOf(i), 1);
-      this.#arm(i);
+      this.#messages.setName(i, this.#names.address + i * NAME_BYTES, NAME_BYTES);
+      this.#messages.setControl(i, this.#controls.address + i * CONTROL_BYTES, CONTROL_BYTES);
     }
     this.#run = new RunWriter(options.tunFd, options.takesUdp);
     this.#plain = arena(options.isEncrypted ? 2 * DATAGRAM_BYTES : 8);
-  }
-
-  #arm(i: number): void {
-    this.#messages.setName(i, this.#names.address + i * NAME_BYTES, NAME_BYTES);
-    this.#messages.setControl(i, this.#controls.address + i * CONTROL_BYTES, CONTROL_BYTES);
   }
 
   /** Waits for datagrams and carries what there is, or a good deal of it. False when the socket is of no use any more. */
@@ -86,7 +82,7 @@ export class Inbound {
     }
     for (let i = 0; i < count; i++) {
       this.#message(i);
-      this.#arm(i);
+      this.#messages.setRoom(i, NAME_BYTES, CONTROL_BYTES);
     }
     this.#endRun();
     return true;

@@ -20,8 +20,10 @@ const WORD = 2 ** 32;
 
 /** Writes a pointer, or a size_t, at a word. Every machine that Tulle runs on has 64 bits, lower word first. */
 export function writeLong(words: Uint32Array, at: number, value: number): void {
-  words[at] = value % WORD;
-  words[at + 1] = value / WORD;
+  // The remainder of two floating-point numbers is dear.
+  const upper = Math.floor(value / WORD);
+  words[at] = value - upper * WORD;
+  words[at + 1] = upper;
 }
 
 /** Words of a struct iovec (sys/uio.h). */
@@ -102,6 +104,13 @@ export class Messages {
     const at = index * MESSAGE_WORDS;
     writeLong(this.#arena.words, at + FIELD.control, address);
     this.#arena.words[at + FIELD.controlLength] = length;
+  }
+
+  /** The room for name and control, which the kernel replaces by what it used. */
+  setRoom(index: number, nameLength: number, controlLength: number): void {
+    const at = index * MESSAGE_WORDS;
+    this.#arena.words[at + FIELD.nameLength] = nameLength;
+    this.#arena.words[at + FIELD.controlLength] = controlLength;
   }
 
   /** Bytes that were received or sent. */
