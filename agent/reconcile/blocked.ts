@@ -1,5 +1,7 @@
 import type { Key } from '../model/items.ts';
 
+const NOBODY: readonly Key[] = Object.freeze([]);
+
 /** Which keys wait for which need, both ways, so that a need that came true wakes exactly those that wait for it. */
 export class Blocked {
   readonly #needs = new Map<Key, Key>();
@@ -12,7 +14,8 @@ export class Blocked {
 
   /** A copy: waking a waiter changes the index. */
   waitersFor(need: Key): readonly Key[] {
-    return [...(this.#waiters.get(need) ?? [])];
+    const waiters = this.#waiters.get(need);
+    return waiters ? [...waiters] : NOBODY;
   }
 
   needs(): readonly Key[] {
