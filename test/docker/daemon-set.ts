@@ -181,7 +181,9 @@ function makeVolume(volume: Volume | undefined, placement: Placement): string {
   if (volume?.configMap) return makeFiles(volume.name, objectOf('ConfigMap')['data'], placement);
   // Nobody has made the Secret.
   if (volume?.secret?.optional) return makeFiles(volume.name, {}, placement);
-  throw new Error(`cannot make a volume: expected a hostPath, a ConfigMap or an optional Secret, got ${JSON.stringify(volume)}`);
+  throw new Error(
+    `cannot make a volume: expected a hostPath, a ConfigMap or an optional Secret, got ${JSON.stringify(volume)}`,
+  );
 }
 
 function makeHostPath({ path, type }: { path: string; type: string }, { pathOnHost }: Placement): string {
