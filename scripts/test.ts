@@ -33,7 +33,7 @@ interface Pace {
 const HOME = join(import.meta.dirname, '..');
 /** Bound against hanging. */
 const CHECK_TIMEOUT_MS = 120_000;
-const NORMAL: Pace = { flags: [], groupTimeoutMs: 600_000, showsPassed: false };
+const NORMAL: Pace = { flags: [], groupTimeoutMs: 900_000, showsPassed: false };
 const SLOW: Pace = {
   flags: ['--serial', '--concurrency=1', '--timeout=300s'],
   groupTimeoutMs: 3_600_000,
