@@ -41,7 +41,7 @@ export const KERNEL_SUBJECTS: readonly Subject[] = [
 ];
 /** Services at sockets alone are measured with more. */
 const MANY = 50_000;
-const MANY_SUBJECTS: readonly Subject[] = [{ name: 'tulle ebpf' }];
+const MANY_SUBJECTS = KERNEL_SUBJECTS.filter(({ name }) => name === 'tulle ebpf');
 const DIRECT = 'no Services';
 
 interface Plan {
@@ -69,13 +69,22 @@ export async function benchKernels(context: Context): Promise<Report> {
   const plan = { ...(quick ? QUICK : FULL), ...(rounds !== undefined && { rounds, pathRounds: rounds }) };
   const nb = await compile('nb', context.scratch, context.signal);
   const reports: Report[] = [];
-  for (const count of plan.counts) reports.push(await benchCount(count, plan, nb, context));
+  const asked = chosen(KERNEL_SUBJECTS, context.options);
+  for (const count of plan.counts) reports.push(await benchCount(count, asked, plan, nb, context));
   return { tables: reports.flatMap(({ tables }) => tables), evidence: reports.flatMap(({ evidence }) => evidence) };
 }
 
-async function benchCount(count: number, plan: Plan, nb: string, context: Context): Promise<Report> {
+/** Nothing where none of what was asked for can be loaded. */
+async function benchCount(
+  count: number,
+  asked: readonly Subject[],
+  plan: Plan,
+  nb: string,
+  context: Context,
+): Promise<Report> {
   const able = (count >= MANY ? MANY_SUBJECTS : KERNEL_SUBJECTS).filter(({ below = Infinity }) => count < below);
-  const subjects = chosen(able, context.options);
+  const subjects = able.filter((subject) => asked.includes(subject));
+  if (subjects.length === 0) return { tables: [], evidence: [] };
   const samples = new Samples();
   const rounds = count >= plan.slow ? 1 : plan.rounds;
   const loaded: LoadedNode[] = [await startDirect(count, nb, context)];
