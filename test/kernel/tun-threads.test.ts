@@ -1,10 +1,12 @@
 /** The life of the threads: peers that come and go, keys that change, devices that vanish, all of it under traffic. */
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
+import type { ExecaError } from 'execa';
 import { inNetns } from '../../agent/kernel/libc.ts';
 import { Threads } from '../../agent/kernel/tun/threads.ts';
 import { ip } from '../support/cluster-values.ts';
-import { waitFor } from '../support/netns.ts';
+import { createNetns, waitFor } from '../support/netns.ts';
 import { createWorld, LINK, openTunnel, PLAN, PORT, prefixOf, SLOT, someKey } from '../support/tun-world.ts';
 
 const STREAM_BYTES = 3_000_000;
@@ -156,4 +158,14 @@ test.serial('threads that are stopped under traffic and opened anew: the stream 
       { a: [], b: [] },
     ],
   );
+});
+
+test.serial('a fault of the main thread ends the process, whatever its threads wait for', async (t) => {
+  const netns = await createNetns(t);
+  await netns.run('ip', 'address', 'add', '192.0.2.1/32', 'dev', 'lo');
+  const program = join(import.meta.dirname, '../support/tun-fault.ts');
+  const error = await t.throwsAsync(netns.run(process.execPath, program));
+  const { exitCode, stderr } = error as ExecaError;
+  t.is(exitCode, 1);
+  t.regex(String(stderr), /a fault of the main thread/);
 });

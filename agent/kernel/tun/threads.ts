@@ -14,6 +14,8 @@ import { openTunnelSocket } from './socket.ts';
 const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 2 } as const;
 
 const INTERRUPT_MS = 5;
+/** A thread that has not looked by then never will. */
+const EXIT_MS = 1000;
 
 export interface ThreadsOptions {
   readonly item: TunPathItem;
@@ -77,6 +79,7 @@ export class Threads {
       ),
       this.#start({ ...shared, role: 'inbound', attention: newAttention(), counters: this.inbound.shared }, onMessage),
     ];
+    process.once('exit', this.#exit);
   }
 
   #start(workerData: ThreadData, onMessage: ThreadsOptions['onMessage']): Thread {
@@ -138,10 +141,14 @@ export class Threads {
     this.#interrupt();
   }
 
+  #deaf(): readonly Thread[] {
+    return this.#threads.filter(({ attention }) => Atomics.load(attention, ATTENTION.isAsked) !== 0);
+  }
+
   /** Until both threads have looked: one that was about to wait, or does not run yet, did not hear it. */
   #interrupt(): void {
     clearTimeout(this.#interrupting);
-    const deaf = this.#threads.filter(({ attention }) => Atomics.load(attention, ATTENTION.isAsked) !== 0);
+    const deaf = this.#deaf();
     for (const { attention } of deaf) {
       const thread = Atomics.load(attention, ATTENTION.thread);
       if (thread !== 0) interruptThread(thread);
@@ -149,12 +156,24 @@ export class Threads {
     if (deaf.length > 0) this.#interrupting = setTimeout(() => this.#interrupt(), INTERRUPT_MS);
   }
 
+  /** The process ends otherwise than by stop(): Node.js would wait for a thread for as long as the kernel keeps it. */
+  readonly #exit = (): void => {
+    this.#isStopping = true;
+    this.#tell({ kind: 'stop' });
+    const pause = new Int32Array(new SharedArrayBuffer(4));
+    for (let i = 0; i < EXIT_MS / INTERRUPT_MS && this.#deaf().length > 0; i++) {
+      this.#interrupt();
+      Atomics.wait(pause, 0, 0, INTERRUPT_MS);
+    }
+  };
+
   /** Ends the threads, which wait for nothing else; then nobody is attached to the device. */
   async stop(): Promise<void> {
     this.#isStopping = true;
     this.#tell({ kind: 'stop' });
     await Promise.all(this.#threads.map(({ ended }) => ended));
     clearTimeout(this.#interrupting);
+    process.off('exit', this.#exit);
     for (const fd of [this.#tunFd, this.socketFd, this.#askingFd]) closeSync(fd);
   }
 }
