@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import test from 'ava';
 import { DeadlineError, Deadlines, withDeadline } from './deadline.ts';
 
@@ -38,7 +38,8 @@ test('Deadlines: neither the end of what came too late nor its signal touches wh
   await t.throwsAsync(deadlines.run(1, 'list', late.work), { instanceOf: DeadlineError });
   const running = deadlines.run(LONG_MS, 'apply', next.work);
   late.end('late');
-  await sleep(5);
+  // Whoever waits for it is told before the next turn.
+  await nextTurn();
   t.false(next.signal()?.aborted);
   const stopped = new Error('the agent stops');
   outer.abort(stopped);

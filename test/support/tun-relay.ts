@@ -54,8 +54,9 @@ export function mutant(bytes: Buffer, random: () => number): Buffer {
   return altered.equals(bytes) ? Buffer.concat([bytes, Buffer.of(below(256))]) : altered;
 }
 
+/** The last datagrams of a train have no others to be shuffled with: they leave after this. */
 const SHUFFLE_MS = 3;
-/** Between those sent at once, the receiver's socket is given time. */
+/** So many are sent at once, then the receiver's thread is let in: what its socket has no room for would be no test of it. */
 const BURST = 100;
 
 /** And the side that it leaves from. */

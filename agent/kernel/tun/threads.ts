@@ -13,6 +13,7 @@ import { openTunnelSocket } from './socket.ts';
 /** Buffers are not in V8's heap, and next to nothing is made for a packet. */
 const RESOURCE_LIMITS = { maxYoungGenerationSizeMb: 2 } as const;
 
+/** A signal that comes just before a thread waits is lost, and nobody is told: it is sent again. Seldom, as a busy thread looks anyway. */
 const INTERRUPT_MS = 5;
 /** A thread that has not looked by then never will. */
 const EXIT_MS = 1000;
