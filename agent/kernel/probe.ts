@@ -3,17 +3,10 @@
  * comes back about them, from the host itself or from a router on the way (RFC 792, RFC 4443).
  */
 import { closeSync } from 'node:fs';
-import {
-  bytesOf,
-  FAMILIES,
-  type Family,
-  type FamilyFacts,
-  familyOf,
-  type IpAddress,
-  ipFromBytes,
-} from '../model/ip.ts';
+import { FAMILIES, type Family, type FamilyFacts, familyOf, type IpAddress, ipFromBytes } from '../model/ip.ts';
 import { KernelError } from './errors.ts';
 import { openInetSocket, receiveDatagramFrom, sendDatagramTo, setsockoptInt } from './libc.ts';
+import { socketAddress } from './socket-address.ts';
 
 export interface Probe {
   readonly to: IpAddress;
@@ -152,16 +145,6 @@ class Sockets implements Disposable {
   [Symbol.dispose](): void {
     for (const fd of [this.icmp, ...this.#udp.values()]) closeSync(fd);
   }
-}
-
-/** struct sockaddr_in (ip(7)) or sockaddr_in6 (ipv6(7)). */
-function socketAddress(ip: IpAddress, port: number): Buffer {
-  const family = familyOf(ip);
-  const address = Buffer.alloc(family === 'ipv4' ? 16 : 28);
-  address.writeUInt16LE(FAMILIES[family].addressFamily, 0);
-  address.writeUInt16BE(port, 2);
-  address.set(bytesOf(ip), family === 'ipv4' ? 4 : 8);
-  return address;
 }
 
 /** The checksum of ICMPv6 covers addresses, and is the kernel's work (RFC 3542 section 3.1). */

@@ -1,7 +1,7 @@
 import { closeSync } from 'node:fs';
 import test, { type ExecutionContext } from 'ava';
 import { inNetns, openInetSocket, sendDatagramTo, setsockoptInt, trySendDatagramTo } from '../../agent/kernel/libc.ts';
-import { socketAddress } from '../../agent/kernel/tun/socket.ts';
+import { socketAddress } from '../../agent/kernel/socket-address.ts';
 import { firstByteOf } from '../../agent/kernel/tun/wire.ts';
 import { FAMILIES, familyOf, type IpAddress } from '../../agent/model/ip.ts';
 import { ip } from '../support/cluster-values.ts';

@@ -2,7 +2,7 @@
 import { closeSync } from 'node:fs';
 import test from 'ava';
 import { inNetns, openInetSocket, sendDatagramTo, setsockoptInt } from '../../agent/kernel/libc.ts';
-import { socketAddress } from '../../agent/kernel/tun/socket.ts';
+import { socketAddress } from '../../agent/kernel/socket-address.ts';
 import { FAMILIES } from '../../agent/model/ip.ts';
 import { ip } from '../support/cluster-values.ts';
 import { waitFor } from '../support/netns.ts';

@@ -2,13 +2,22 @@
 import { closeSync, openSync } from 'node:fs';
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
-import { inNetns, openInetSocket, receiveDatagram, sendDatagramTo, setsockoptInt } from '../../agent/kernel/libc.ts';
-import { Counters, INBOUND } from '../../agent/kernel/tun/counters.ts';
+import {
+  bindSocket,
+  inNetns,
+  openInetSocket,
+  receiveDatagram,
+  sendDatagramTo,
+  setsockoptInt,
+} from '../../agent/kernel/libc.ts';
+import { socketAddress } from '../../agent/kernel/socket-address.ts';
+import { Counters, INBOUND, OUTBOUND } from '../../agent/kernel/tun/counters.ts';
 import { Inbound } from '../../agent/kernel/tun/inbound.ts';
 import { arena } from '../../agent/kernel/tun/memory.ts';
+import { Outbound } from '../../agent/kernel/tun/outbound.ts';
 import { Peer, Peers } from '../../agent/kernel/tun/peers.ts';
 import { Sending } from '../../agent/kernel/tun/sending.ts';
-import { openTunnelSocket, socketAddress } from '../../agent/kernel/tun/socket.ts';
+import { openTunnelSocket } from '../../agent/kernel/tun/socket.ts';
 import { ip } from '../support/cluster-values.ts';
 import { createNetns } from '../support/netns.ts';
 
@@ -224,4 +233,49 @@ test('a turn of the inbound thread ends though there is more: the main thread is
   t.true(first > 0 && first < sent, `${first} in the first turn`);
   while (counters.read(0).stranger < sent) t.true(inbound.turn());
   t.is(counters.read(0).stranger, sent);
+});
+
+test('packets that wait are read and sent many at once, after a few that seemed to come alone', async (t) => {
+  const { netnsFd, open } = await createHost(t);
+  const [socketFd, receiver] = [open(), open(ENDS[0])];
+  // A socket stands for the device: what it gives is read in the same way.
+  const device = socketAddress(FROM, PORT + 1);
+  const [tunFd, kernel] = [0, 1].map(() => inNetns(netnsFd, () => openInetSocket(2, 'datagram', 17))) as [
+    number,
+    number,
+  ];
+  t.teardown(() => {
+    for (const fd of [tunFd, kernel]) closeSync(fd);
+  });
+  bindSocket(tunFd, device, { operation: 'bind', object: 'device' });
+  const peers = new Peers();
+  const to = Uint8Array.of(10, 84, 1, 0);
+  peers.set({ ...peerAt(1, ENDS[0]).entry, prefixes: [{ bytes: to, length: 24 }] });
+  const counters = new Counters(OUTBOUND);
+  const outbound = new Outbound({
+    tunFd,
+    socketFd,
+    peers,
+    counters,
+    isEncrypted: false,
+    pathMtus: new Int32Array(2),
+    waitWritable: () => true,
+    onPending: () => undefined,
+    askPathMtu: () => undefined,
+    onTooLarge: () => undefined,
+  });
+  const packet = Buffer.alloc(12 + 20 + 100);
+  packet[12] = 0x45;
+  packet.set(to, 12 + 16);
+  const count = 100;
+  for (let i = 0; i < count; i++) sendDatagramTo(kernel, packet, device, { operation: 'send', object: 'test' });
+  let turns = 0;
+  for (; counters.read(1).packets < count; turns++) t.true(outbound.turn());
+  t.true(turns <= 17, `${turns} turns`);
+  const messages = receiveAll(receiver).map(({ length }) => length / packet.length);
+  t.is(
+    messages.reduce((sum, each) => sum + each, 0),
+    count,
+  );
+  t.is(Math.max(...messages), 64, 'as many as the kernel cuts');
 });

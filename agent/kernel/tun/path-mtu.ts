@@ -5,8 +5,8 @@
 
 import { FAMILIES, familyOf, type IpAddress } from '../../model/ip.ts';
 import { bare, bindSocket, getsockopt, openInetSocket } from '../libc.ts';
+import { socketAddress } from '../socket-address.ts';
 import type { Arena } from './memory.ts';
-import { socketAddress } from './socket.ts';
 
 const UDP = 17;
 const AF_INET = 2;

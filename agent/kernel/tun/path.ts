@@ -9,12 +9,12 @@ import { bytesOf, type IpAddress, networkOf, prefixLengthOf } from '../../model/
 import type { TunPathItem, TunPeerItem } from '../../model/items.ts';
 import { KernelError } from '../errors.ts';
 import { getsockopt, trySendDatagramTo } from '../libc.ts';
+import { socketAddress } from '../socket-address.ts';
 import { ROWS } from './counters.ts';
 import type { Carrier } from './drivers.ts';
 import { type Agreement, Negotiation } from './negotiation.ts';
 import { forgetSavedPath, readSavedPath, savePath } from './saved-path.ts';
 import { openSecret, type SecretFile } from './secret.ts';
-import { socketAddress } from './socket.ts';
 import type { TunDrops, TunPeerStatus, TunStatus } from './status.ts';
 import { Threads, type ThreadsOptions } from './threads.ts';
 

@@ -12,8 +12,8 @@ import {
   networkOf,
   prefixLengthOf,
 } from '../../model/ip.ts';
+import { socketAddress } from '../socket-address.ts';
 import { type PeerEntry, Peers } from './peers.ts';
-import { socketAddress } from './socket.ts';
 
 const PORT = 8285;
 

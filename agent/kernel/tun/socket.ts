@@ -1,8 +1,9 @@
 /** The UDP socket of the tunnel (udp(7), ip(7), ipv6(7)). */
 import { closeSync } from 'node:fs';
-import { bytesOf, FAMILIES, type Family, familyOf, type IpAddress } from '../../model/ip.ts';
+import { FAMILIES, type Family, familyOf, type IpAddress } from '../../model/ip.ts';
 import { KernelError } from '../errors.ts';
 import { bindSocket, openInetSocket, setsockoptInt } from '../libc.ts';
+import { socketAddress } from '../socket-address.ts';
 
 const SOL_SOCKET = 1;
 const SO_SNDBUFFORCE = 32;
@@ -49,14 +50,4 @@ function explained(error: unknown, local: IpAddress, port: number): unknown {
   };
   const { code, operation, object } = error;
   return details[code] ? new KernelError({ code, operation, object, detail: details[code], cause: error }) : error;
-}
-
-/** struct sockaddr_in (ip(7)) or sockaddr_in6 (ipv6(7)). */
-export function socketAddress(ip: IpAddress, port: number): Buffer {
-  const family = familyOf(ip);
-  const address = Buffer.alloc(family === 'ipv4' ? 16 : 28);
-  address.writeUInt16LE(FAMILIES[family].addressFamily, 0);
-  address.writeUInt16BE(port, 2);
-  address.set(bytesOf(ip), family === 'ipv4' ? 4 : 8);
-  return address;
 }
