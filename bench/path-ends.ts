@@ -39,6 +39,15 @@ const IPERF_PORT = 5201;
 /** On top of the time that is measured. */
 const DEADLINE_MS = 20_000;
 
+/** How long paths are measured. */
+export interface Plan {
+  readonly rounds: number;
+  /** Of one measurement of small packets. */
+  readonly seconds: number;
+  /** Of one by iperf3, which counts whole ones. */
+  readonly iperfSeconds: number;
+}
+
 /** The programs of one path; both ends of nb share the last CPU, iperf3's ends have one each where there are two. */
 export class PathEnds {
   readonly #ends: Ends;

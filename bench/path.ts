@@ -17,17 +17,11 @@ import {
   type FlannelNode,
   shapeNode,
 } from './flannel-shape.ts';
-import { type Enter, type Exchanges, PathEnds } from './path-ends.ts';
+import { type Enter, type Exchanges, PathEnds, type Plan } from './path-ends.ts';
 import { type Route, witness } from './path-witness.ts';
 import { startPlainNode, startTulle } from './places.ts';
 import { Samples } from './samples.ts';
 import { type Column, computeTable } from './table.ts';
-
-interface Plan {
-  readonly rounds: number;
-  readonly seconds: number;
-  readonly iperfSeconds: number;
-}
 
 const FULL: Plan = { rounds: 9, seconds: 0.5, iperfSeconds: 2 };
 const QUICK: Plan = { rounds: 1, seconds: 0.1, iperfSeconds: 1 };

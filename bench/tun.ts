@@ -15,7 +15,7 @@ import { rssMibOf } from './agent-figures.ts';
 import { type Bench, type Context, chosen, type Report, rotated } from './bench.ts';
 import { compile } from './compile.ts';
 import { addBridgedPod, applyKubeProxy, type FlannelNode, podCidr, shapeNode, TUN_DEVICE } from './flannel-shape.ts';
-import { type Enter, type Exchanges, PathEnds, startServer } from './path-ends.ts';
+import { type Enter, type Exchanges, PathEnds, type Plan, startServer } from './path-ends.ts';
 import { captured } from './path-witness.ts';
 import { startPlainNode, startTulle } from './places.ts';
 import { Samples } from './samples.ts';
@@ -23,12 +23,6 @@ import { type Column, computeTable, type Table } from './table.ts';
 import { confine, cpuSecondsOf, lagOf } from './tun-figures.ts';
 import { withLag } from './tun-lag.ts';
 import { judge, PROXY } from './tun-targets.ts';
-
-interface Plan {
-  readonly rounds: number;
-  readonly seconds: number;
-  readonly iperfSeconds: number;
-}
 
 const FULL: Plan = { rounds: 7, seconds: 0.5, iperfSeconds: 2 };
 const QUICK: Plan = { rounds: 1, seconds: 0.2, iperfSeconds: 1 };
