@@ -6,7 +6,7 @@ import { inNode, inPod, pathOnHost } from '../../lab/node.ts';
 import { addPod, checkPod, removePod, type Sandbox } from '../../lab/runtime.ts';
 import { until } from '../../lab/until.ts';
 import { differences, readHost } from '../support/cni-calls.ts';
-import { output, run, shIn, shInNetns, TIMEOUT_MS, useLab } from '../support/lab.ts';
+import { output, run, shIn, shInNetns, TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
 
 const PLUGINS = ['portmap', 'bandwidth', 'tuning'];
 const TUNING = { type: 'tuning', sysctl: { 'net.core.somaxconn': '777' } };
@@ -25,6 +25,18 @@ async function prepare(): Promise<void> {
   const own = JSON.parse(await readFile(pathOnHost(node(), '/etc/cni/net.d/10-tulle.conflist'), 'utf8'));
   const list = { ...own, plugins: [...own.plugins, TUNING] };
   await writeFile(pathOnHost(node(), '/etc/cni/net.d/05-chain.conflist'), JSON.stringify(list));
+  await untilNeighbourIsWired();
+}
+
+/** What the node is compared with later has the other node in it, however late that one told of its tunnel. */
+async function untilNeighbourIsWired(): Promise<void> {
+  const { podCidrs } = lab().node('node-2');
+  const isWired = async () => {
+    const routes = await output(shIn(node(), 'ip route; ip -6 route'));
+    return podCidrs.every((podCidr) => routes.includes(`${podCidr} via `));
+  };
+  await until(isWired, { describe: 'the routes to node-2', deadlineMs: TIMEOUT_MS, intervalMs: 50 });
+  await untilSettled(node());
 }
 
 /** With the argument names that containerd 1.6 uses. */
