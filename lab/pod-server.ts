@@ -5,6 +5,7 @@
  */
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
+import { flushCompileCache } from 'node:module';
 import { createServer, type Socket } from 'node:net';
 
 const SERVING = 'serving';
@@ -43,3 +44,5 @@ const lineFor = (name: string, address = '', port = 0): string =>
 const [name = '', ...ports] = process.argv.slice(2);
 for (const port of ports.map(Number)) await Promise.all([serveStreams(name, port), serveDatagrams(name, port)]);
 process.stdout.write(`${SERVING}\n`);
+// For the next one: this process ends by a signal that leaves no time for it.
+flushCompileCache();

@@ -3,6 +3,7 @@
  * layout's directory and the options as JSON; descriptor 3 takes its progress. Nothing but this file ends it.
  */
 import { mkdir, writeFile } from 'node:fs/promises';
+import { flushCompileCache } from 'node:module';
 import { Socket } from 'node:net';
 import { pino } from 'pino';
 import type { LabOptions, Progress } from './control.ts';
@@ -35,6 +36,8 @@ async function main(dir: string, options: LabOptions): Promise<void> {
     await listenForControl(layout.controlSocket, lab, log, signal);
     log.info({ nodes: options.nodes, families: options.families }, 'lab is up');
     progress.off('close', abandoned);
+    // For the next one: this process ends by a signal that leaves no time for it.
+    flushCompileCache();
     tell({ ready: true });
     progress.end();
   } catch (error) {

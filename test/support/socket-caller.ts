@@ -5,6 +5,7 @@
  */
 import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
+import { flushCompileCache } from 'node:module';
 import { connect, createServer, type Socket as Stream } from 'node:net';
 import { createInterface } from 'node:readline';
 
@@ -222,6 +223,8 @@ async function serve(addresses: readonly string[], words: Words): Promise<void> 
 }
 
 if (import.meta.main) {
+  // For the next one: this process ends by a signal that leaves no time for it.
+  flushCompileCache();
   const [mode, ...addresses] = process.argv.slice(2);
   if (mode === 'serve') await serve(addresses, (server) => server);
   else if (mode === 'tell') await serve(addresses, (server, client) => `${server} ${client}`);
