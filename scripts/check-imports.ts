@@ -13,9 +13,9 @@ import { join, posix } from 'node:path';
 const ROOMS: readonly (readonly [room: string, mayImport: readonly string[]])[] = [
   ['agent/model/', []],
   ['agent/plan/', ['agent/model/']],
-  ['agent/reconcile/', ['agent/model/']],
+  ['agent/reconcile/', ['agent/model/', 'agent/turns.ts']],
   ['agent/cluster/', ['agent/model/']],
-  ['agent/kernel/', ['agent/model/', 'agent/reconcile/types.ts']],
+  ['agent/kernel/', ['agent/model/', 'agent/reconcile/types.ts', 'agent/turns.ts']],
   ['agent/pods/', ['agent/model/', 'agent/reconcile/', 'agent/kernel/', 'cni/']],
   ['agent/telemetry/', ['agent/model/', 'agent/reconcile/']],
   [

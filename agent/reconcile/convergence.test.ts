@@ -3,7 +3,8 @@ import test from 'ava';
 import fc from 'fast-check';
 import type { FakeDriver, FakeDriverOptions } from '../../test/support/fake-driver.ts';
 import { anEdit, type Edit, fragment, route, sysctl } from '../../test/support/fragments.ts';
-import { asleep, makeRig, quiet, type Rig, type RigOptions } from '../../test/support/reconcile.ts';
+import { asleep, listsOf, makeRig, quiet, type Rig, type RigOptions } from '../../test/support/reconcile.ts';
+import { until } from '../../test/support/until.ts';
 import type { Key, Kind } from '../model/items.ts';
 
 /** One thing that happens while a reconciler works. */
@@ -63,9 +64,13 @@ const anEvent = fc.oneof(
   { weight: 1, arbitrary: aTamper(fc.constant(false)) },
 );
 
+const anyLists = fc.constantFrom<Pick<FakeDriverOptions<Kind>, 'listsAside'>>({}, { listsAside: true });
+
 const aRig: fc.Arbitrary<RigOptions> = fc
   .record({
     batchSize: fc.constantFrom(1, 2, 256),
+    routeLists: anyLists,
+    sysctlLists: anyLists,
     lane: fc.constantFrom<'netlink' | 'bpf'>('netlink', 'bpf'),
     routeEcho: fc.constantFrom<NonNullable<FakeDriverOptions<'route'>['echo']>>(
       'none',
@@ -77,10 +82,10 @@ const aRig: fc.Arbitrary<RigOptions> = fc
       halfDone: (value) => ({ ...value, value: 'half' }),
     }),
   })
-  .map(({ batchSize, lane, routeEcho, sysctlEcho }) => ({
+  .map(({ batchSize, routeLists, sysctlLists, lane, routeEcho, sysctlEcho }) => ({
     options: { batchSize, backoff: { minMs: 0.2, maxMs: 1 } },
-    routes: { echo: routeEcho },
-    sysctls: { echo: sysctlEcho, lane },
+    routes: { echo: routeEcho, ...routeLists },
+    sysctls: { echo: sysctlEcho, lane, ...sysctlLists },
   }));
 
 /** Satisfies the needs of all generated routes, so that nothing stays blocked. */
@@ -170,6 +175,62 @@ test('property: known is never wrong for good where the kernel tells of changes,
         for (const event of events) await event(rig);
         await calm(rig, { relist: false });
         await assertSettled(t, rig);
+      }),
+    ),
+    { numRuns: 150 },
+  );
+});
+
+/** Of a kernel that tells nothing, with lists beside the writes, one after the other. */
+const aListingRig: fc.Arbitrary<RigOptions> = fc
+  .record({ batchSize: fc.constantFrom(1, 2, 256), lane: fc.constantFrom<'netlink' | 'bpf'>('netlink', 'bpf') })
+  .map(({ batchSize, lane }) => ({
+    options: { batchSize, resyncIntervalMs: 0 },
+    routes: { listsAside: true },
+    sysctls: { listsAside: true, lane },
+  }));
+
+const anEditOrPause = fc.oneof(
+  { weight: 2, arbitrary: anEdit.map(edited) },
+  { weight: 3, arbitrary: aPause },
+  { weight: 1, arbitrary: fc.constant<Event>((rig) => rig.reconciler.enableSweep()) },
+);
+
+test('property: own writes during lists are neither undone nor repeated, whatever the list has seen of them', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(aListingRig, fc.array(anEditOrPause, { maxLength: 40 }), (options, events) =>
+      withRig(options, async (rig) => {
+        for (const event of events) await event(rig);
+        rig.put(floor);
+        await quiet(rig.reconciler);
+        t.deepEqual(heldBy(rig), wantedOf(rig));
+        for (const driver of [rig.routes, rig.sysctls]) t.deepEqual([driver.needless, driver.violations], [0, []]);
+        for (const { drift } of Object.values(rig.reconciler.status().kinds)) t.is(drift, 0);
+      }),
+    ),
+    { numRuns: 150 },
+  );
+});
+
+test('property: what somebody else does unheard during a list is found by it or by the next one', async (t) => {
+  const anyEvent = fc.oneof(
+    { weight: 2, arbitrary: anEditOrPause },
+    { weight: 1, arbitrary: aTamper(fc.constant(false)) },
+  );
+  await fc.assert(
+    fc.asyncProperty(aListingRig, fc.array(anyEvent, { maxLength: 40 }), (options, events) =>
+      withRig(options, async (rig) => {
+        rig.reconciler.enableSweep();
+        for (const event of events) await event(rig);
+        rig.put(floor);
+        const before = [listsOf(rig, 'route'), listsOf(rig, 'sysctl')] as const;
+        // The one that is under way, and one that begins after everything.
+        await until(
+          () => listsOf(rig, 'route') >= before[0] + 2 && listsOf(rig, 'sysctl') >= before[1] + 2,
+          'two lists of each kind',
+        );
+        await quiet(rig.reconciler);
+        t.deepEqual(heldBy(rig), wantedOf(rig));
       }),
     ),
     { numRuns: 150 },

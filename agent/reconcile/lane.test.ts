@@ -1,7 +1,7 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 import { fragment, route, sysctl } from '../../test/support/fragments.ts';
-import { asleep, bound, makeRig, printed, quiet, startRig } from '../../test/support/reconcile.ts';
+import { asleep, bound, listsOf, makeRig, printed, quiet, startRig } from '../../test/support/reconcile.ts';
 import { until } from '../../test/support/until.ts';
 
 test('batches are bounded', async (t) => {
@@ -167,6 +167,49 @@ test('what waited for a list is written after it, also when that list comes in t
   release();
   await until(() => rig.sysctls.store.has(sysctl(1).key), 'the write');
   t.pass();
+});
+
+test('a list that goes aside holds up no write, of its kind or another; one of what is stale does, and a diff waits for it', async (t) => {
+  const rig = await startRig(t, { routes: { listsAside: true }, sysctls: { listsAside: true } });
+  const first = rig.routes.hold('list');
+  rig.reconciler.resync('route');
+  await first.reached;
+  rig.put(fragment('a', [sysctl(1), route(1, 'a', [sysctl(1).key])]));
+  await rig.reconciler.settle([route(1).key], bound());
+  t.is(listsOf(rig, 'route'), 1);
+  t.regex(rig.reconciler.work().netlink?.operation ?? '', /list route/);
+  const diff = rig.reconciler.diff(bound());
+  first.release();
+  t.deepEqual(await diff, []);
+  t.is(rig.routes.store.size, 1);
+
+  const second = rig.routes.hold('list');
+  rig.routes.overrun();
+  await second.reached;
+  rig.put(fragment('b', [sysctl(2)]));
+  for (let turn = 0; turn < 50; turn++) await nextTurn();
+  t.false(rig.sysctls.store.has(sysctl(2).key));
+  second.release();
+  await rig.reconciler.settle([sysctl(2).key], bound());
+});
+
+test('sweep: what needs nothing more goes once all kinds are listed, in reverse order', async (t) => {
+  const log: string[] = [];
+  const rig = await startRig(t, {
+    routes: { listsAside: true, store: new Map([[route(3).key, route(3).value]]) },
+    sysctls: { listsAside: true, store: new Map([[sysctl(3).key, sysctl(3).value]]) },
+    options: { onBatch: ({ changes }) => log.push(...printed(changes)) },
+  });
+  const { reached, release } = rig.routes.hold('list');
+  rig.reconciler.enableSweep();
+  const rested = rig.reconciler.rest();
+  await reached;
+  t.is(listsOf(rig, 'sysctl'), 2);
+  rig.put(fragment('a', [route(1)]));
+  await rig.reconciler.settle([route(1).key], bound());
+  release();
+  await rested;
+  t.deepEqual(log, [`create ${route(1).key}`, `remove ${route(3).key}`, `remove ${sysctl(3).key}`]);
 });
 
 test('lists are repeated at the resync interval', async (t) => {

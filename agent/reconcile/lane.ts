@@ -1,9 +1,10 @@
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { type Key, type Kind, kindOf } from '../model/items.ts';
-import { DeadlineError, Deadlines } from './deadline.ts';
+import { ASIDE_MS, inTurns } from '../turns.ts';
 import { Doorbell } from './doorbell.ts';
 import type { FailedChange, Ledger } from './ledger.ts';
+import { type LaneWork, Operations } from './operations.ts';
 import type { Settles } from './settles.ts';
 import type { Change, Lane } from './types.ts';
 
@@ -23,14 +24,6 @@ export interface ListReport {
   readonly durationMs: number;
   /** Why there is no list. */
   readonly error?: Error;
-}
-
-/** What a lane is at. */
-export interface LaneWork {
-  /** For people: `apply 3 changes of route`. */
-  readonly operation: string;
-  /** On the clock of the reconciler. An operation that its deadline ended goes on counting until another one ends. */
-  readonly sinceMs: number;
 }
 
 interface Errand {
@@ -68,7 +61,8 @@ const CYCLES_TO_REST = 2;
 
 /**
  * One loop that does everything its drivers do, one thing at a time: lists, and batches in apply order, creates and updates
- * first and removals in reverse. Between any two batches those who settle get their turn, then lists that are due.
+ * first and removals in reverse. Between any two batches those who settle get their turn, then lists that are due. Where the
+ * driver allows it, a list of what is not stale goes aside, with batches beside it; lists never meet each other.
  * It sleeps on one doorbell and one timer; with nothing to do it does not wake up.
  */
 export class LaneLoop {
@@ -79,10 +73,11 @@ export class LaneLoop {
   readonly #errands: Errand[] = [];
   #resting: Resting[] = [];
   #ended: AbortSignal | undefined;
-  /** Of what the drivers do; from run() on. */
-  #deadlines: Deadlines | undefined;
+  /** From run() on. */
+  #operations: { readonly writes: Operations; readonly lists: Operations } | undefined;
+  /** The list that goes on beside the loop. Never rejects. */
+  #aside: Promise<void> | undefined;
   #cycles = 0;
-  #work: LaneWork | undefined;
 
   constructor(ledgers: readonly Ledger[], context: LaneContext) {
     this.#ledgers = ledgers;
@@ -94,9 +89,10 @@ export class LaneLoop {
     return this.#cycles;
   }
 
-  /** Undefined while it waits for work. */
+  /** What has taken longest; undefined while it waits for work. */
   get work(): LaneWork | undefined {
-    return this.#work;
+    const [write, list] = [this.#operations?.writes.current, this.#operations?.lists.current];
+    return write && list && list.sinceMs < write.sinceMs ? list : (write ?? list);
   }
 
   ring(): void {
@@ -106,7 +102,8 @@ export class LaneLoop {
   /** Works until the signal aborts, then returns; what a driver throws never ends it. */
   async run(signal: AbortSignal): Promise<void> {
     signal.addEventListener('abort', () => this.ring(), { once: true });
-    this.#deadlines = new Deadlines(signal);
+    const { now } = this.#context;
+    this.#operations = { writes: new Operations(now, signal), lists: new Operations(now, signal) };
     while (!signal.aborted) {
       try {
         await this.#cycle(signal);
@@ -117,6 +114,7 @@ export class LaneLoop {
       }
       await this.#bell.wait(this.#nextDueMs() - this.#context.now());
     }
+    await this.#aside;
     this.#ended = signal;
     this.#endRest(0);
     for (const errand of this.#errands.splice(0)) errand.cancel(signal.reason);
@@ -165,18 +163,21 @@ export class LaneLoop {
   async #cycle(signal: AbortSignal): Promise<void> {
     this.#cycles++;
     await this.#interlude(signal);
-    const resting = this.#ledgers.every(isListed) ? [...this.#resting] : [];
+    const resting = this.#ledgers.every(this.#isListed) ? [...this.#resting] : [];
     for (const ledger of this.#ledgers) {
       if (ledger.dirty.size > 0) await this.#drain(ledger, () => ledger.takeWrites(this.#limitOf(ledger)), signal);
     }
+    // Not before all is listed: what a set is used by goes first.
+    if (!this.#ledgers.some((ledger) => ledger.awaitsSweepList && this.#isBeingListed(ledger)))
+      for (const ledger of this.#ledgers) ledger.sweep();
     for (const ledger of this.#ledgers.toReversed()) {
       if (ledger.dirty.size > 0) await this.#drain(ledger, () => ledger.takeRemovals(this.#limitOf(ledger)), signal);
     }
     this.#context.settles.check();
     for (const ledger of this.#ledgers) ledger.collect();
-    if (this.#ledgers.every(isListed)) for (const each of resting) each.cycles++;
+    if (this.#ledgers.every(this.#isListed)) for (const each of resting) each.cycles++;
     // Where more comes all the time, something is always left to be tried.
-    this.#endRest(this.#ledgers.every(hasTried) ? 0 : CYCLES_TO_REST);
+    this.#endRest(this.#ledgers.every(this.#hasTried) ? 0 : CYCLES_TO_REST);
   }
 
   #limitOf({ driver }: Ledger): number {
@@ -239,11 +240,35 @@ export class LaneLoop {
     return undefined;
   }
 
+  /** Whether there was anything to wait for. */
   async #listDue(signal: AbortSignal): Promise<boolean> {
-    const nowMs = this.#context.now();
-    const ledger = this.#staleAndDemanded() ?? this.#ledgers.find(({ schedule }) => schedule.dueMs <= nowMs);
-    if (ledger) await this.#list(ledger, signal);
-    return ledger !== undefined;
+    const ledger = this.#staleAndDemanded() ?? this.#longestDue();
+    if (!ledger) return false;
+    const isStale = ledger.schedule.stale !== undefined;
+    if (this.#aside !== undefined) {
+      if (isStale) await this.#aside;
+      return isStale;
+    }
+    if (isStale || !ledger.driver.listsAside) await this.#list(ledger, signal);
+    else this.#listAside(ledger, signal);
+    return true;
+  }
+
+  #longestDue(): Ledger | undefined {
+    let longest: Ledger | undefined;
+    for (const ledger of this.#ledgers) {
+      const { dueMs } = ledger.schedule;
+      if (dueMs <= this.#context.now() && dueMs < (longest?.schedule.dueMs ?? Infinity)) longest = ledger;
+    }
+    return longest;
+  }
+
+  #listAside(ledger: Ledger, signal: AbortSignal): void {
+    const onEnd = (): void => {
+      this.#aside = undefined;
+      this.ring();
+    };
+    this.#aside = this.#list(ledger, signal).then(onEnd, onEnd);
   }
 
   #staleAndDemanded(): Ledger | undefined {
@@ -255,39 +280,21 @@ export class LaneLoop {
   }
 
   async #runErrand(signal: AbortSignal): Promise<boolean> {
+    if (this.#aside !== undefined) return false;
     const errand = this.#errands.shift();
-    if (errand) await this.#timed('an errand between two batches', () => errand.run(signal));
+    if (errand) await this.#operations?.writes.timed('an errand between two batches', () => errand.run(signal));
     return errand !== undefined;
   }
 
-  /** Shows what is under way. What hangs again and again is one long operation, not many short ones. */
-  async #timed<T>(operation: string, work: () => Promise<T>): Promise<T> {
-    this.#work = { operation, sinceMs: this.#work?.sinceMs ?? this.#context.now() };
-    let hangs = false;
-    try {
-      return await work();
-    } catch (error) {
-      hangs = error instanceof DeadlineError;
-      throw error;
-    } finally {
-      if (!hangs) this.#work = undefined;
-    }
-  }
-
-  /** What a driver does. Only run() calls this. */
-  #bounded<T>(operation: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
-    const deadlines = this.#deadlines as Deadlines;
-    return this.#timed(operation, () => deadlines.run(this.#context.deadlineMs, operation, work));
-  }
-
   async #apply(ledger: Ledger, batch: readonly Change[], signal: AbortSignal): Promise<void> {
-    const { settles, now, onBatch } = this.#context;
+    const { settles, now, deadlineMs, onBatch } = this.#context;
+    const { writes } = this.#operations as { readonly writes: Operations };
     const { kind, driver } = ledger;
     const startMs = now();
     const operation = `apply ${batch.length} changes of ${kind}`;
     let failures: ReadonlyMap<Key, Error>;
     try {
-      failures = await this.#bounded(operation, (inner) => driver.apply(batch, inner));
+      failures = await writes.bounded(deadlineMs, operation, (inner) => driver.apply(batch, inner));
     } catch (error) {
       signal.throwIfAborted();
       failures = new Map(batch.map(({ key }) => [key, asError(error)]));
@@ -300,13 +307,14 @@ export class LaneLoop {
   }
 
   async #list(ledger: Ledger, signal: AbortSignal): Promise<void> {
-    const { settles, log, now, onList } = this.#context;
+    const { settles, log, now, deadlineMs, onList } = this.#context;
+    const { lists } = this.#operations as { readonly lists: Operations };
     const { kind, driver } = ledger;
     const startMs = now();
     ledger.beginList();
     try {
-      const listed = await this.#bounded(`list ${kind}`, (inner) => driver.list(inner));
-      ledger.absorb(listed);
+      const listed = await lists.bounded(deadlineMs, `list ${kind}`, (inner) => driver.list(inner));
+      await inTurns(ledger.absorb(listed), signal, ASIDE_MS);
       onList({ lane: driver.lane, kind, durationMs: now() - startMs });
     } catch (error) {
       signal.throwIfAborted();
@@ -329,17 +337,24 @@ export class LaneLoop {
     );
   }
 
+  /** The end of a list aside rings. */
   #nextDueMs(): number {
     let nextMs = Infinity;
-    for (const { schedule, dirty } of this.#ledgers) nextMs = Math.min(nextMs, schedule.dueMs, dirty.nextTryMs());
+    for (const { schedule, dirty } of this.#ledgers)
+      nextMs = Math.min(nextMs, this.#aside === undefined ? schedule.dueMs : Infinity, dirty.nextTryMs());
     return nextMs;
   }
-}
 
-/** Of what cannot be listed, nothing can be written. */
-const isListed = ({ schedule }: Ledger): boolean => schedule.stale === undefined || schedule.failing !== undefined;
-const hasTried = (ledger: Ledger): boolean =>
-  isListed(ledger) && (ledger.schedule.stale !== undefined || !ledger.dirty.hasPending);
+  readonly #isBeingListed = ({ schedule, isListing }: Ledger): boolean =>
+    isListing || schedule.dueMs <= this.#context.now();
+
+  /** Of what cannot be listed, nothing can be written. */
+  readonly #isListed = (ledger: Ledger): boolean =>
+    !this.#isBeingListed(ledger) && (ledger.schedule.stale === undefined || ledger.schedule.failing !== undefined);
+
+  readonly #hasTried = (ledger: Ledger): boolean =>
+    this.#isListed(ledger) && (ledger.schedule.stale !== undefined || !ledger.dirty.hasPending);
+}
 
 const asError = (value: unknown): Error =>
   value instanceof Error ? value : new Error(String(value), { cause: value });

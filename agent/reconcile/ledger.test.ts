@@ -192,6 +192,27 @@ test('a change by somebody else that was overwritten is not taken for the outcom
   t.is(rig.routes.store.size, 0);
 });
 
+test('a write that fails while a list goes on is in doubt after it: the list may have passed there before', async (t) => {
+  const rig = await startRig(t, {
+    routes: { listsAside: true },
+    fragments: [fragment('a', [route(1, 'a')])],
+    options: { backoff: { minMs: 60_000, maxMs: 60_000 } },
+  });
+  await quiet(rig.reconciler);
+  const { reached, release } = rig.routes.hold('list');
+  rig.reconciler.resync('route');
+  await reached;
+  rig.routes.failNext({ key: route(1).key });
+  rig.put(fragment('a', [route(1, 'b')]));
+  await t.throwsAsync(rig.reconciler.settle([route(1).key], bound()), { name: 'SettleError' });
+  rig.routes.tamper(route(1).key, route(1, 'half').value, { notice: false });
+  release();
+  await until(() => listsOf(rig, 'route') === 2, 'the list');
+  rig.put(fragment('a', [route(1, 'a')]));
+  await rig.reconciler.settle([route(1).key], bound());
+  t.is(rig.routes.store.get(route(1).key)?.link, 'a');
+});
+
 test('a notice during a list wins over the list, which is done again', async (t) => {
   const rig = await startRig(t, { fragments: [fragment('a', [route(1)])] });
   await quiet(rig.reconciler);

@@ -4,7 +4,6 @@ import { type BackoffLimits, backoffMs } from './backoff.ts';
 import type { Blocked } from './blocked.ts';
 import { DirtyKeys } from './dirty-keys.ts';
 import type { KernelState } from './kernel-state.ts';
-import { keyedDiff } from './keyed-diff.ts';
 import { ListSchedule, type ListTiming } from './list-schedule.ts';
 import type { Change, Driver } from './types.ts';
 
@@ -37,6 +36,7 @@ export interface FailedChange {
  *
  * Known is the last full list plus acknowledged writes plus notices. A key whose write failed (it may have been done in
  * part) or met with another change is `doubtful` until a list, a later notice or a successful write says what became of it.
+ * Writes and notices may come while a list is read and compared: what they say of a key is newer than what was listed.
  */
 export class Ledger {
   readonly driver: KindDriver;
@@ -45,16 +45,22 @@ export class Ledger {
   readonly #context: LedgerContext;
   readonly #backoff: BackoffLimits;
   #known = new Map<Key, Value>();
-  readonly #doubtful = new Set<Key>();
+  /** With the number of lists that had begun by then: a list that had begun before settles nothing. */
+  readonly #doubtful = new Map<Key, number>();
   /** Keys of the batch that the driver works on. */
   readonly #inFlight = new Set<Key>();
-  /** Last notices for keys in flight, or for any key while a list runs. */
+  /** Last notices for keys in flight. */
   readonly #overheard = new Map<Key, Value | undefined>();
+  /** Keys of which something was learned since the list that is under way began, and how. */
+  readonly #newer = new Map<Key, 'told' | 'written'>();
+  /** What the list for a sweep found that nobody wants, and what came to it. */
+  readonly #unwanted = new Set<Key>();
+  #lists = 0;
   /** Keys that changed in the kernel without our doing. */
   readonly #strayed = new Set<Key>();
   #hasListed = false;
   #isListing = false;
-  #sweep: 'off' | 'asked' | 'listing' | 'on' = 'off';
+  #sweep: 'off' | 'asked' | 'listing' | 'listed' | 'on' = 'off';
   #drift = 0;
 
   constructor(driver: KindDriver, context: LedgerContext) {
@@ -78,8 +84,16 @@ export class Ledger {
   get drift(): number {
     return this.#drift;
   }
-  get isSweeping(): boolean {
-    return this.#sweep === 'on';
+  get isListing(): boolean {
+    return this.#isListing;
+  }
+  /** A sweep was asked for, and nothing is listed for it yet. */
+  get awaitsSweepList(): boolean {
+    return this.#sweep === 'asked' || this.#sweep === 'listing';
+  }
+  /** It is known what a sweep removes. */
+  get isSweepListed(): boolean {
+    return this.#sweep === 'listed' || this.#sweep === 'on';
   }
 
   /** Whether the kernel holds what is wanted under this key, as far as is known and acknowledged. */
@@ -119,9 +133,17 @@ export class Ledger {
     this.schedule.request();
   }
 
-  /** Whether an object that nobody wants may go: everything after the sweep began, before that what we once wanted. */
+  /** Whether an object that nobody wants will go: everything once a sweep was asked for, before that what we once wanted. */
   mayRemove(key: Key): boolean {
     return this.#sweep !== 'off' || this.#context.state.wasWanted(key);
+  }
+
+  /** From now on everything goes that nobody wants. Does nothing until it was listed for that. */
+  sweep(): void {
+    if (this.#sweep !== 'listed') return;
+    this.#sweep = 'on';
+    for (const key of this.#unwanted) this.#recheck(key);
+    this.#unwanted.clear();
   }
 
   /**
@@ -166,6 +188,7 @@ export class Ledger {
         failed.push({ change, error });
       } else this.#bookSuccess(change);
       if (this.#overheard.has(change.key)) this.#bookOverheard(change.key);
+      if (this.#isListing) this.#newer.set(change.key, 'written');
       this.#context.onKnown(change.key);
     }
     return failed;
@@ -173,25 +196,28 @@ export class Ledger {
 
   /** The batch ended without an answer, by a fault of our own: every key of it counts as failed. */
   abandon(error: Error): void {
-    for (const key of this.#inFlight) this.#bookFailure(key, error);
+    for (const key of this.#inFlight) {
+      this.#bookFailure(key, error);
+      this.#overheard.delete(key);
+      if (this.#isListing) this.#newer.set(key, 'written');
+    }
     this.#inFlight.clear();
   }
 
   /** A notice: the object is now as given, or gone. */
   found(key: Key, value: Value | undefined): void {
-    if (this.#isListing || this.#inFlight.has(key)) {
+    if (this.#inFlight.has(key)) {
       this.#overheard.set(key, value);
       return;
     }
-    if (!this.#hasListed) return;
+    if (this.#isListing) this.#newer.set(key, 'told');
+    else if (!this.#hasListed) return;
     const wasDoubtful = this.#doubtful.delete(key);
     if (this.#isSame(this.#known.get(key), value)) {
       if (wasDoubtful) this.#recheck(key);
       return;
     }
-    this.#learn(key, value);
-    this.#strayed.add(key);
-    this.#recheck(key);
+    this.#differs(key, value);
   }
 
   /** Ends the backoff of what is meant. An attempt that is under way may be too early: it is followed by another if it fails. */
@@ -204,38 +230,63 @@ export class Ledger {
 
   beginList(): void {
     this.schedule.begin();
+    this.#lists++;
     this.#isListing = true;
-    this.#overheard.clear();
     if (this.#sweep === 'asked') this.#sweep = 'listing';
   }
 
-  /** Known becomes what was listed; every difference is dirty. */
-  absorb(listed: ReadonlyMap<Key, Value>): void {
-    this.#isListing = false;
-    const before = this.#known;
-    this.#known = new Map(listed);
-    const contradicted = this.#preferOverheard(listed);
-    this.schedule.succeeded({ contradicted });
-    this.#doubtful.clear();
-
-    const { creates, updates, removes } = keyedDiff(this.#known, before, (now, then) => this.#isSame(then, now));
-    const suspects = new Set([...creates, ...updates, ...removes].map(({ key }) => key));
-    if (this.#hasListed) for (const key of suspects) this.#strayed.add(key);
-    this.#hasListed = true;
-    if (this.#sweep === 'listing') {
-      this.#sweep = 'on';
-      for (const key of this.#known.keys()) if (!this.#context.state.wanted(key)) suspects.add(key);
+  /** Known becomes what was listed, key by key, but for what was learned since the list began; every difference is dirty. */
+  *absorb(listed: ReadonlyMap<Key, Value>): Generator<void, void> {
+    for (const [key, value] of listed) {
+      this.#compare(key, value);
+      yield;
     }
-    for (const [key, then] of before) if (!suspects.has(key)) this.#keep(key, then);
-    for (const key of suspects.union(new Set(this.dirty.waiting))) this.#recheck(key);
+    for (const key of this.#known.keys()) {
+      if (!listed.has(key)) this.#compare(key, undefined);
+      yield;
+    }
+    this.#isListing = false;
+    this.schedule.succeeded({ contradicted: this.#takeNewer(listed) });
+    for (const [key, since] of this.#doubtful) if (since < this.#lists) this.#doubtful.delete(key);
+    this.#hasListed = true;
+    if (this.#sweep === 'listing') this.#sweep = 'listed';
+    for (const key of [...this.dirty.waiting]) this.#recheck(key);
     // What was pending before could not be written while this kind was stale.
     this.#context.onWork();
   }
 
   listFailed(reason: string): void {
     this.#isListing = false;
+    this.#newer.clear();
+    this.#unwanted.clear();
     if (this.#sweep === 'listing') this.#sweep = 'asked';
     this.schedule.failed(reason);
+  }
+
+  #compare(key: Key, found: Value | undefined): void {
+    if (!this.#context.state.wanted(key)) this.#noteUnwanted(key);
+    // What is being written is acknowledged after this.
+    if (this.#newer.has(key) || this.#inFlight.has(key)) return;
+    if (!this.#isSame(this.#known.get(key), found)) this.#differs(key, found);
+  }
+
+  /** What the kernel holds is something else than what was known. */
+  #differs(key: Key, found: Value | undefined): void {
+    this.#learn(key, found);
+    if (this.#hasListed) this.#strayed.add(key);
+    this.#recheck(key);
+  }
+
+  /**
+   * Forgets what is newer than the list. Whether notices said otherwise than the list, which may have passed there before the
+   * change: they win for now. What was written is no contradiction.
+   */
+  #takeNewer(listed: ReadonlyMap<Key, Value>): boolean {
+    let contradicted = false;
+    for (const [key, how] of this.#newer)
+      contradicted ||= how === 'told' && !this.#isSame(listed.get(key), this.#known.get(key));
+    this.#newer.clear();
+    return contradicted;
   }
 
   #dirtyAmong(keys: ReadonlySet<Key>): Key[] {
@@ -253,15 +304,24 @@ export class Ledger {
       if (!from) change = { action: 'create', kind, key, item } as Change;
       else if (doubtful || !this.equal(item.value, from))
         change = { action: 'update', kind, key, item, from } as Change;
-    } else if (from && this.mayRemove(key)) change = { action: 'remove', kind, key, from } as Change;
+    } else if (from && this.#removes(key)) change = { action: 'remove', kind, key, from } as Change;
+    else if (from) this.#noteUnwanted(key);
     // A half-made object that nobody wants: only a list tells whether it is there, and whether it is ours.
-    else if (!from && doubtful) this.schedule.markStale(`the outcome of a write of ${key} is not known`);
+    else if (doubtful) this.schedule.markStale(`the outcome of a write of ${key} is not known`);
     if (this.#strayed.delete(key) && change) this.#drift++;
     if (!change) {
       if (item) this.#keep(key, item.value);
       this.#clean(key);
     }
     return change;
+  }
+
+  #noteUnwanted(key: Key): void {
+    if (this.#sweep === 'listing' || this.#sweep === 'listed') this.#unwanted.add(key);
+  }
+
+  #removes(key: Key): boolean {
+    return this.#sweep === 'on' || this.#context.state.wasWanted(key);
   }
 
   /** What is as wanted is known as the wanted object itself, as after a write: one copy, and known as equal at a glance. */
@@ -297,7 +357,7 @@ export class Ledger {
 
   #bookFailure(key: Key, error: Error): void {
     const { now, random } = this.#context.timing;
-    this.#doubtful.add(key);
+    this.#doubtful.set(key, this.#lists);
     this.dirty.fail(key, error, (attempts) => now() + backoffMs(attempts, this.#backoff, random));
   }
 
@@ -311,20 +371,8 @@ export class Ledger {
     this.#overheard.delete(key);
     if (this.#isSame(this.#known.get(key), value)) return;
     this.#learn(key, value);
-    this.#doubtful.add(key);
+    this.#doubtful.set(key, this.#lists);
     this.dirty.touch(key);
-  }
-
-  /** Whether notices during the list said otherwise. They win for now: the list may have passed there before the change. */
-  #preferOverheard(listed: ReadonlyMap<Key, Value>): boolean {
-    let contradicted = false;
-    for (const [key, value] of this.#overheard) {
-      if (this.#isSame(listed.get(key), value)) continue;
-      contradicted = true;
-      this.#learn(key, value);
-    }
-    this.#overheard.clear();
-    return contradicted;
   }
 
   #learn(key: Key, value: Value | undefined): void {

@@ -338,7 +338,7 @@ export class Reconciler {
     // While a kind is stale nothing counts as ready, so that its return may free anything.
     for (const need of this.#blocked.needs()) if (kindOf(need) === kind) this.#wakeWaitersFor(need);
     const ledgers = [...this.#ledgers.values()];
-    if (ledgers.every((ledger) => ledger.isSweeping)) this.#state.forgetHistory();
+    if (ledgers.every((ledger) => ledger.isSweepListed)) this.#state.forgetHistory();
     if ([...this.#counters.values()].every(({ lists }) => lists > 0)) this.#listed.resolve();
   }
 

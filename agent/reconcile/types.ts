@@ -1,7 +1,7 @@
 /** The small shapes that everything which touches the kernel shares. See ARCHITECTURE.md, "One idea". */
 import type { Item, Key, Kind, Objects } from '../model/items.ts';
 
-/** Batches of one lane run one at a time; lanes run side by side. */
+/** Batches of one lane run one at a time; lanes run side by side. See Driver.listsAside. */
 export type Lane = 'netlink' | 'netfilter' | 'bpf';
 
 export type Change<K extends Kind = Kind> = K extends Kind
@@ -35,6 +35,11 @@ export interface Driver<K extends Kind> {
   readonly merge: 'one' | 'same';
   /** Changes in one apply(), where each call has a price of its own that makes more of them better than the usual number. */
   readonly batchSize?: number;
+  /**
+   * list() may run while batches of its lane are applied, of this kind, too: for what takes so long to list that no change
+   * should wait. What is written meanwhile may be listed as it was or as it is, or in part.
+   */
+  readonly listsAside?: true;
   /** Whether the found object is what is wanted; fields that the kernel cannot show are not compared. */
   equal(wanted: Objects[K], found: Objects[K]): boolean;
   /** Everything that is marked as Tulle's own, wanted or not (see the ownership table). */

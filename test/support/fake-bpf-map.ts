@@ -1,4 +1,5 @@
 /** A hash map of the kernel that is none: the same answers, and failures on request. */
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BatchResult, Entries } from '../../agent/kernel/bpf/commands.ts';
 import type { BpfMap } from '../../agent/kernel/bpf/map.ts';
 import { KernelError } from '../../agent/kernel/errors.ts';
@@ -52,10 +53,20 @@ export class FakeBpfMap implements BpfMap {
     return { done: count };
   }
 
+  /** Two at a time, with a turn in between, as the map is by then. */
   async read(onEntries: (entries: Required<Entries>) => void): Promise<void> {
-    const entries = [...this.store];
-    const keys = Buffer.concat(entries.map(([key]) => Buffer.from(key, 'hex')));
-    onEntries({ keys, values: Buffer.concat(entries.map(([, value]) => value)), count: entries.length });
+    let piece: [string, Buffer][] = [];
+    const pass = (): void => {
+      const keys = Buffer.concat(piece.map(([key]) => Buffer.from(key, 'hex')));
+      onEntries({ keys, values: Buffer.concat(piece.map(([, value]) => value)), count: piece.length });
+      piece = [];
+    };
+    for (const entry of this.store) {
+      if (piece.push(entry) < 2) continue;
+      pass();
+      await nextTurn();
+    }
+    pass();
   }
 
   #key(keys: Buffer, i: number): string {

@@ -9,6 +9,8 @@ export type Action = Change['action'];
 export interface FakeDriverOptions<K extends Kind> {
   readonly lane?: Lane;
   readonly merge?: 'one' | 'same';
+  /** Then a list reads one key a turn, as the kernel is by then. */
+  readonly listsAside?: true;
   /** The kernel's content: hand the same Map to a second driver to stand for a restarted process. */
   readonly store?: Map<Key<K>, Objects[K]>;
   readonly equal?: (wanted: Objects[K], found: Objects[K]) => boolean;
@@ -34,6 +36,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
   readonly kind: K;
   readonly lane: Lane;
   readonly merge: 'one' | 'same';
+  readonly listsAside?: true;
   readonly store: Map<Key<K>, Objects[K]>;
   /** Calls, and the keys of all changes that were asked for, in order. */
   lists = 0;
@@ -44,6 +47,8 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
   /** Breaches of the driver contract by whoever calls. */
   readonly violations: string[] = [];
   largestBatch = 0;
+  /** Changes that found in the kernel what they were to bring there. */
+  needless = 0;
 
   readonly #equal: (wanted: Objects[K], found: Objects[K]) => boolean;
   readonly #echo: NonNullable<FakeDriverOptions<K>['echo']>;
@@ -54,7 +59,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
   #healed = healing();
   #hangs: ('obedient' | 'deaf')[] = [];
   #listHangs = 0;
-  #busy = '';
+  readonly #busy = new Set<string>();
   #notice: Notice<K> | undefined;
   readonly #gates = new Map<'apply' | 'list', Gate>();
 
@@ -63,6 +68,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
     this.lane = options.lane ?? 'netlink';
     this.merge = options.merge ?? 'one';
     this.store = options.store ?? new Map();
+    if (options.listsAside) this.listsAside = true;
     this.#equal = options.equal ?? isDeepStrictEqual;
     this.#echo = options.echo ?? 'none';
   }
@@ -156,7 +162,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
         this.#listHangs--;
         await untilAborted(signal);
       }
-      const snapshot = new Map(this.store);
+      const snapshot = await this.#read();
       await this.#pass('list');
       await nextTurn();
       const error = this.#listErrors.shift();
@@ -183,6 +189,16 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
     });
   }
 
+  async #read(): Promise<Map<Key<K>, Objects[K]>> {
+    if (!this.listsAside) return new Map(this.store);
+    const found = new Map<Key<K>, Objects[K]>();
+    for (const [key, value] of this.store) {
+      found.set(key, value);
+      await nextTurn();
+    }
+    return found;
+  }
+
   async #pass(what: 'apply' | 'list'): Promise<void> {
     this.#gates.get(what)?.reached();
     await this.#gates.get(what)?.opened;
@@ -199,12 +215,13 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
   }
 
   async #alone<T>(name: string, work: () => Promise<T>): Promise<T> {
-    if (this.#busy) this.violations.push(`${name} during ${this.#busy}`);
-    this.#busy = name;
+    const others = this.listsAside ? this.#busy.intersection(new Set([name])) : this.#busy;
+    for (const other of others) this.violations.push(`${name} during ${other}`);
+    this.#busy.add(name);
     try {
       return await work();
     } finally {
-      this.#busy = '';
+      this.#busy.delete(name);
     }
   }
 
@@ -218,6 +235,7 @@ export class FakeDriver<K extends Kind> implements Driver<K> {
     }
     const value = change.action === 'remove' ? undefined : (change.item.value as Objects[K]);
     this.written.push(change);
+    if (isDeepStrictEqual(this.store.get(key), value)) this.needless++;
     this.#put(key, value);
     this.#report(key, value);
   }

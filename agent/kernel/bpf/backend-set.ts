@@ -2,11 +2,11 @@
  * Driver of backend sets: one entry a backend, under the set's id and a slot. An id stands for its content, so a set is
  * written before anything leads to it, and never changes; what differs from its id's content was altered by hand.
  */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { type Family, familyOf } from '../../model/ip.ts';
 import { type Key, keyOf } from '../../model/items.ts';
 import { type Backend, type BackendSet, type BackendSetId, compareBackends } from '../../model/services.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
+import { ASIDE_MS, inTurns } from '../../turns.ts';
 import {
   BACKEND_BYTES,
   BACKEND_KEY_BYTES,
@@ -19,10 +19,8 @@ import {
   writeEndpoint,
 } from './layout.ts';
 import type { BpfMap } from './map.ts';
+import { Occupancy } from './occupancy.ts';
 import { type Part, removeParts, renderParts, writeParts } from './parts.ts';
-
-/** After so many, others get their turn. */
-const SETS_A_TURN = 500;
 
 export interface BackendSetDriver extends Driver<'backend-set'> {
   /** How many backends the set has in the map; undefined when it is not there whole. */
@@ -38,39 +36,34 @@ interface FoundSet extends BackendSet {
 }
 
 export function createBackendSetDriver({ map }: { map: BpfMap }): BackendSetDriver {
-  let sizes = new Map<BackendSetId, number>();
+  const sizes = new Occupancy<BackendSetId>();
   return {
     kind: 'backend-set',
     lane: 'bpf',
     merge: 'same',
+    listsAside: true,
     equal: (wanted, found) =>
       (found as FoundSet).damagedSlots === undefined && isSameContent(wanted.backends, found.backends),
-    async list(signal) {
-      const sets = await readSets(map, signal);
-      sizes = new Map([...sets.values()].filter(isWhole).map(({ id, backends }) => [id, backends.length]));
-      return sets;
-    },
+    list: (signal) =>
+      sizes.relist((onWhole) => readSets(map, ({ id, backends }) => onWhole(id, backends.length), signal)),
     async apply(batch) {
       const writes = batch.filter((change) => change.action !== 'remove');
       const failures = write(map, writes);
       for (const { key, item } of writes) {
-        if (failures.has(key)) sizes.delete(item.value.id);
-        else sizes.set(item.value.id, item.value.backends.length);
+        sizes.set(item.value.id, failures.has(key) ? undefined : item.value.backends.length);
       }
       const removals = batch.filter((change) => change.action === 'remove');
-      for (const { from } of removals) sizes.delete(from.id);
+      for (const { from } of removals) sizes.set(from.id, undefined);
       const parts = removals.map(({ key, from }) => renderSlots(key, from.id, slotsOf(from)));
       for (const [key, error] of removeParts(map, parts)) failures.set(key, error);
       return failures;
     },
-    sizeOf: (id) => sizes.get(id),
+    sizeOf: (id) => sizes.of(id),
     get entries() {
-      return sizes.values().reduce((sum, size) => sum + size, 0);
+      return sizes.total;
     },
   };
 }
-
-const isWhole = (set: FoundSet): boolean => set.damagedSlots === undefined;
 
 /** The found ones come in the order of the slots. */
 function isSameContent(wanted: readonly Backend[], found: readonly Backend[]): boolean {
@@ -131,7 +124,11 @@ function renderSlots(owner: SetKey, id: BackendSetId, slots: readonly number[]):
 }
 
 /** What is in the map, by set. */
-async function readSets(map: BpfMap, signal: AbortSignal): Promise<Map<SetKey, FoundSet>> {
+async function readSets(
+  map: BpfMap,
+  onWhole: (set: FoundSet) => void,
+  signal: AbortSignal,
+): Promise<Map<SetKey, FoundSet>> {
   const slots = new Map<BackendSetId, [slot: number, backend: Backend | undefined][]>();
   await map.read(({ keys, values, count }) => {
     for (let i = 0; i < count; i++) {
@@ -143,11 +140,19 @@ async function readSets(map: BpfMap, signal: AbortSignal): Promise<Map<SetKey, F
       else slots.set(set, [[slot, backend]]);
     }
   }, signal);
+  return inTurns(foundSets(slots, onWhole), signal, ASIDE_MS);
+}
+
+function* foundSets(
+  slots: ReadonlyMap<BackendSetId, [slot: number, backend: Backend | undefined][]>,
+  onWhole: (set: FoundSet) => void,
+): Generator<void, Map<SetKey, FoundSet>> {
   const found = new Map<SetKey, FoundSet>();
   for (const [id, entries] of slots) {
     const set = foundSet(id, entries);
     found.set(keyOf('backend-set', set), set);
-    if (found.size % SETS_A_TURN === 0) await nextTurn(undefined, { signal });
+    if (set.damagedSlots === undefined) onWhole(set);
+    yield;
   }
   return found;
 }

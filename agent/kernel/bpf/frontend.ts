@@ -12,6 +12,7 @@ import {
   writeFrontendKey,
 } from './layout.ts';
 import type { BpfMap } from './map.ts';
+import { Occupancy } from './occupancy.ts';
 import { type Part, removeParts, renderParts, writeParts } from './parts.ts';
 
 export interface FrontendDriver extends Driver<'frontend'> {
@@ -32,18 +33,14 @@ export interface FrontendDriverOptions {
 }
 
 export function createFrontendDriver({ map, sizeOf }: FrontendDriverOptions): FrontendDriver {
-  const entries = new Set<Key<'frontend'>>();
+  const entries = new Occupancy<FrontendKey>();
   return {
     kind: 'frontend',
     lane: 'bpf',
     merge: 'one',
+    listsAside: true,
     equal: (wanted, found) => !(found as FoundFrontend).isDamaged && isSame(wanted, found),
-    async list(signal) {
-      const found = await readFrontends({ map, sizeOf }, signal);
-      entries.clear();
-      for (const key of found.keys()) entries.add(key);
-      return found;
-    },
+    list: (signal) => entries.relist((onFound) => readFrontends({ map, sizeOf, onFound }, signal)),
     async apply(batch) {
       const failures = write(
         { map, sizeOf },
@@ -57,13 +54,12 @@ export function createFrontendDriver({ map, sizeOf }: FrontendDriverOptions): Fr
       }
       for (const { key, action } of batch) {
         if (failures.has(key)) continue;
-        if (action === 'remove') entries.delete(key);
-        else entries.add(key);
+        entries.set(key, action === 'remove' ? undefined : 1);
       }
       return failures;
     },
     get entries() {
-      return entries.size;
+      return entries.total;
     },
   };
 }
@@ -119,7 +115,7 @@ function remove(map: BpfMap, changes: readonly Removal[]): Map<FrontendKey, Erro
 
 /** What is in the map. Keys that no frontend has are removed at once: nothing that is wanted could ever replace them. */
 async function readFrontends(
-  { map, sizeOf }: FrontendDriverOptions,
+  { map, sizeOf, onFound }: FrontendDriverOptions & { readonly onFound: (key: FrontendKey, entries: number) => void },
   signal: AbortSignal,
 ): Promise<Map<FrontendKey, FoundFrontend>> {
   const found = new Map<FrontendKey, FoundFrontend>();
@@ -135,7 +131,9 @@ async function readFrontends(
       const { frontend, count: size, isSealed } = readFrontend(place, identity);
       const expected = isSetId(frontend.target) ? sizeOf(frontend.target) : 0;
       const isDamaged = !isSealed || size !== expected;
-      found.set(keyOf('frontend', frontend), { ...frontend, ...(isDamaged && { isDamaged }) });
+      const key = keyOf('frontend', frontend);
+      found.set(key, isDamaged ? { ...frontend, isDamaged } : frontend);
+      onFound(key, 1);
     }
   }, signal);
   for (const keys of foreign) map.delete({ keys, count: 1 });

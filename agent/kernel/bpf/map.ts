@@ -13,12 +13,15 @@ export interface BpfMap {
   update(entries: Required<Entries>): BatchResult;
   /** The same for removing; an entry that is not there fails with ENOENT. */
   delete(entries: Entries): BatchResult;
-  /** All entries, in no order, in pieces. Rejects with KernelError, or with the signal's reason. */
+  /**
+   * All entries, in no order, in pieces. What is there from the beginning to the end comes exactly once, whatever else changes
+   * meanwhile: the kernel reads bucket by bucket. Rejects with KernelError, or with the signal's reason.
+   */
   read(onEntries: (entries: Required<Entries>) => void, signal: AbortSignal): Promise<void>;
 }
 
-/** Entries that one call reads: to make values of them takes some milliseconds, after which others get their turn. */
-const READ_ENTRIES = 1024;
+/** Entries that one call reads: to make values of them takes a millisecond, after which others get their turn. */
+const READ_ENTRIES = 256;
 
 /** A map of the kernel by its descriptor, which belongs to it. */
 export class KernelMap implements BpfMap {
