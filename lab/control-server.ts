@@ -1,8 +1,9 @@
 /** The answering side of control.ts: a small table of routes on a Unix socket. */
 import { once } from 'node:events';
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { json } from 'node:stream/consumers';
 import type { Logger } from 'pino';
+import { createServer } from '../agent/telemetry/http.ts';
 import type { ApiFault, ApiRequest, NamespacedObject, UncheckedKind } from './control.ts';
 import type { Lab } from './lab.ts';
 import { messageOf } from './lab-error.ts';

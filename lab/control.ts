@@ -1,7 +1,7 @@
 /** What the command line and the supervisor say to each other: HTTP with JSON over a Unix socket. This is the asking side. */
-import { request } from 'node:http';
 import { json } from 'node:stream/consumers';
 import type { Family, IpAddress } from '../agent/model/ip.ts';
+import { request } from '../agent/telemetry/http.ts';
 import type { ApiObject } from './api-writer.ts';
 import { LabError } from './lab-error.ts';
 import type { LabLayout } from './layout.ts';

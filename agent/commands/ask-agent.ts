@@ -1,5 +1,5 @@
-import { request } from 'node:http';
 import { controlSocket } from '../telemetry/control-server.ts';
+import { request } from '../telemetry/http.ts';
 
 /** The agent cannot be asked, or answered with an error. Exit code 1. */
 export class AgentUnreachable extends Error {

@@ -1,7 +1,8 @@
 /** Where `tulle status` and `tulle diff` ask the running agent: HTTP and JSON on a Unix socket that only root can reach. */
 import { chmodSync, rmSync } from 'node:fs';
-import { createServer, type ServerResponse } from 'node:http';
+import type { ServerResponse } from 'node:http';
 import { join } from 'node:path';
+import { createServer } from './http.ts';
 
 export type Answers = Readonly<Record<string, (signal: AbortSignal, query: URLSearchParams) => unknown>>;
 

@@ -3,10 +3,11 @@
  * its address, so whoever that is may cost the agent little: few connections, the oldest of which goes when there are too many (one that says
  * nothing cannot keep a probe out), short deadlines, one request each, and no request has a body that is read.
  */
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { type IpPort, ipPortText } from '../model/ip-port.ts';
+import { createServer } from './http.ts';
 
 export interface Page {
   readonly status: number;
