@@ -272,9 +272,12 @@ export class Attachments {
 
   #addressUse(claims: ReadonlyMap<IpAddress, Pod>): Omit<AddressUse, 'last'> {
     const { records, reuseDelayMs } = this.#options;
-    records.forgetReleased(this.#now() - reuseDelayMs);
     const { inUse, released } = records;
-    return { inUse: claims.size === 0 ? inUse : new Map<IpAddress, unknown>([...inUse, ...claims]), released };
+    return {
+      inUse: claims.size === 0 ? inUse : new Map<IpAddress, unknown>([...inUse, ...claims]),
+      released,
+      restedMs: this.#now() - reuseDelayMs,
+    };
   }
 
   #nextOf(cidr: Cidr, use: Omit<AddressUse, 'last'>): IpAddress {

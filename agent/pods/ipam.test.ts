@@ -6,7 +6,7 @@ import { cidr, ip } from '../../test/support/cluster-values.ts';
 import { type Cidr, containsIp, type IpAddress } from '../model/ip.ts';
 import { type AddressUse, capacityOf, countAddresses, nextAddress } from './ipam.ts';
 
-const nothing: AddressUse = { inUse: new Set(), released: new Map(), last: undefined };
+const nothing: AddressUse = { inUse: new Set(), released: new Map(), restedMs: 0, last: undefined };
 
 test("the first address after the node's own is given first, then the next ones, round the end", (t) => {
   const small = cidr('10.84.1.0/29');
@@ -24,9 +24,12 @@ test('a resting address is given only when no other is left, the longest resting
     [ip('10.84.1.3'), 2000],
     [ip('10.84.1.4'), 1000],
   ]);
-  t.is(nextAddress(small, { inUse: new Set([ip('10.84.1.2')]), released, last: ip('10.84.1.2') }), ip('10.84.1.5'));
+  const afterFirst = { released, restedMs: 1000, last: ip('10.84.1.2') };
+  t.is(nextAddress(small, { ...afterFirst, inUse: new Set([ip('10.84.1.2')]) }), ip('10.84.1.5'));
   const inUse = new Set(['10.84.1.2', '10.84.1.5', '10.84.1.6'].map(ip));
-  t.is(nextAddress(small, { inUse, released, last: ip('10.84.1.2') }), ip('10.84.1.4'));
+  t.is(nextAddress(small, { ...afterFirst, inUse }), ip('10.84.1.4'));
+  // Long enough is as free as never given out.
+  t.is(nextAddress(small, { ...afterFirst, inUse, restedMs: 2001 }), ip('10.84.1.3'));
 });
 
 test('nothing is left in a full range, and ranges too small for pods have nothing', (t) => {
@@ -39,10 +42,11 @@ test('nothing is left in a full range, and ranges too small for pods have nothin
 
 test('addresses are counted in their own range only, and none twice', (t) => {
   const inUse = new Set(['10.84.1.2', '10.84.1.3', '10.99.0.7', 'fd84::2'].map(ip));
-  // One that was released and is in use again rests no more.
+  // One that was released and is in use again rests no more, nor does one that has rested.
   const released = new Map(['10.84.1.3', '10.84.1.4', '10.99.0.8'].map((text) => [ip(text), 1000]));
+  released.set(ip('10.84.1.5'), 999);
   const counted = ['10.84.1.0/29', 'fd84::/120', '10.0.0.0/31'].map((text) =>
-    countAddresses(cidr(text), { inUse, released }),
+    countAddresses(cidr(text), { inUse, released, restedMs: 1000 }),
   );
   t.deepEqual(counted, [
     { family: 'ipv4', used: 2, resting: 1, free: 2 },
@@ -60,9 +64,9 @@ test('filling any small range gives every usable address once and no other', (t)
         const inUse = new Set<IpAddress>();
         let last: IpAddress | undefined;
         for (
-          let next = nextAddress(range, { inUse, released: new Map(), last });
+          let next = nextAddress(range, { inUse, released: new Map(), restedMs: 0, last });
           next;
-          next = nextAddress(range, { inUse, released: new Map(), last })
+          next = nextAddress(range, { inUse, released: new Map(), restedMs: 0, last })
         ) {
           if (inUse.has(next)) throw new Error(`${next} was given twice`);
           inUse.add(next);

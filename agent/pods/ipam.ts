@@ -3,8 +3,10 @@ import { addressAt, type Cidr, type Family, familyOf, type IpAddress, offsetIn, 
 
 export interface AddressUse {
   readonly inUse: Pick<ReadonlyMap<IpAddress, unknown>, 'has' | 'keys'>;
-  /** Resting addresses and since when, in milliseconds since the epoch. */
+  /** Released addresses and since when, in milliseconds since the epoch. */
   readonly released: ReadonlyMap<IpAddress, number>;
+  /** What was released before rests no more. */
+  readonly restedMs: number;
   /** The address given out last, where the round continues. */
   readonly last: IpAddress | undefined;
 }
@@ -16,7 +18,7 @@ const SEARCH_LIMIT = 1 << 17;
  * The next free address of the CIDR; never the network address, the node's own (the first) or, in IPv4, the broadcast
  * address. A resting address is taken only when no other is left, the one that rests longest first. Undefined: all in use.
  */
-export function nextAddress(cidr: Cidr, { inUse, released, last }: AddressUse): IpAddress | undefined {
+export function nextAddress(cidr: Cidr, { inUse, released, restedMs, last }: AddressUse): IpAddress | undefined {
   const { first, count } = usableRange(cidr);
   if (count === 0n) return undefined;
   const lastOffset = last === undefined ? undefined : offsetIn(cidr, last);
@@ -29,7 +31,7 @@ export function nextAddress(cidr: Cidr, { inUse, released, last }: AddressUse): 
     if (++offset === first + count) offset = first;
     if (inUse.has(candidate)) continue;
     const since = released.get(candidate);
-    if (since === undefined) return candidate;
+    if (since === undefined || since < restedMs) return candidate;
     if (since < restingSince) [resting, restingSince] = [candidate, since];
   }
   return resting;
@@ -75,10 +77,10 @@ export interface AddressCount {
   readonly free: number;
 }
 
-export function countAddresses(cidr: Cidr, { inUse, released }: Omit<AddressUse, 'last'>): AddressCount {
+export function countAddresses(cidr: Cidr, { inUse, released, restedMs }: Omit<AddressUse, 'last'>): AddressCount {
   const isOurs = (ip: IpAddress): boolean => isUsable(cidr, ip);
   const used = [...inUse.keys()].filter(isOurs).length;
-  const resting = [...released.keys()].filter((ip) => isOurs(ip) && !inUse.has(ip)).length;
+  const resting = [...released].filter(([ip, since]) => since >= restedMs && isOurs(ip) && !inUse.has(ip)).length;
   return { family: familyOf(cidr), used, resting, free: Number(capacityOf(cidr)) - used - resting };
 }
 
