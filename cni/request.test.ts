@@ -53,6 +53,21 @@ test('an ADD as containerd sends it', (t) => {
   });
 });
 
+test('a request says nothing of the one before it, whatever becomes of its bytes', (t) => {
+  const nameOf = (bytes: Uint8Array) => (parseRequest(bytes) as { config: { name: string } }).config.name;
+  const of = (name: string) => renderRequest(ENVIRONMENT, JSON.stringify({ ...CONFIG, name }));
+  const buffer = Buffer.from(of('first'));
+  t.is(nameOf(buffer), 'first');
+  t.is(nameOf(of('other')), 'other');
+  t.is(nameOf(buffer), 'first');
+  // The bytes are a view of what the next request is read into.
+  of('third').copy(buffer);
+  t.is(nameOf(buffer), 'third');
+  t.regex(refusal({ stdin: '{' }), /^6 .*JSON/);
+  t.regex(refusal({ stdin: '{' }), /^6 .*JSON/, 'the same fault again');
+  t.is(nameOf(of('first')), 'first');
+});
+
 test('the runtime is named by its program, if that is a name', (t) => {
   const runtimeOf = (TULLE_RUNTIME: string, verb = 'ADD') => {
     const config = { cniVersion: '1.1.0', 'cni.dev/valid-attachments': [] };

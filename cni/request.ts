@@ -200,7 +200,16 @@ function parseVerb(command: string | undefined): Verb {
 
 const DECODER = new TextDecoder('utf-8', { fatal: true });
 
+/** The configuration that came last, and what it says: nearly all pods of a node bring the same, byte for byte. */
+let last: { readonly bytes: Buffer; readonly decoded: Decoded } | undefined;
+const parsedConfigs = new WeakMap<JsonObject, NetworkConfig>();
+
 function decodeConfig(stdin: Uint8Array): Decoded {
+  if (!last?.bytes.equals(stdin)) last = { bytes: Buffer.from(stdin), decoded: decodeJson(stdin) };
+  return last.decoded;
+}
+
+function decodeJson(stdin: Uint8Array): Decoded {
   const field = 'network configuration on standard input';
   try {
     return objectAt(field, JSON.parse(DECODER.decode(stdin)), CNI_CODES.decodingFailure);
@@ -219,7 +228,9 @@ function unwrap(decoded: Decoded): JsonObject {
 }
 
 function parseConfig(verb: Verb, decoded: Decoded): NetworkConfig {
-  const config = parseNetworkConfig(unwrap(decoded));
+  const object = unwrap(decoded);
+  const config = parsedConfigs.get(object) ?? parseNetworkConfig(object);
+  parsedConfigs.set(object, config);
   const introduced = INTRODUCED[verb];
   if (introduced === undefined || isAtLeast(config.cniVersion, introduced)) return config;
   throw invalid(CNI_CODES.incompatibleVersion, 'cniVersion', `${introduced} or later for ${verb}`, config.cniVersion);
