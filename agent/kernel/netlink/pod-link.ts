@@ -11,7 +11,7 @@ import { parseAttributes } from './attributes.ts';
 import { portAlteration, readPort } from './bridge.ts';
 import { netconfAlteration, writeSysctls } from './link-conf.ts';
 import { dumpLinks, explainMissingType, isNodeLink, isPodLink, type Links, readLink } from './links.ts';
-import type { NetlinkClient, NetlinkMessage } from './message.ts';
+import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from './message.ts';
 import type { NetlinkMonitor } from './monitor.ts';
 import { readNetconf } from './netconf.ts';
 import { isAltered } from './object-driver.ts';
@@ -196,14 +196,15 @@ async function destroyFormer({ ifName }: PodLink, pod: OpenNetns, options: PodLi
 }
 
 async function setUp(value: PodLink, pod: OpenNetns, options: PodLinkDriverOptions): Promise<void> {
-  const { client } = options;
+  const { client, sysctls } = options;
   const facts = await readLink(client, value.name);
   if (!facts) throw vanished(value);
   // What else the pod needs names this link, and the monitor may not have spoken of it yet.
   options.links.learn(facts);
-  await prepareHostSide(value, facts, options);
+  writeSysctls(sysctls, hostSysctls(value), { needed: hasIpv6(value) });
   writeSysctls(pod.sysctls, podSysctls(value), { needed: hasIpv6(value) });
-  await all(client.batch(renderHostUp(value, facts.ifindex)));
+  const settings = await hostSettings(value, facts, options);
+  await all(client.batch([...settings, ...renderHostUp(value, facts.ifindex)]));
   await setUpInside(value, pod.client, facts.peerIfindex);
 }
 
@@ -230,14 +231,16 @@ async function removeStaleRules(value: PodLink, client: NetlinkClient): Promise<
 }
 
 /** Everything but coming up. Of a bridged pod the host side becomes a port of the bridge. */
-async function prepareHostSide(value: PodLink, facts: LinkFacts, options: PodLinkDriverOptions): Promise<void> {
-  const { client, sysctls } = options;
+async function hostSettings(
+  value: PodLink,
+  facts: LinkFacts,
+  { client }: PodLinkDriverOptions,
+): Promise<readonly NetlinkRequest[]> {
   const masterIfindex = value.bridge ? await readBridgeIndex(value.bridge.name, client) : 0;
   // A link that gets too small an MTU knows no settings of IPv6, not even that it is off.
   const ipv6 = value.mtuBytes >= IPV6_MIN_MTU_BYTES && facts.inet6;
-  await client.request(renderHostMarks(value, facts, { ipv6, masterIfindex }));
-  if (value.bridge) await client.request(renderHostPort(value, facts.ifindex));
-  writeSysctls(sysctls, hostSysctls(value), { needed: hasIpv6(value) });
+  const marks = renderHostMarks(value, facts, { ipv6, masterIfindex });
+  return value.bridge ? [marks, renderHostPort(value, facts.ifindex)] : [marks];
 }
 
 async function readBridgeIndex(name: string, client: NetlinkClient): Promise<number> {
@@ -258,7 +261,7 @@ const isHalfMade = ({ hostMac }: PodLink, { alias, kind, mac }: LinkFacts): bool
 
 /** In place, as far as the kernel can: destroying the pair would take away what the pod made inside. */
 async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriverOptions): Promise<void> {
-  const { client, reaper } = options;
+  const { client, sysctls, reaper } = options;
   const facts = await readLink(client, value.name);
   if (facts && !isPodLink(facts)) throw foreignLink(value, facts);
   if (facts?.kind !== 'veth' || !samePodSide(value, from) || hasLostIpv6(value, facts)) {
@@ -267,7 +270,9 @@ async function updatePodLink(value: PodLink, from: PodLink, options: PodLinkDriv
   }
   if (facts.mtuBytes !== value.mtuBytes || facts.alias !== aliasOf(value))
     await followMtu(value, facts.peerIfindex, options);
-  await prepareHostSide(value, facts, options);
+  await all(client.batch(await hostSettings(value, facts, options)));
+  // Not earlier: another MTU may have given the link its settings of IPv6 just now.
+  writeSysctls(sysctls, hostSysctls(value), { needed: hasIpv6(value) });
   await all(client.batch(renderHostUp(value, facts.ifindex)));
 }
 
