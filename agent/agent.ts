@@ -364,7 +364,7 @@ class Agent {
     this.#reconciler.enableSweep();
     await this.#kernel.sweepOtherBackend(signal);
     await this.#reconciler.rest();
-    giveMemoryBack();
+    void giveMemoryBack(signal);
     compileEarly();
   }
 

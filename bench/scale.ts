@@ -4,6 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { NodeRef } from '../lab/node.ts';
 import { createPhantoms, movePhantom } from '../lab/phantoms.ts';
 import { until } from '../lab/until.ts';
@@ -14,6 +15,8 @@ import { Samples } from './samples.ts';
 import { computeTable } from './table.ts';
 
 const CHANGE_DEADLINE_MS = 20_000;
+/** An agent gives back what its start took in the first quiet second. */
+const REST_MS = 3_000;
 
 interface Plan {
   readonly counts: readonly number[];
@@ -63,6 +66,7 @@ async function measure(
     rounds: context.options.rounds ?? plan.rounds,
     isThere: ({ kernel }) => (kernel.kinds.fdb?.known ?? 0) >= count,
     async onRound(round) {
+      await delay(REST_MS);
       samples.add('rss', subject, round, [await rssMibOf(await agentPid(lab))]);
       context.progress(`${subject}: round ${round + 1}`);
     },
