@@ -7,16 +7,38 @@ import { inNetns } from '../../agent/kernel/libc.ts';
 import { Threads } from '../../agent/kernel/tun/threads.ts';
 import { ip } from '../support/cluster-values.ts';
 import { createNetns, waitFor } from '../support/netns.ts';
-import { createWorld, LINK, openTunnel, PLAN, PORT, prefixOf, SLOT, someKey } from '../support/tun-world.ts';
+import {
+  createWorld,
+  LINK,
+  openTunnel,
+  PLAN,
+  type Place,
+  PORT,
+  prefixOf,
+  SLOT,
+  someKey,
+} from '../support/tun-world.ts';
 
-const STREAM_BYTES = 3_000_000;
+/** A stream over one connection that is not over, however fast it is, before the test is. */
+function streaming(from: Place, to: string): { end(): Promise<number> } {
+  const bytes = from.ask<number>({ kind: 'tcp-until-done', to });
+  bytes.catch(() => {});
+  return {
+    /** How many bytes came back unchanged. */
+    async end() {
+      await from.ask({ kind: 'done' });
+      return bytes;
+    },
+  };
+}
+
 const plain = { outer: 'ipv4', carriage: 'segments', encryption: 'none' } as const;
 
 test.serial('a peer that is removed and entered again under traffic: the stream goes on', async (t) => {
   const world = await createWorld(t);
   const tunnel = await openTunnel(t, world, plain);
   const { a, b } = tunnel.threads;
-  const stream = world.a.ask({ kind: 'tcp', to: PLAN.b.inner.ipv4, bytes: STREAM_BYTES });
+  const stream = streaming(world.a, PLAN.b.inner.ipv4);
   const sent = () => a.outbound.read(SLOT).packets;
   await waitFor(() => sent() > 20, { describe: 'traffic' });
   a.remove(SLOT);
@@ -27,7 +49,7 @@ test.serial('a peer that is removed and entered again under traffic: the stream 
   b.remove(SLOT);
   await waitFor(() => b.inbound.read(0).stranger > 0, { describe: 'datagrams of a stranger' });
   await tunnel.enter('b');
-  t.is(await stream, STREAM_BYTES);
+  t.true((await stream.end()) > 0);
 });
 
 test.serial('a place in the tables that another peer takes: nothing goes to the former one', async (t) => {
@@ -51,7 +73,7 @@ for (const encryption of ['aes-gcm', 'chacha20-poly1305'] as const) {
       tunnel.enter('a', { send: keys.a, receive: [keys.b] }),
       tunnel.enter('b', { send: keys.b, receive: [keys.a] }),
     ]);
-    const stream = world.a.ask({ kind: 'tcp', to: PLAN.b.inner.ipv6, bytes: STREAM_BYTES });
+    const stream = streaming(world.a, PLAN.b.inner.ipv6);
     const sizes = Array.from({ length: 200 }, (_, i) => 6 * i);
     const datagrams = world.b.ask({ kind: 'udp', to: PLAN.a.inner.ipv4, sizes });
     const sent = () => tunnel.threads.a.outbound.read(SLOT).packets;
@@ -70,7 +92,8 @@ for (const encryption of ['aes-gcm', 'chacha20-poly1305'] as const) {
       ]);
       keys = next;
     }
-    t.deepEqual([await stream, await datagrams], [STREAM_BYTES, []]);
+    t.true((await stream.end()) > 0);
+    t.deepEqual(await datagrams, []);
     for (const { inbound, outbound } of Object.values(tunnel.threads)) {
       const { noSession, forged, replayed, malformed } = inbound.read(SLOT);
       t.deepEqual({ noSession, forged, replayed, malformed }, { noSession: 0, forged: 0, replayed: 0, malformed: 0 });
@@ -96,7 +119,7 @@ test.serial('a device that is deleted under traffic: told once, nothing spins, t
   const tunnel = await openTunnel(t, world, plain);
   const { a } = tunnel.threads;
   // Ends when the test does.
-  world.b.ask({ kind: 'tcp', to: PLAN.a.inner.ipv4, bytes: 50_000_000 }).catch(() => {});
+  streaming(world.b, PLAN.a.inner.ipv4);
   await waitFor(() => a.inbound.read(SLOT).packets > 50, { describe: 'traffic' });
   await world.a.netns.run('ip', 'link', 'delete', LINK);
   await waitFor(() => tunnel.said.a.length > 0, { describe: 'what became of the device' });
@@ -151,12 +174,12 @@ test.serial('the second one at a device or a port is told who is there, and dist
 test.serial('threads that are stopped under traffic and opened anew: the stream goes on', async (t) => {
   const world = await createWorld(t);
   const first = await openTunnel(t, world, plain);
-  const stream = world.a.ask({ kind: 'tcp', to: PLAN.b.inner.ipv4, bytes: STREAM_BYTES });
+  const stream = streaming(world.a, PLAN.b.inner.ipv4);
   await waitFor(() => first.threads.a.outbound.read(SLOT).packets > 20, { describe: 'traffic' });
   await first.stop();
   const second = await openTunnel(t, world, plain);
-  t.is(await stream, STREAM_BYTES);
-  t.true(second.threads.a.outbound.read(SLOT).packets > 0);
+  await waitFor(() => second.threads.a.outbound.read(SLOT).packets > 20, { describe: 'traffic again' });
+  t.true((await stream.end()) > 0);
   t.deepEqual(
     [first.said, second.said],
     [

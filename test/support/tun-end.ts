@@ -11,6 +11,9 @@ import { Relay, type RelayOptions, type RelayRequest } from './tun-relay.ts';
 export type EndRequest =
   /** Sends so many random bytes and reads them back over one connection. Answers with how many came back unchanged. */
   | { readonly kind: 'tcp'; readonly to: string; readonly bytes: number }
+  /** The same with as many as there is time for until `done` is asked. Answers then. */
+  | { readonly kind: 'tcp-until-done'; readonly to: string }
+  | { readonly kind: 'done' }
   /** One datagram of each size, to and fro. Answers with the sizes that did not come back unchanged. */
   | { readonly kind: 'udp'; readonly to: string; readonly sizes: readonly number[]; readonly answerMs?: number }
   /** Answers with the errno that a connected socket of datagrams is told. */
@@ -53,6 +56,31 @@ async function stream(to: string, bytes: number): Promise<number> {
   return hash.digest('hex') === createHash('sha256').update(sent).digest('hex') ? count : -count;
 }
 
+const PIECE_BYTES = 100_000;
+let isDone = false;
+
+async function streamUntilDone(to: string): Promise<number> {
+  const socket = connect({ host: to, port: TCP_PORT, signal: AbortSignal.timeout(STREAM_MS) } as never);
+  const [sent, back] = [createHash('sha256'), createHash('sha256')];
+  const send = async () => {
+    for (isDone = false; !isDone; ) {
+      const piece = randomBytes(PIECE_BYTES);
+      sent.update(piece);
+      if (!socket.write(piece)) await once(socket, 'drain');
+    }
+    socket.end();
+  };
+  let count = 0;
+  const receive = async () => {
+    for await (const chunk of socket as AsyncIterable<Buffer>) {
+      back.update(chunk);
+      count += chunk.length;
+    }
+  };
+  await Promise.all([send(), receive()]);
+  return back.digest('hex') === sent.digest('hex') ? count : -count;
+}
+
 async function datagrams(to: string, sizes: readonly number[], answerMs = ANSWER_MS): Promise<readonly number[]> {
   const socket = createSocket(to.includes(':') ? 'udp6' : 'udp4');
   const failed: number[] = [];
@@ -85,6 +113,11 @@ async function carryOut(request: EndRequest): Promise<unknown> {
   switch (request.kind) {
     case 'tcp':
       return stream(request.to, request.bytes);
+    case 'tcp-until-done':
+      return streamUntilDone(request.to);
+    case 'done':
+      isDone = true;
+      return;
     case 'udp':
       return datagrams(request.to, request.sizes, request.answerMs);
     case 'refused':
