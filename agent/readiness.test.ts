@@ -17,6 +17,7 @@ const watch = (resource: string, status: Partial<ListWatchStatus>) => ({
   objects: 0,
   problems: [],
   problemCount: 0,
+  troubled: [],
   ...status,
 });
 const synced = { synced: true };

@@ -185,7 +185,9 @@ test('an unusable object is named in the status and takes no other with it', asy
   t.deepEqual([...watch.snapshot().nodes.keys()].sort(), ['n1', 'n2']);
   t.deepEqual([...watch.snapshot().pods.keys()], ['default/web']);
   t.deepEqual(watch.status().resources[0]?.problems, ['n1: spec.podCIDRs has "bad": expected a CIDR']);
+  t.deepEqual(watch.status().resources[0]?.troubled, [['n1', 1]]);
   t.is(watch.status().resources[1]?.problemCount, 2);
+  t.deepEqual(watch.status().resources[1]?.troubled, [], 'without a usable name');
   t.is(watch.problems().length, 3);
 });
 

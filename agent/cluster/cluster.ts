@@ -24,6 +24,8 @@ export interface ResourceStatus extends ListWatchStatus {
   readonly problems: readonly string[];
   /** How many there are. */
   readonly problemCount: number;
+  /** The objects that they are about, as far as those have names, with how many each has; at most TROUBLED_SHOWN. */
+  readonly troubled: readonly (readonly [object: string, problems: number])[];
 }
 
 export interface ClusterStatus {
@@ -40,10 +42,11 @@ interface ClusterWatchOptions {
   readonly timing?: Partial<ListWatchTiming>;
 }
 
-type AnyCache = Pick<ObjectCache<unknown>, 'size' | 'problems' | 'apply' | 'startReplacement'>;
+type AnyCache = Pick<ObjectCache<unknown>, 'size' | 'problems' | 'troubled' | 'apply' | 'startReplacement'>;
 
 /** In a status: who has thousands of bad objects begins with the first. */
 const PROBLEMS_SHOWN = 20;
+const TROUBLED_SHOWN = 100;
 const NONE: ReadonlySet<string> = new Set();
 const NO_CHANGE: ClusterChange = { nodes: NONE, pods: NONE, services: NONE, endpointSlices: NONE };
 
@@ -135,6 +138,7 @@ export class ClusterWatch {
         objects: cache.size,
         problems: problems.slice(0, PROBLEMS_SHOWN),
         problemCount: problems.length,
+        troubled: [...cache.troubled().take(TROUBLED_SHOWN)],
       };
     });
     return { resources };

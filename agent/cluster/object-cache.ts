@@ -54,6 +54,11 @@ export class ObjectCache<T> {
     return [...ofNamed, ...this.#nameless];
   }
 
+  /** The named ones among them, with how much is said of each. */
+  *troubled(): Generator<readonly [key: string, problems: number]> {
+    for (const [key, list] of this.#problems) yield [key, list.length];
+  }
+
   /** Applies events in order, as one change. */
   apply(events: readonly ObjectEvent[]): void {
     const changes = new Map<string, T | undefined>();

@@ -59,6 +59,7 @@ interface WatchView {
   readonly relists: number;
   readonly expired: number;
   readonly problemCount: number;
+  readonly troubled: readonly (readonly [object: string, problems: number])[];
 }
 
 /** A value and the texts of the labels, in their order. */
@@ -87,6 +88,29 @@ const one = (
     return seen === undefined ? [] : [[seen]];
   },
 });
+
+/** Among thousands of bad objects the first show what is wrong; `tulle_problems` counts all. */
+const OBJECTS_MAX = 100;
+
+/** Whom the problems are about, and how many they are. */
+function troubledObjects({ cluster, kernel }: MetricsView): readonly Sample[] {
+  const watched = cluster.resources.flatMap(({ resource, troubled }) =>
+    troubled.map(([object, problems]) => [problems, 'cluster', ...objectOf(resource.slice(0, -1), object)] as const),
+  );
+  const planned = [...Map.groupBy(kernel.problems, ({ cause }) => cause)].flatMap(([cause, { length }]) => {
+    const [kind = '', object] = cause.split(' ');
+    return object === undefined || !KINDS.has(kind) ? [] : [[length, 'plan', ...objectOf(kind, object)] as const];
+  });
+  return [...watched, ...planned].slice(0, OBJECTS_MAX);
+}
+
+/** Of the API, as a fragment's cause names them; what else asks for something is no object of somebody. */
+const KINDS: ReadonlySet<string> = new Set(['node', 'pod', 'service', 'endpointslice']);
+
+function objectOf(kind: string, object: string): readonly [kind: string, namespace: string, name: string] {
+  const slash = object.indexOf('/');
+  return [kind, object.slice(0, Math.max(0, slash)), object.slice(slash + 1)];
+}
 
 /** A value for each driver; null for one that has none yet. */
 const perKind = (
@@ -160,6 +184,14 @@ const NODE: readonly Family[] = [
     ],
   },
 ];
+
+const OBJECTS: Family = {
+  name: 'tulle_object_problems',
+  help: `Problems of one object of the API, by what they are about; of at most ${OBJECTS_MAX} objects.`,
+  type: 'gauge',
+  labels: ['about', 'kind', 'namespace', 'name'],
+  read: troubledObjects,
+};
 
 const RECONCILE: readonly Family[] = [
   perKind('gauge', 'wanted_items', 'Items that the kernel should hold.', ({ wanted }) => wanted),
@@ -330,6 +362,7 @@ const PROCESS: readonly Family[] = [
 
 export const FAMILIES_OF_METRICS: readonly Family[] = [
   ...NODE,
+  OBJECTS,
   ...RECONCILE,
   ...SERVICES,
   ...TUNNEL,

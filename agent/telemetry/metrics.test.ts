@@ -16,6 +16,7 @@ const WATCH = {
   relists: 3,
   expired: 1,
   problemCount: 1,
+  troubled: [['n2', 1]] as const,
 };
 
 /** Over a reconciler whose second route cannot be written, and whose third waits for a sysctl. */
@@ -30,7 +31,10 @@ async function stand(t: ExecutionContext) {
     addresses: [{ family: 'ipv4', used: 2, resting: 1, free: 250 }],
     problems: [],
     cluster: {
-      resources: [WATCH, { ...WATCH, resource: 'pods', synced: false, lastEventMs: undefined, problemCount: 0 }],
+      resources: [
+        WATCH,
+        { ...WATCH, resource: 'pods', synced: false, lastEventMs: undefined, problemCount: 0, troubled: [] },
+      ],
     },
     tunnel: tunStatus(
       tunPeer('b', { sent: { packets: 3, bytes: 4_000 }, dropped: { replayed: 2, forged: 0 } }),
@@ -40,14 +44,27 @@ async function stand(t: ExecutionContext) {
   });
   const metrics = new Metrics(view, () => clock.ms);
   rig.routes.failNext({ key: route(2).key }, Infinity);
-  rig.put(fragment('a', [route(1), route(2), route(3, 'a', [sysctl(1).key])]));
+  rig.put(
+    fragment('a', [route(1), route(2), route(3, 'a', [sysctl(1).key])]),
+    fragment('b', [], { cause: 'service default/web', problems: ['one', 'another'] }),
+    fragment('c', [], { cause: 'services', problems: ['of no object'] }),
+  );
   await until(
     () => ['failing', 'blocked'].every((what) => rig.reconciler.status()[what as 'failing'].length > 0),
     'a failure',
   );
   const lines = async () => (await metrics.page()).body.split('\n');
-  return { ...rig, metrics, lines, clock };
+  return { ...rig, metrics, lines, clock, view };
 }
+
+test('thousands of bad objects cost a hundred lines', async (t) => {
+  const troubled = Array.from({ length: 100 }, (_, i) => [`default/s${i}`, 1] as const);
+  const view = (await stand(t)).view();
+  const resources = ['services', 'endpointslices'].map((resource) => ({ ...WATCH, resource, troubled }));
+  const metrics = new Metrics(() => ({ ...view, cluster: { resources } }));
+  const lines = (await metrics.page()).body.split('\n').filter((line) => line.startsWith('tulle_object_problems{'));
+  t.is(lines.length, 100);
+});
 
 test('one line a value, read when somebody asks', async (t) => {
   const { metrics, lines, routes, reconciler } = await stand(t);
@@ -63,6 +80,9 @@ test('one line a value, read when somebody asks', async (t) => {
     'tulle_attachments 2',
     'tulle_addresses{family="ipv4",state="resting"} 1',
     'tulle_problems{about="cluster"} 1',
+    'tulle_problems{about="plan"} 3',
+    'tulle_object_problems{about="cluster",kind="node",namespace="",name="n2"} 1',
+    'tulle_object_problems{about="plan",kind="service",namespace="default",name="web"} 2',
     'tulle_reconcile_wanted_items{lane="netlink",kind="route"} 3',
     'tulle_reconcile_held_items{lane="netlink",kind="route"} 1',
     'tulle_reconcile_dirty_items{lane="netlink",kind="route"} 2',

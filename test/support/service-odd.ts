@@ -3,10 +3,11 @@ import test from 'ava';
 import { families, familyOf, type IpAddress } from '../../agent/model/ip.ts';
 import { apiPath } from '../../lab/api-writer.ts';
 import type { PodStatus } from '../../lab/pods.ts';
+import { until } from '../../lab/until.ts';
 import { tulle } from './lab.ts';
 import { SLICES, TCP_AND_UDP } from './service-api.ts';
 import { askApiServer, CLIENTS, EXTERNALS, type ServicesMode, serversAt, useServiceLab } from './service-lab.ts';
-import { unsoundServices } from './service-unsound.ts';
+import { metricsOf, unsoundServices } from './service-unsound.ts';
 import type { Call } from './socket-caller.ts';
 
 /** Call once, at the top of a file. */
@@ -123,6 +124,16 @@ export function serviceOddities(mode: ServicesMode): void {
       t.deepEqual(await serversAt(lab(), client, ipv4), ['web-1'], client);
     const { stdout } = await tulle(testLab.node('node-1'), 'status');
     for (const name of Object.keys(bad)) t.true(stdout.includes(name), `the status tells of ${name}`);
+    const line = (name: string) =>
+      new RegExp(
+        `^tulle_object_problems\\{about="\\w+",kind="endpointslice",namespace="default",name="${name}"\\} 1$`,
+        'm',
+      );
+    const areCounted = async () => {
+      const page = await metricsOf(lab());
+      return Object.keys(bad).every((name) => line(name).test(page)) && !page.includes(long);
+    };
+    await until(areCounted, { describe: 'the metrics to name each', deadlineMs: 10_000, intervalMs: 500 });
     t.false(stdout.includes(long), 'a long name is no fault');
   });
 

@@ -270,11 +270,12 @@ async function statusLines({ lab }: ServiceLab): Promise<readonly string[]> {
   return (await tulle(lab.node(NODE), 'status')).stdout.split('\n').filter((line) => line.startsWith('problem'));
 }
 
-/** What /metrics counts; its page is up to a second old. */
-async function problemCount({ lab }: ServiceLab): Promise<number> {
-  const page = await output(
-    inNode(lab.node(NODE), ['curl', '-sS', '--max-time', '10', 'http://127.0.0.1:9440/metrics']),
-  );
+/** Its page is up to a second old. */
+export const metricsOf = ({ lab }: ServiceLab): Promise<string> =>
+  output(inNode(lab.node(NODE), ['curl', '-sS', '--max-time', '10', 'http://127.0.0.1:9440/metrics']));
+
+async function problemCount(serviceLab: ServiceLab): Promise<number> {
+  const page = await metricsOf(serviceLab);
   const counts = [...page.matchAll(/^tulle_problems\{about="(?:cluster|plan)"\} (\d+)$/gm)];
   return counts.reduce((sum, [, count]) => sum + Number(count), 0);
 }

@@ -50,9 +50,12 @@ export class ServiceIndex {
     return this.#slices.get(service) ?? NO_SLICES;
   }
 
-  /** Slices of no Service, sorted by what they are for; the same list until it changes. */
-  strays(): readonly EndpointSlice[] {
-    this.#strays ??= [...this.#missing].sort().flatMap((key) => this.slicesOf(key));
+  /** Slices of no Service, sorted by what they are for, the first so many; the same list until it changes. */
+  strays(max: number): readonly EndpointSlice[] {
+    this.#strays ??= [...this.#missing]
+      .sort()
+      .flatMap((key) => this.slicesOf(key))
+      .slice(0, max);
     return this.#strays;
   }
 

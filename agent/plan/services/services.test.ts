@@ -166,13 +166,17 @@ test("the API server's endpoints are guarded as soon as they are known", (t) => 
 
 test('slices of no Service are told, until there is one', (t) => {
   const plan = counting();
-  const strays = (cluster: Cluster) => plan(cluster).fragments.get('services')?.problems ?? [];
+  const strays = (cluster: Cluster) =>
+    [...plan(cluster).fragments].flatMap(([id, { problems }]) => (id.startsWith('endpointslice ') ? problems : []));
   t.deepEqual(strays(clusterOf([], [slice('web', '10.84.1.5')])), [
     'EndpointSlice default/web-1 is for Service default/web, which does not exist, has no address or is for another proxy',
   ]);
   t.deepEqual(strays(clusterOf([service('web')], [slice('web', '10.84.1.5')])), []);
-  const many = Array.from({ length: 50 }, (_, n) => slice(`web${n}`, '10.84.1.5'));
-  t.is(strays(clusterOf([], many)).length, 20);
+  const many = Array.from({ length: 150 }, (_, n) => slice(`web${n}`, '10.84.1.5'));
+  const some = clusterOf([], many.slice(0, 30));
+  t.is(strays(some).length, 30);
+  t.is(strays(clusterOf([], many)).length, 100);
+  t.is(strays(clusterOf([], many.slice(0, 2))).length, 2);
 });
 
 test('health checks are those of Services that have one, with what is on this node', (t) => {

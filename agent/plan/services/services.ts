@@ -55,7 +55,7 @@ const API_SERVICE = 'default/kubernetes';
 /** From where on a change takes iptables a good part of a second. */
 const IPTABLES_SERVICES = 2_000;
 /** Sentences about slices of no Service. */
-const STRAYS_MAX = 20;
+const STRAYS_MAX = 100;
 
 export interface ServiceView extends ServicePlan {
   readonly service: Service;
@@ -66,6 +66,7 @@ interface Last {
   readonly input: ServicesInput;
   readonly index: ServiceIndex;
   readonly context: Context;
+  readonly strays: readonly EndpointSlice[];
   readonly plan: ServicesPlan;
 }
 
@@ -110,7 +111,9 @@ export class ServicesPlanner {
       healthChecks.set(key, plan?.health);
       yield;
     }
-    fragments.set('services', generalFragment(index, input, former.fragments.get('services')));
+    fragments.set('services', generalFragment(input, former.fragments.get('services')));
+    const strays = index.strays(STRAYS_MAX);
+    enterStrays(fragments, strays, last?.strays ?? []);
     for (const { family } of families) {
       const base = baseFragment(family, input.host);
       fragments.set(base.id, kept(former.fragments.get(base.id), base));
@@ -126,7 +129,7 @@ export class ServicesPlanner {
       },
       planHostPorts: hostPortPlanner(context, input, last),
     };
-    this.#last = { input, index, context, plan };
+    this.#last = { input, index, context, strays, plan };
     return plan;
   }
 
@@ -207,25 +210,33 @@ function fragmentOf(id: string, service: Service, plan: ServicePlan, rendered: R
 }
 
 /** What concerns no Service. The former one when nothing changed. */
-function generalFragment(index: ServiceIndex, { settings, cluster }: ServicesInput, former?: Fragment): Fragment {
+function generalFragment({ settings, cluster }: ServicesInput, former?: Fragment): Fragment {
   const isMany = settings['services.mode'] === 'iptables' && cluster.services.size > IPTABLES_SERVICES;
-  const problems = [
-    ...(isMany
-      ? [
-          `iptables gets slow with more than ${IPTABLES_SERVICES} Services; let services.mode be ebpf where the kernel can`,
-        ]
-      : []),
-    ...strayProblems(index),
-  ];
+  const problems = isMany
+    ? [
+        `iptables gets slow with more than ${IPTABLES_SERVICES} Services; let services.mode be ebpf where the kernel can`,
+      ]
+    : [];
   const fragment = { id: 'services', cause: 'services', rank: '', items: [], requires: [], problems };
   return kept<Fragment>(former, fragment);
 }
 
-const strayProblems = (index: ServiceIndex): readonly string[] =>
-  index
-    .strays()
-    .slice(0, STRAYS_MAX)
-    .map(
-      ({ namespace, name, service }) =>
-        `EndpointSlice ${namespace}/${name} is for Service ${service}, which does not exist, has no address or is for another proxy`,
-    );
+/** Slices of no Service want nothing and are told. */
+function enterStrays(
+  fragments: Draft<Fragment>,
+  strays: readonly EndpointSlice[],
+  former: readonly EndpointSlice[],
+): void {
+  if (strays === former) return;
+  for (const slice of former) fragments.set(strayId(slice), undefined);
+  for (const slice of strays) fragments.set(strayId(slice), strayFragment(slice));
+}
+
+const strayId = ({ namespace, name }: EndpointSlice): string => `endpointslice ${namespace}/${name}`;
+
+function strayFragment(slice: EndpointSlice): Fragment {
+  const { namespace, name, service } = slice;
+  const problem = `EndpointSlice ${namespace}/${name} is for Service ${service}, which does not exist, has no address or is for another proxy`;
+  const id = strayId(slice);
+  return { id, cause: id, rank: '', items: [], requires: [], problems: [problem] };
+}
