@@ -6,17 +6,14 @@
  *
  * An IPv4 `hash:ip` set takes a CIDR for all of its addresses, one element each: such sets must be given /32 only.
  */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { type Cidr, FAMILIES, factsOf, prefixLengthOf } from '../../model/ip.ts';
 import { type Key, keyOf, type Member } from '../../model/items.ts';
 import type { Driver, Notice } from '../../reconcile/types.ts';
+import { ASIDE_MS, inTurns } from '../../turns.ts';
 import { isNotFound } from '../errors.ts';
 import type { NetlinkClient, NetlinkMessage, NetlinkRequest } from '../netlink/message.ts';
-import { changeElement, type FoundElement, listElements, named, readElements } from './protocol.ts';
+import { changeElement, listElements, named, readElements } from './protocol.ts';
 import { listOwnSets } from './set.ts';
-
-/** A message holds up to 16 KiB of elements; after so many the event loop gets its turn. */
-const MESSAGES_A_TURN = 8;
 
 /** The two halves of each family's whole, by the whole. */
 const HALVES: ReadonlyMap<Cidr, readonly [Cidr, Cidr]> = new Map([
@@ -47,14 +44,10 @@ export function createMemberDriver({ client }: { client: NetlinkClient }): Membe
       const found = new Map<Key<'member'>, Member>();
       filled.clear();
       for (const { name } of await listOwnSets(client)) {
-        const elements = await readWhole(await dumpSet(client, name), signal);
-        const entries = new Set(elements.flatMap(({ entry, port }) => (port ? [] : entry)));
-        const members: readonly Member[] = [
-          ...[...asked.join(name, entries)].map((entry) => ({ set: name, entry })),
-          ...elements.flatMap(({ entry, port }) => (port ? { set: name, entry, port } : [])),
-        ];
-        if (members.length > 0) filled.add(name);
-        for (const member of members) found.set(keyOf('member', member), member);
+        const messages = await dumpSet(client, name);
+        const before = found.size;
+        await inTurns(membersOf(name, messages, asked, found), signal, ASIDE_MS);
+        if (found.size > before) filled.add(name);
       }
       return found;
     },
@@ -96,14 +89,26 @@ async function dumpSet(client: NetlinkClient, set: string): Promise<readonly Net
   }
 }
 
-/** An element that somebody altered (nomatch) is left out: it is then missing, and adding it again mends it. */
-async function readWhole(messages: readonly NetlinkMessage[], signal: AbortSignal): Promise<readonly FoundElement[]> {
-  const elements: FoundElement[] = [];
-  for (const [i, message] of messages.entries()) {
-    if (i % MESSAGES_A_TURN === MESSAGES_A_TURN - 1) await nextTurn(undefined, { signal });
-    for (const element of readElements(message)) if (!element.altered) elements.push(element);
+/** Enters them. An element that somebody altered (nomatch) is left out: it is then missing, and adding it again mends it. */
+function* membersOf(
+  set: string,
+  messages: readonly NetlinkMessage[],
+  asked: AskedWide,
+  into: Map<Key<'member'>, Member>,
+): Generator<void, void> {
+  const enter = (member: Member): unknown => into.set(keyOf('member', member), member);
+  const entries = new Set<Cidr>();
+  for (const message of messages) {
+    for (const { altered, entry, port } of readElements(message)) {
+      if (!altered && port) enter({ set, entry, port });
+      else if (!altered) entries.add(entry);
+      yield;
+    }
   }
-  return elements;
+  for (const entry of asked.join(set, entries)) {
+    enter({ set, entry });
+    yield;
+  }
 }
 
 /** The members of length 0 and 1 that this process was asked to write, as `<set> <entry>`. */
