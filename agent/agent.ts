@@ -144,7 +144,7 @@ class Agent {
       state: this.#state,
       reconciler: this.#reconciler,
       records: new PodRecords(config.runDir, cniLog),
-      planPod,
+      planPod: (attachment) => planPod(attachment, kernel.host()),
       readiness,
       identifyNetns: kernel.identifyNetns,
       describePodLink: kernel.describePodLink,

@@ -19,6 +19,9 @@ const ground = (code: string): FeatureGround => ({
   tun: () => {
     throw new KernelError({ code, operation: 'open', object: 'link probe-tun' });
   },
+  guard: async () => {
+    throw new KernelError({ code, operation: 'attach', object: 'program' });
+  },
   read: () => undefined,
 });
 
@@ -41,6 +44,7 @@ test('features: a kernel without ip sets says EINVAL', async (t) => {
     'TUN devices: unknown',
     'bridge links: unknown',
     'locked bridge ports: unknown',
+    'programs at bridges: unknown',
     'ip sets of addresses: missing',
     'ip sets of networks: missing',
     'ip sets of ports: missing',

@@ -6,14 +6,17 @@
 import { closeSync, readFileSync } from 'node:fs';
 import { families } from '../model/ip.ts';
 import type { IpSet } from '../model/items.ts';
+import { PodSources } from './bpf/pod-sources.ts';
 import { probeDestruction } from './bpf/stale-sockets.ts';
 import { isNotFound, isUnsupported, KernelError } from './errors.ts';
 import { askType, named, readRevision } from './ipset/protocol.ts';
 import { inNewNetns } from './libc.ts';
 import { nested, text, u16Be, u32 } from './netlink/attributes.ts';
 import { isLockedPort, renderPort } from './netlink/bridge.ts';
+import { attachTo } from './netlink/filter.ts';
 import { readLink } from './netlink/links.ts';
 import { NETLINK_PROTOCOL, type NetlinkClient, type NetlinkRequest, NLM } from './netlink/message.ts';
+import { LOOPBACK_IFINDEX } from './netlink/pod-link-requests.ts';
 import { IFLA, linkHeader, RTM } from './netlink/rtnetlink.ts';
 import { NetlinkSocket } from './netlink/socket.ts';
 import { TUN_FILE, tunsOf } from './netlink/tun.ts';
@@ -37,6 +40,8 @@ export interface FeatureGround {
   readonly socketDiag: NetlinkClient;
   /** Opens a TUN device, and says whether it takes large datagrams of UDP. Throws KernelError. */
   tun(): boolean;
+  /** Attaches the guard of bridged pods. Rejects with KernelError. */
+  guard(): Promise<string>;
   /** Text of a file of the host, undefined when there is none. */
   read(path: string): string | undefined;
 }
@@ -78,6 +83,12 @@ const PROBES: readonly Probe[] = [
     consequence:
       'a bridged pod can send with the MAC address of another pod; needs Linux 5.18, or leave podLink at routed',
     probe: ({ route }) => lockPort(route),
+  },
+  {
+    name: 'programs at bridges',
+    consequence:
+      'each bridged pod costs a rule of iptables, which every packet of theirs passes; needs Linux 5.6 with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS',
+    probe: ({ guard }) => guard(),
   },
   {
     name: 'ip sets of addresses',
@@ -131,7 +142,7 @@ export async function probeKernel(): Promise<readonly Feature[]> {
       socketDiag: open(NETLINK_PROTOCOL.SOCK_DIAG),
       tun: outcomeOf(openTun),
     }));
-    return await probeFeatures({ ...ground, read: readIfAny });
+    return await probeFeatures({ ...ground, guard: () => tryGuard(ground.route), read: readIfAny });
   } catch (error) {
     const evidence = (error as Error).message;
     return PROBES.map(({ name, consequence }) => ({ name, state: 'unknown', evidence, consequence }));
@@ -156,6 +167,38 @@ async function tryOne({ name, consequence, probe }: Probe, ground: FeatureGround
       state: isMissing(error) ? 'missing' : 'unknown',
       evidence: (error as Error).message,
     };
+  }
+}
+
+/** Whether this kernel takes the guard of bridged pods; otherwise why not. */
+export async function findGuard(): Promise<Pick<Feature, 'state' | 'evidence'>> {
+  try {
+    const route = inNewNetns(() => new NetlinkSocket(NETLINK_PROTOCOL.ROUTE));
+    try {
+      return { state: 'supported', evidence: await tryGuard(route) };
+    } finally {
+      route.close();
+    }
+  } catch (error) {
+    return { state: 'missing', evidence: (error as Error).message };
+  }
+}
+
+/** With its map and in its place, though at the link that every namespace has. */
+async function tryGuard(route: NetlinkClient): Promise<string> {
+  const sources = new PodSources();
+  try {
+    const { keyBytes, valueBytes } = sources.opened();
+    const { error } = sources.opened().update({
+      keys: Buffer.alloc(keyBytes),
+      values: Buffer.alloc(valueBytes),
+      count: 1,
+    });
+    if (error !== undefined) throw error;
+    await attachTo(LOOPBACK_IFINDEX, { client: route, program: sources });
+    return 'a program was attached to a link';
+  } finally {
+    sources.close();
   }
 }
 

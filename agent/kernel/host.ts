@@ -19,6 +19,8 @@ export interface HostSources {
   readonly links: Links;
   readonly sysctls: SysctlFiles;
   readonly randomFully: boolean;
+  /** Host.sourceProgram. */
+  readonly sourceProgram?: string | undefined;
   /** What a sysctl was before Tulle wrote it: the plan must not depend on what it has done. */
   readonly formerSysctl: (path: string) => string | undefined;
 }
@@ -114,7 +116,8 @@ function concernsHost(message: NetlinkMessage, before: LinkFacts | undefined, li
 }
 
 /** The facts as they are now. Throws KernelError. */
-export async function readHost({ client, links, sysctls, randomFully, formerSysctl }: HostSources): Promise<Host> {
+export async function readHost(sources: HostSources): Promise<Host> {
+  const { client, links, sysctls, randomFully, sourceProgram, formerSysctl } = sources;
   const all = await links.refresh();
   const addresses = await readAddresses(client);
   const before = (path: string) => formerSysctl(path) ?? sysctls.read(path);
@@ -130,6 +133,7 @@ export async function readHost({ client, links, sysctls, randomFully, formerSysc
     ipv6,
     ipv6Forwarding: before('net/ipv6/conf/all/forwarding') === '1',
     randomFully,
+    ...(sourceProgram !== undefined && { sourceProgram }),
     kernel: { release: release(), major, minor },
   });
 }

@@ -5,16 +5,18 @@ import type { Host } from '../model/host.ts';
 import type { Family } from '../model/ip.ts';
 import type { Kind, PodLink, TunEncryption, TunPathItem } from '../model/items.ts';
 import type { AnyDriver } from '../reconcile/types.ts';
+import { createSourceDriver, PodSources } from './bpf/pod-sources.ts';
 import { openServiceMode, type ServiceMode, type ServiceModeSettings } from './bpf/service-mode.ts';
 import { requireDumpFilters } from './capabilities.ts';
 import { run } from './command.ts';
 import { forgetStaleFlows, type ServedPlace } from './conntrack.ts';
-import { type Feature, probeKernel, TUN_FEATURE } from './features.ts';
+import { type Feature, findGuard, probeKernel, TUN_FEATURE } from './features.ts';
 import { HostWatch } from './host.ts';
 import { createMemberDriver } from './ipset/member.ts';
 import { createSetDriver } from './ipset/set.ts';
 import { type Backend, type BackendName, backendCommands, chooseBackend, describeBackend } from './iptables/backend.ts';
 import { createChainDriver } from './iptables/chain.ts';
+import { filterDriver } from './netlink/filter.ts';
 import { NETLINK_PROTOCOL, type NetlinkClient } from './netlink/message.ts';
 import { openNetlink } from './netlink/open.ts';
 import { NetlinkSocket } from './netlink/socket.ts';
@@ -96,8 +98,12 @@ export async function openKernel(
     monitor: netlink.monitor,
   });
   const member = createMemberDriver({ client: nfnetlink });
+  const sources = new PodSources();
+  const filter = filterDriver({ ...netlink, program: sources });
   const byKind = {
     ...netlink.drivers,
+    filter,
+    source: createSourceDriver({ sources, adopt: filter.adopt }),
     ...createTunDrivers(tunnel),
     sysctl,
     set: createSetDriver({ run, client: nfnetlink, onEmptied: (name) => member.setEmptied(name) }),
@@ -110,9 +116,12 @@ export async function openKernel(
   } satisfies {
     readonly [K in Exclude<Kind, keyof typeof SOCKET_KINDS>]: { readonly kind: K };
   };
+  const guard = await findGuard();
+  log.info(guard, 'program at the bridge of bridged pods');
   const host = new HostWatch({
     ...netlink,
     randomFully: backend.randomFully,
+    sourceProgram: guard.state === 'supported' ? sources.build : undefined,
     formerSysctl: (path) => sysctl.former(path),
     onFault: (err) => log.error({ err }, 'a change of the host could not be taken up'),
   });
@@ -146,6 +155,7 @@ export async function openKernel(
       await tunnel.suspend();
       nfnetlink.close();
       services.lane?.close();
+      sources.close();
       await netlink.close();
     },
   };

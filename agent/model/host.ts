@@ -21,6 +21,8 @@ export interface Host {
   readonly ipv6Forwarding: boolean;
   /** MASQUERADE --random-fully is known to the kernel and to iptables. */
   readonly randomFully: boolean;
+  /** Build of the program that guards bridged pods; absent where the kernel takes none. */
+  readonly sourceProgram?: string;
   /** Kernel release, major and minor: NAT corrupts tunnel checksums before 5.7. */
   readonly kernel: { readonly release: string; readonly major: number; readonly minor: number };
 }

@@ -46,6 +46,8 @@ const objects: { readonly [K in keyof Objects]: readonly [value: Objects[K], key
     },
     'pod-link tl0123456789ab',
   ],
+  source: [{ ip, mac }, 'source 10.244.1.2 02:00:00:00:00:01'],
+  filter: [{ link: 'tulle0', program: '0123456789ab' }, 'filter tulle0'],
   fdb: [{ link: 'tulle.84', mac, destination: '192.0.2.2' as IpAddress }, 'fdb tulle.84 02:00:00:00:00:01'],
   'tun-path': [
     { link: 'tulle-tun', local: '192.0.2.1' as IpAddress, port: 8285, carriage: 'segments', encryption: 'none' },

@@ -113,6 +113,19 @@ export interface Route {
   readonly source?: IpAddress;
 }
 
+/** What one bridged pod may send with. */
+export interface Source {
+  readonly ip: IpAddress;
+  readonly mac: MacAddress;
+}
+
+/** At the ingress of an own bridge: a program that lets nothing in but what pods send with their sources. */
+export interface Filter {
+  readonly link: string;
+  /** Build of the program. */
+  readonly program: string;
+}
+
 /** A permanent neighbour entry on an own link. */
 export interface Neighbour {
   readonly link: string;
@@ -228,6 +241,8 @@ export interface Objects {
   sysctl: Sysctl;
   link: Link;
   address: Address;
+  source: Source;
+  filter: Filter;
   set: IpSet;
   member: Member;
   'chain-part': ChainPart;
@@ -251,6 +266,8 @@ export const APPLY_ORDER: readonly Kind[] = [
   'sysctl',
   'link',
   'address',
+  'source',
+  'filter',
   'set',
   'member',
   'chain-part',
@@ -269,6 +286,8 @@ const identity: { readonly [K in Kind]: (value: Objects[K]) => string } = {
   sysctl: ({ path }) => path,
   link: ({ name }) => name,
   address: ({ link, ip }) => `${link} ${ip}`,
+  source: ({ ip, mac }) => `${ip} ${mac}`,
+  filter: ({ link }) => link,
   set: ({ name }) => name,
   member: ({ set, entry, port }) =>
     port === undefined ? `${set} ${entry}` : `${set} ${entry},${port.protocol}:${port.number}`,

@@ -2,16 +2,17 @@
  * The bridge of bridged pods: one shared fragment, in effect while the setting or an attached pod asks for it.
  *
  * Goals: pods with an ordinary address, subnet and gateway of their pod CIDR; nobody can take another's address; the gate
- * and later policy see all traffic. A bridge that floods, or answers for pods, cannot have the second: a forged answer that
- * is sent to one pod's MAC is forwarded as any frame is. So pods resolve nobody: all they send goes to the gateway, whose
+ * and later policy see all traffic. A bridge that floods, answers for pods, or forwards frames between them, cannot have the
+ * second. So ports are isolated, and pods resolve nobody: all they send goes to the gateway, whose
  * neighbour entry is permanent, and the node routes it on, also to a pod of the same bridge. The node in turn has a route, a
  * permanent neighbour and a forwarding entry for each pod, asks for none and learns none. What comes in must carry the
- * address and the MAC of one pod, and ports let no other MAC in.
+ * address and the MAC of one pod, and ports let no other MAC in. A program at the bridge sees to that, by a map of what pods
+ * may send with; where the kernel takes no program, rules do.
  */
 import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type Family, families, familyOf, hostCidr, type IpAddress, prefixLengthOf } from '../model/ip.ts';
-import { type ChainPart, item, type Key, keyOf, type PodBridge, type PodLink } from '../model/items.ts';
+import { type AnyItem, type ChainPart, item, type Key, keyOf, type PodBridge, type PodLink } from '../model/items.ts';
 import { ALIAS_PREFIX, BRIDGE_NAME, baseChain, bridgeMac, CHAIN_PREFIX } from '../model/kernel-names.ts';
 import type { Underlay } from './underlay.ts';
 
@@ -30,18 +31,22 @@ export const podBridge = ({ nodeName, podNetworks }: Underlay): PodBridge => ({
 export function planBridge(underlay: Underlay, host: Host): Fragment {
   const { name, mac, gateways } = podBridge(underlay);
   const used = families.filter(({ family }) => family === 'ipv4' || host.ipv6);
-  const guards = used.flatMap(({ family }) => guardParts(family)).map((part) => item('chain-part', part));
+  const { sourceProgram } = host;
+  const parts = sourceProgram === undefined ? used.flatMap(({ family }) => guardParts(family)) : [];
+  const guards = parts.map((part) => item('chain-part', part));
   const link = item(
     'link',
     { type: 'bridge', name, alias: `${ALIAS_PREFIX}bridge`, mac, mtuBytes: underlay.linkMtuBytes },
     guards.map(({ key }) => key),
   );
+  const filters =
+    sourceProgram === undefined ? [] : [item('filter', { link: name, program: sourceProgram }, [link.key])];
   const addresses = gateways.map((gateway) => item('address', { link: name, ...gateway }, [link.key]));
   return {
     id: BRIDGE,
     cause: 'pod link bridge',
     rank: '',
-    items: [...guards, link, ...addresses],
+    items: [...guards, link, ...filters, ...addresses],
     requires: [],
     shared: true,
     problems: [],
@@ -67,14 +72,22 @@ const guardParts = (family: Family): readonly ChainPart[] => [
   },
 ];
 
+/** What decides how bridged pods are guarded. */
+export type GuardFacts = Pick<Host, 'sourceProgram'>;
+
 /** What a bridged pod needs before its port is up. */
-export const bridgeKeys = (family: Family): readonly Key[] => [
+export const bridgeKeys = (family: Family, { sourceProgram }: GuardFacts): readonly Key[] => [
   `link ${BRIDGE_NAME}`,
-  ...guardParts(family).map((part) => keyOf('chain-part', part)),
+  ...(sourceProgram === undefined
+    ? guardParts(family).map((part) => keyOf('chain-part', part))
+    : [`filter ${BRIDGE_NAME}` as const]),
 ];
 
-/** By which the host knows what one bridged pod sends in a family. */
-export const sourcePart = ({ name, podMac }: PodLink, ip: IpAddress): ChainPart => ({
+/** By which the host knows what one bridged pod sends with an address. */
+export const sourceItem = (link: PodLink, ip: IpAddress, { sourceProgram }: GuardFacts): AnyItem =>
+  sourceProgram === undefined ? item('chain-part', sourcePart(link, ip)) : item('source', { ip, mac: link.podMac });
+
+const sourcePart = ({ name, podMac }: PodLink, ip: IpAddress): ChainPart => ({
   ...sourcesPart(familyOf(ip), `50-${name}`),
   rules: [
     {

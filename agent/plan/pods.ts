@@ -14,7 +14,7 @@ import {
   type PodMtu,
 } from '../model/items.ts';
 import { podLinkAlias, podLinkMac, podLinkName, setName } from '../model/kernel-names.ts';
-import { BRIDGE, bridgeKeys, sourcePart } from './bridge.ts';
+import { BRIDGE, bridgeKeys, type GuardFacts, sourceItem } from './bridge.ts';
 import { gateKeys } from './node-network.ts';
 import type { Underlay } from './underlay.ts';
 
@@ -24,16 +24,19 @@ export const podMtu = ({ mtuBytes, linkMtuBytes }: Pick<Underlay, 'mtuBytes' | '
   routeMtuBytes: mtuBytes,
 });
 
-export function planPod(attachment: Attachment & PodMtu): Fragment {
+export function planPod(attachment: Attachment & PodMtu, host: GuardFacts): Fragment {
   const link = podLink(attachment);
   const families = [...new Set(attachment.ips.map(familyOf))];
-  const needs = [...families.flatMap(gateKeys), ...(link.bridge ? families.flatMap(bridgeKeys) : [])];
+  const needs = [
+    ...families.flatMap(gateKeys),
+    ...(link.bridge ? families.flatMap((family) => bridgeKeys(family, host)) : []),
+  ];
   const linkItem = item('pod-link', link, [...new Set(needs)]);
   return {
     id: podFragmentId(attachment),
     cause: `pod ${attachmentName(attachment)}`,
     rank: '',
-    items: [linkItem, ...(link.bridge ? bridgedItems(link, link.bridge) : routedItems(link))],
+    items: [linkItem, ...(link.bridge ? bridgedItems(link, link.bridge, host) : routedItems(link))],
     requires: link.bridge ? [BRIDGE] : [],
     problems: [],
   };
@@ -68,10 +71,10 @@ function routedItems(link: PodLink): readonly AnyItem[] {
  * The route names the pod as its own next hop: the kernel takes neighbours of one interface that have no next hop to be
  * neighbours of each other, and tells them so (ICMP redirects) when it routes from one to the other.
  */
-function bridgedItems(link: PodLink, { name }: PodBridge): readonly AnyItem[] {
+function bridgedItems(link: PodLink, { name }: PodBridge, host: GuardFacts): readonly AnyItem[] {
   const entry = item('fdb', { link: link.name, mac: link.podMac }, [keyOf('pod-link', link)]);
   const perAddress = link.ips.flatMap((ip) => {
-    const source = item('chain-part', sourcePart(link, ip));
+    const source = sourceItem(link, ip, host);
     const neighbour = item('neighbour', { link: name, ip, mac: link.podMac }, [entry.key]);
     const route = item('route', { ...hostRoute(ip), link: name, gateway: ip, onlink: true }, [neighbour.key]);
     return [source, neighbour, route, readyItem(ip, route.key, source.key)];

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import { type Family, type FamilyFacts, families, familyOf, type IpAddress } from '../../agent/model/ip.ts';
+import { type Family, families, familyOf, type IpAddress } from '../../agent/model/ip.ts';
 import { BRIDGE_NAME, bridgeMac, setName } from '../../agent/model/kernel-names.ts';
 import { type MacAddress, macOf, parseMac } from '../../agent/model/mac.ts';
 import { pingAll, pingEnds } from '../../lab/ping.ts';
@@ -92,9 +92,26 @@ test.serial('bridged pods have an address with its subnet, a gateway, and everyb
   await untilSettled(lab().node('node-1'));
 });
 
-test.serial('no pod can claim the address of another pod or of the gateway', async (t) => {
+test.serial('what a pod sends to the MAC of another pod does not arrive', async (t) => {
   const [alice, carol, mallory] = [podOf('alice'), podOf('carol'), await runPod('mallory')];
   inject = await openInjection(mallory.place);
+  const macs = { source: mallory.mac, destination: alice.mac };
+  const arrived = await capture(spawnerIn(t, alice.place), 'eth0', `ether src ${mallory.mac}`);
+  for (const { family } of families) {
+    for (const source of [mallory.ip(family), carol.ip(family)])
+      await inject(datagramFrame({ macs, source, destination: alice.ip(family), port: PORT }));
+    await inject(
+      claimFrame({ ip: carol.ip(family), mac: mallory.mac, victim: { ip: alice.ip(family), mac: alice.mac } }),
+    );
+    t.true(await pings(mallory.place, alice.ip(family)), `${family}: by the gateway it does`);
+  }
+  t.deepEqual(packets(await arrived.stop()), []);
+});
+
+test.serial('no pod can claim the address of another pod or of the gateway, also where ports are joined', async (t) => {
+  const [alice, carol, mallory] = [podOf('alice'), podOf('carol'), podOf('mallory')];
+  await lab().control.stopAgent('node-1');
+  await shellIn(node(), 'ls /sys/class/net/tulle0/brif | xargs -I PORT bridge link set dev PORT isolated off');
   for (const facts of families) {
     const { family } = facts;
     for (const other of [carol.ip(family), GATEWAY[family]]) {
@@ -143,6 +160,8 @@ test.serial('a forged redirect of the gateway is not obeyed', async (t) => {
   await until(async () => arrived.lines.length === 2, { describe: 'the redirects to arrive', ...WAIT });
   await arrived.stop();
   t.is(await route(), before);
+  await lab().control.startAgent('node-1');
+  await untilSettled(lab().node('node-1'));
 });
 
 test.serial('a pod sends with its own MAC and its own address only', async (t) => {
@@ -154,7 +173,7 @@ test.serial('a pod sends with its own MAC and its own address only', async (t) =
       datagramFrame({ macs: { source: mac, destination }, source, destination: dave.ip(family), port });
     const onBridge = await capture(spawnerIn(t, node()), BRIDGE_NAME, `udp portrange ${PORT}-${PORT + 9}`);
     const atDave = await capture(spawnerIn(t, dave.place), 'eth0', `udp portrange ${PORT}-${PORT + 9}`);
-    const dropped = await sourceDrops(facts);
+    const dropped = await sourceDrops();
     await inject(frame(PORT + 1, alice.mac, mallory.ip(family)));
     await inject(frame(PORT + 2, alice.mac, alice.ip(family)));
     await inject(frame(PORT + 3, macOf('nobody'), mallory.ip(family)));
@@ -167,7 +186,7 @@ test.serial('a pod sends with its own MAC and its own address only', async (t) =
     t.deepEqual(ports(await atDave.stop()), [6], `${family}: only what is honest arrives`);
     t.deepEqual(ports(await onBridge.stop()), [4, 5, 6], `${family}: the port lets no other MAC in`);
     // Beside them what IPv6 sends by itself from link-local addresses.
-    t.true((await sourceDrops(facts)) - dropped >= 2, `${family}: the addresses of others are dropped and counted`);
+    t.true((await sourceDrops()) - dropped >= 2, `${family}: the addresses of others are dropped and counted`);
   }
 });
 
@@ -197,6 +216,9 @@ test.serial('what somebody alters comes back at once, and an agent that was kill
   )?.[1];
   t.truthy(port);
   const lines = [
+    `tc filter del dev ${BRIDGE_NAME} ingress`,
+    `tc qdisc del dev ${BRIDGE_NAME} clsact`,
+    `bridge link set dev ${port} isolated off`,
     `ip link set ${port} nomaster`,
     `bridge link set dev ${port} learning on`,
     `bridge link set dev ${port} locked off`,
@@ -226,6 +248,52 @@ test.serial('what somebody alters comes back at once, and an agent that was kill
   await untilSettled(lab().node('node-1'));
   t.is(await stateOf(port as string), before);
 });
+
+test.serial(
+  'nobody takes an address while there is no agent, and what it missed of the guard comes back with it',
+  async (t) => {
+    const [alice, dave] = [podOf('alice'), podOf('dave')];
+    const mallory = await runPod('mallory');
+    inject = await openInjection(mallory.place);
+    await lab().control.killAgent('node-1');
+    // The lab starts it again.
+    for (const { family } of families) {
+      const dropped = await sourceDrops();
+      const macs = { source: mallory.mac, destination: bridgeMac('node-1') };
+      await inject(datagramFrame({ macs, source: alice.ip(family), destination: dave.ip(family), port: PORT }));
+      t.true(await pings(mallory.place, dave.ip(family)));
+      t.true((await sourceDrops()) > dropped, family);
+    }
+    await untilSettled(lab().node('node-1'));
+    await lab().control.stopAgent('node-1');
+    const map = await guardMap();
+    await shellIn(node(), `bpftool map delete id ${map} key hex ${await keyIn(map, alice)}`);
+    t.false(await pings(alice.place, dave.ip('ipv4')), 'the map does not know alice');
+    t.true(await pings(alice.place, dave.ip('ipv6')));
+    await lab().control.startAgent('node-1');
+    await until(() => pings(alice.place, dave.ip('ipv4')), { describe: 'alice to be known again', ...WAIT });
+    await untilSettled(lab().node('node-1'));
+    t.is(await guardMap(), map, 'it is the map of the agent before');
+    await lab().control.removePod('default', 'mallory');
+  },
+);
+
+/** Id of the map that the filter's program asks. */
+async function guardMap(): Promise<number> {
+  const filter = await outputIn(node(), 'tc', 'filter', 'show', 'dev', BRIDGE_NAME, 'ingress');
+  const id = / id (\d+) /.exec(filter)?.[1] ?? '';
+  return JSON.parse(await outputIn(node(), 'bpftool', '-j', 'prog', 'show', 'id', id)).map_ids[0];
+}
+
+/** The key of a pod's IPv4 address. */
+async function keyIn(map: number, pod: Pod): Promise<string> {
+  const entries = JSON.parse(await outputIn(node(), 'bpftool', '-j', 'map', 'dump', 'id', String(map)));
+  const keys = (entries as { key: string[] }[]).map(({ key }) => key.map((byte) => byte.slice(2)));
+  const mac = pod.mac.replaceAll(':', '');
+  const key = keys.find((bytes) => bytes.join('').startsWith(`${mac}0800`));
+  if (!key) throw new Error(`no entry of ${mac}`);
+  return key.join(' ');
+}
 
 test.serial('another podLink is for new pods; the bridge goes with its last pod, and comes back', async (t) => {
   choose('routed');
@@ -287,10 +355,10 @@ async function neighbours(place: Place): Promise<readonly string[]> {
     .sort();
 }
 
-/** Packets that the last rule of the bridge's sources dropped. */
-async function sourceDrops(facts: FamilyFacts): Promise<number> {
-  const rules = await outputIn(node(), `${facts.iptables}-save`, '-c', '-t', 'raw');
-  return Number(/^\[(\d+):\d+\] -A TULLE-BRIDGE .* -j DROP$/m.exec(rules)?.[1]);
+/** Packets that the filter of the bridge dropped. */
+async function sourceDrops(): Promise<number> {
+  const [qdisc] = JSON.parse(await outputIn(node(), 'tc', '-s', '-j', 'qdisc', 'show', 'dev', BRIDGE_NAME, 'clsact'));
+  return (qdisc as { drops: number }).drops;
 }
 
 /** Everything of the bridge and of one of its ports, without what a device made anew has otherwise. */
@@ -301,6 +369,7 @@ async function stateOf(port: string): Promise<string> {
     `bridge fdb show dev ${port}`,
     `ip -d link show ${BRIDGE_NAME} | grep -oE '(stp_state|mcast_snooping) [0-9]'`,
     `ip -o address show dev ${BRIDGE_NAME}`,
+    `tc filter show dev ${BRIDGE_NAME} ingress | sed 's/ id .*//'`,
     `ip neighbour show dev ${BRIDGE_NAME} nud permanent`,
     'ip -4 route',
     'ip -6 route',

@@ -177,7 +177,7 @@ for (const [kernel, open] of Object.entries(hosts)) {
     'proxy_arp 1': [10, 1],
     'mcast_flood 1': [27, 1],
     'bcast_flood 1': [30, 1],
-    'isolated 1': [33, 1],
+    'isolated 0': [33, 0],
     'locked 0': [39, 0],
   };
   contract(

@@ -88,7 +88,7 @@ export async function createWorld(
       state,
       reconciler,
       records,
-      planPod,
+      planPod: (attachment) => planPod(attachment, {}),
       readiness: () => world.ready,
       identifyNetns: (path) => {
         const inode = namespaces.get(path);

@@ -18,6 +18,8 @@ export const MERGE = {
   sysctl: 'same',
   link: 'one',
   address: 'one',
+  source: 'one',
+  filter: 'one',
   set: 'same',
   member: 'same',
   'chain-part': 'one',

@@ -9,7 +9,7 @@ import { type Attachment, type Key, keyOf, SOCKET_HOOKS, type SocketHook } from 
 import { BPF_PREFIX } from '../../model/kernel-names.ts';
 import type { Change, Driver } from '../../reconcile/types.ts';
 import type { Run } from '../command.ts';
-import { isNotFound, KernelError } from '../errors.ts';
+import { KernelError } from '../errors.ts';
 import {
   detachProgram,
   OBJECT_NAME_MAX,
@@ -17,6 +17,7 @@ import {
   openProgramById,
   type ProgramInfo,
   queryPrograms,
+  readById,
   readMapInfo,
   readProgramInfo,
 } from './commands.ts';
@@ -144,22 +145,6 @@ function ownProgram(id: number, hook: SocketHook): ProgramInfo | undefined {
   const isOwnMap = (map: number): boolean =>
     readById(map, openMapById, readMapInfo)?.name.startsWith(BPF_PREFIX) ?? false;
   return info.mapIds.length > 0 && info.mapIds.every(isOwnMap) ? info : undefined;
-}
-
-/** Undefined for what went away since its id was listed. */
-function readById<T>(id: number, open: (id: number) => number, read: (fd: number) => T): T | undefined {
-  let fd: number;
-  try {
-    fd = open(id);
-  } catch (error) {
-    if (isNotFound(error)) return undefined;
-    throw error;
-  }
-  try {
-    return read(fd);
-  } finally {
-    closeSync(fd);
-  }
 }
 
 /** The build, when that and nothing else is attached; undefined: nothing is; otherwise what is, for people. */

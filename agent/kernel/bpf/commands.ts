@@ -75,17 +75,33 @@ export function createMap(name: string, { type, keyBytes, valueBytes, maxEntries
   }
 }
 
-/** BPF_PROG_TYPE_CGROUP_SOCK_ADDR. */
-const CGROUP_SOCK_ADDR = 18;
+/** BPF_PROG_TYPE_SCHED_CLS and BPF_PROG_TYPE_CGROUP_SOCK_ADDR. */
+const PROGRAM_TYPE = { tc: 3, socket: 18 } as const;
 
 /** A load that a signal interrupts fails with EAGAIN (bpf_check, kernel/bpf/verifier.c): a child that ends is enough. */
 const INTERRUPTED_LOADS = 10;
 
 /** Has the kernel verify a program for a hook of sockets, from instructions of 8 bytes; returns its descriptor. */
-export function loadSocketProgram(attachType: number, instructions: Buffer): number {
+export const loadSocketProgram = (attachType: number, instructions: Buffer): number =>
+  loadProgram({ type: PROGRAM_TYPE.socket, name: '', instructions, attachType }, 'a program for sockets');
+
+/** The same for a filter of tc. */
+export const loadTcProgram = (name: string, instructions: Buffer): number =>
+  loadProgram({ type: PROGRAM_TYPE.tc, name, instructions }, `program ${name}`);
+
+function loadProgram(
+  {
+    type,
+    name,
+    instructions,
+    attachType = 0,
+  }: { readonly type: number; readonly name: string; readonly instructions: Buffer; readonly attachType?: number },
+  object: string,
+): number {
   const attribute = Buffer.alloc(72);
-  attribute.writeUInt32LE(CGROUP_SOCK_ADDR, 0);
+  attribute.writeUInt32LE(type, 0);
   attribute.writeUInt32LE(instructions.length / 8, 4);
+  attribute.write(name, 48, OBJECT_NAME_MAX, 'latin1');
   attribute.writeUInt32LE(attachType, 68);
   const pointers = [
     { at: 8, to: instructions },
@@ -93,7 +109,7 @@ export function loadSocketProgram(attachType: number, instructions: Buffer): num
   ];
   for (let attempt = 1; ; attempt++) {
     try {
-      return bpf(COMMAND.PROG_LOAD, attribute, pointers, { operation: 'load', object: 'a program for sockets' });
+      return bpf(COMMAND.PROG_LOAD, attribute, pointers, { operation: 'load', object });
     } catch (error) {
       if (!(error instanceof KernelError && error.code === 'EAGAIN') || attempt === INTERRUPTED_LOADS) throw error;
     }
@@ -115,6 +131,22 @@ const pathPointer = (path: string): Pointer => ({ at: 0, to: Buffer.from(`${path
 
 export const openMapById = (id: number): number => openById(COMMAND.MAP_GET_FD_BY_ID, `map ${id}`, id);
 export const openProgramById = (id: number): number => openById(COMMAND.PROG_GET_FD_BY_ID, `program ${id}`, id);
+
+/** Undefined for what went away since its id was listed. */
+export function readById<T>(id: number, open: (id: number) => number, read: (fd: number) => T): T | undefined {
+  let fd: number;
+  try {
+    fd = open(id);
+  } catch (error) {
+    if (isNotFound(error)) return undefined;
+    throw error;
+  }
+  try {
+    return read(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
 
 function openById(command: number, object: string, id: number): number {
   const attribute = Buffer.alloc(12);

@@ -59,6 +59,7 @@ export const STRUCTS = {
       unused: field(94, 2),
     },
   },
+  pod_source: { bytes: 24, fields: { mac: field(0, 6), protocol: field(6, 2), address: field(8, 16) } },
   settings: { bytes: 16, fields: { host_netns: field(0, 8), flags: field(8, 4), unused: field(12, 4) } },
 } as const;
 

@@ -46,7 +46,7 @@ const LOCKED = 39;
 
 /**
  * What a port lets through. Nothing is learned and nothing is flooded: a frame reaches the pod whose forwarding entry it has,
- * or the host. A locked port takes frames only from the address that its own entry has (since Linux 5.18; before, the kernel
+ * or the host, and from an isolated port the host only: no pod reaches another one but through what looks at packets. A locked port takes frames only from the address that its own entry has (since Linux 5.18; before, the kernel
  * does not know the setting and does not report it).
  */
 const PORT = [
@@ -56,7 +56,7 @@ const PORT = [
   { name: 'proxy_arp', type: 10, value: 0 },
   { name: 'mcast_flood', type: 27, value: 0 },
   { name: 'bcast_flood', type: 30, value: 0 },
-  { name: 'isolated', type: 33, value: 0 },
+  { name: 'isolated', type: 33, value: 1 },
   { name: 'locked', type: LOCKED, value: 1 },
 ] as const;
 
