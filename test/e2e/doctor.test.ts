@@ -96,6 +96,10 @@ const DISORDER = [
 test.serial(
   'leftovers of other networks, a wrong order of configurations, two iptables, sysctls of others',
   async (t) => {
+    // From its start on an agent puts its files back every half a minute.
+    await lab().control.stopAgent('node-1');
+    await lab().control.startAgent('node-1');
+    await ready('node-1');
     await on('node-1', ...LEFTOVERS, ...DISORDER);
     await on('node-2', 'ip -6 route add 2001:db8::/64 via fe80::1 dev eth0 proto ra metric 2000');
     const [found, other] = await Promise.all([doctor('node-1'), doctor('node-2')]);
