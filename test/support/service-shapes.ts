@@ -88,7 +88,7 @@ export function serviceShapes(mode: ServicesMode, lab: () => ServiceLab): void {
     const nodePorts = addressed.flatMap(({ ports }) => ports.flatMap(({ nodePort }) => nodePort ?? []));
     t.is(places.length, 6);
     t.is(nodePorts.length, 2);
-    for (const client of INSIDE) {
+    const askAll = async (client: (typeof INSIDE)[number]) => {
       const servers = await serversAt(lab(), client, places, 80, 1000);
       t.false(
         servers.some((each) => each.startsWith('web-')),
@@ -96,7 +96,8 @@ export function serviceShapes(mode: ServicesMode, lab: () => ServiceLab): void {
       );
       for (const port of nodePorts)
         t.deepEqual(await serversAt(lab(), client, testLab.node('node-1').addresses, port, 2000), ['ECONNREFUSED']);
-    }
+    };
+    await Promise.all(INSIDE.map(askAll));
     const said = await Promise.all(
       [['status'], ['service', 'ls']].map((argv) => tulle(testLab.node('node-1'), ...argv)),
     );
