@@ -5,6 +5,7 @@ import type { CredentialsSource } from '../cluster/credentials.ts';
 import type { Config } from '../config.ts';
 import { readFormerUnderlay } from '../former-underlay.ts';
 import { run } from '../kernel/command.ts';
+import { findGuard } from '../kernel/features.ts';
 import { readHost } from '../kernel/host.ts';
 import { type Backend, type BackendName, chooseBackend, describeBackend } from '../kernel/iptables/backend.ts';
 import { type RuleScan, scanRules } from '../kernel/iptables/scan.ts';
@@ -95,6 +96,8 @@ export function openFacts(options: DoctorOptions, signal: AbortSignal): Facts {
     readHost({
       ...netlink,
       formerSysctl: (path) => sysctlDriver.former(path),
+      // Which guards there are depends on it.
+      sourceProgram: (await findGuard()).program,
       // Only how masquerade is written depends on it.
       randomFully: await iptables().then(
         ({ randomFully }) => randomFully,

@@ -15,6 +15,7 @@ test('lacks: what is missing is told where the settings use it, what cannot be t
     feature('VXLAN links', 'missing'),
     feature('TUN devices', 'missing'),
     feature('bridge links', 'missing'),
+    feature('programs at bridges', 'missing'),
     feature('ip sets of addresses', 'unknown'),
     feature('destruction of datagram sockets', 'missing'),
     feature('IPv6', 'missing'),
@@ -29,7 +30,11 @@ test('lacks: what is missing is told where the settings use it, what cannot be t
     );
   t.deepEqual(told('vxlan', 'routed', 'off'), ['error seen of veth links', 'error seen of VXLAN links']);
   t.deepEqual(told('tun', 'routed', 'off'), ['error seen of veth links', 'error seen of TUN devices']);
-  t.deepEqual(told('host-gw', 'bridge', 'iptables'), ['error seen of veth links', 'error seen of bridge links']);
+  t.deepEqual(told('host-gw', 'bridge', 'iptables'), [
+    'error seen of veth links',
+    'error seen of bridge links',
+    'warning seen of programs at bridges',
+  ]);
   t.deepEqual(told('host-gw', 'routed', 'auto'), [
     'error seen of veth links',
     'error seen of destruction of datagram sockets',

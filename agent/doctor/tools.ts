@@ -3,7 +3,7 @@ import { release } from 'node:os';
 import type { Config } from '../config.ts';
 import { run } from '../kernel/command.ts';
 import { KernelError } from '../kernel/errors.ts';
-import { type Feature, probeKernel, TUN_FEATURE } from '../kernel/features.ts';
+import { type Feature, GUARD_FEATURE, probeKernel, TUN_FEATURE } from '../kernel/features.ts';
 import { type Check, type Finding, verdict } from './finding.ts';
 
 const DEADLINE_MS = 5_000;
@@ -30,6 +30,7 @@ const NEEDED: Readonly<Record<string, (config: Needs) => boolean>> = {
   [TUN_FEATURE]: ({ backend }) => backend === 'tun',
   'bridge links': ({ podLink }) => podLink === 'bridge',
   'locked bridge ports': ({ podLink }) => podLink === 'bridge',
+  [GUARD_FEATURE]: ({ podLink }) => podLink === 'bridge',
   'destruction of datagram sockets': (config) => ['auto', 'ebpf'].includes(config['services.mode']),
   // The check of podCIDRs says so where one of IPv6 is given; many hosts are IPv4 only on purpose.
   IPv6: () => false,
@@ -41,7 +42,8 @@ export const lacks = (features: readonly Feature[], config: Needs): readonly Fin
   features
     .filter(({ name, state }) => state === 'missing' && (NEEDED[name]?.(config) ?? true))
     .map(({ name, evidence, consequence }) => ({
-      severity: 'error',
+      // It works without the guard, only slower.
+      severity: name === GUARD_FEATURE ? 'warning' : 'error',
       summary: `this kernel has no ${name}`,
       evidence: [evidence],
       cause: 'The kernel was built without it, is too old, or its module is not installed or not loaded.',

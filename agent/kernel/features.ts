@@ -46,6 +46,9 @@ export interface FeatureGround {
   read(path: string): string | undefined;
 }
 
+/** Of use for bridged pods only, and without it rules do the same. */
+export const GUARD_FEATURE = 'programs at bridges';
+
 /** Of use with the backend `tun` only, and seldom given to containers. */
 export const TUN_FEATURE = 'TUN devices';
 
@@ -85,7 +88,7 @@ const PROBES: readonly Probe[] = [
     probe: ({ route }) => lockPort(route),
   },
   {
-    name: 'programs at bridges',
+    name: GUARD_FEATURE,
     consequence:
       'each bridged pod costs a rule of iptables, which every packet of theirs passes; needs Linux 5.6 with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS',
     probe: ({ guard }) => guard(),
@@ -170,17 +173,17 @@ async function tryOne({ name, consequence, probe }: Probe, ground: FeatureGround
   }
 }
 
-/** Whether this kernel takes the guard of bridged pods; otherwise why not. */
-export async function findGuard(): Promise<Pick<Feature, 'state' | 'evidence'>> {
+/** The guard of bridged pods: Host.sourceProgram where this kernel takes it, and why it does or does not. Never rejects. */
+export async function findGuard(): Promise<{ readonly program?: string; readonly evidence: string }> {
   try {
     const route = inNewNetns(() => new NetlinkSocket(NETLINK_PROTOCOL.ROUTE));
     try {
-      return { state: 'supported', evidence: await tryGuard(route) };
+      return { evidence: await tryGuard(route), program: new PodSources().build };
     } finally {
       route.close();
     }
   } catch (error) {
-    return { state: 'missing', evidence: (error as Error).message };
+    return { evidence: (error as Error).message };
   }
 }
 

@@ -121,7 +121,7 @@ export async function openKernel(
   const host = new HostWatch({
     ...netlink,
     randomFully: backend.randomFully,
-    sourceProgram: guard.state === 'supported' ? sources.build : undefined,
+    sourceProgram: guard.program,
     formerSysctl: (path) => sysctl.former(path),
     onFault: (err) => log.error({ err }, 'a change of the host could not be taken up'),
   });

@@ -2,8 +2,10 @@
 import test from 'ava';
 import { cluster, host, ip, node, settings } from '../../test/support/cluster-values.ts';
 import type { Host } from '../model/host.ts';
+import type { AnyItem } from '../model/items.ts';
 import { bridgeMac } from '../model/kernel-names.ts';
 import { BRIDGE } from './bridge.ts';
+import { NODE_NETWORK } from './node-network.ts';
 import { Planner } from './planner.ts';
 import { planPod } from './pods.ts';
 import { vxlan } from './vxlan.ts';
@@ -12,7 +14,9 @@ const a = node('a', { ips: '172.30.0.11 fd30::11', cidrs: '10.84.0.0/24 fd84::/6
 
 function keysWith(on: Pick<Host, 'sourceProgram'>) {
   const input = { nodeName: 'a', cluster: cluster(a), host: { ...host(), ...on }, settings, backend: vxlan };
-  const bridge = new Planner().plan(input).fragments.get(BRIDGE);
+  const { fragments } = new Planner().plan(input);
+  const bridge = fragments.get(BRIDGE);
+  const spoofing = fragments.get(NODE_NETWORK)?.items.find(({ key }) => key.endsWith(' 05-spoofing'));
   const attachment = {
     containerId: 'c1',
     ifName: 'eth0',
@@ -26,11 +30,20 @@ function keysWith(on: Pick<Host, 'sourceProgram'>) {
   const guards = (each: typeof pod | undefined) =>
     (each?.items ?? []).filter(({ kind }) => ['chain-part', 'filter', 'source'].includes(kind)).map(({ key }) => key);
   const needsOf = (kind: string) => pod.items.filter((each) => each.kind === kind).map(({ needs }) => needs.join(', '));
-  return { bridge: guards(bridge), pod: guards(pod), linkNeeds: needsOf('pod-link'), readyNeeds: needsOf('member') };
+  return {
+    bridge: guards(bridge),
+    pod: guards(pod),
+    linkNeeds: needsOf('pod-link'),
+    readyNeeds: needsOf('member'),
+    checked: interfacesIn(spoofing),
+  };
 }
 
+const interfacesIn = (part: AnyItem | undefined): readonly string[] =>
+  part?.kind === 'chain-part' ? part.value.rules.map(({ args: [, pattern = ''] }) => pattern) : [];
+
 test('a program guards the bridge: no rule a pod, and no port is up without it', (t) => {
-  const { bridge, pod, linkNeeds, readyNeeds } = keysWith({ sourceProgram: '0123456789ab' });
+  const { bridge, pod, linkNeeds, readyNeeds, checked } = keysWith({ sourceProgram: '0123456789ab' });
   t.deepEqual(bridge, ['filter tulle0']);
   t.deepEqual(
     pod.map((key) => key.split(' ').slice(0, 2).join(' ')),
@@ -39,11 +52,12 @@ test('a program guards the bridge: no rule a pod, and no port is up without it',
   t.regex(linkNeeds.join(), /link tulle0, filter tulle0/);
   t.notRegex(linkNeeds.join(), /TULLE-BRIDGE/);
   t.is(readyNeeds.length, 2);
+  t.deepEqual(checked, ['tl+'], 'no second look at what the program has seen');
   for (const needs of readyNeeds) t.regex(needs, /, source /, 'a pod is ready when it may send');
 });
 
 test('without a program rules do the same', (t) => {
-  const { bridge, pod, linkNeeds, readyNeeds } = keysWith({});
+  const { bridge, pod, linkNeeds, readyNeeds, checked } = keysWith({});
   t.deepEqual(
     bridge.filter((key) => key.startsWith('chain-part ipv6')),
     ['chain-part ipv6 raw TULLE-BRIDGE 90-rest', 'chain-part ipv6 raw TULLE-PREROUTING 05-bridge'],
@@ -53,5 +67,6 @@ test('without a program rules do the same', (t) => {
     ['chain-part ipv4 raw TULLE-BRIDGE 50-NAME', 'chain-part ipv6 raw TULLE-BRIDGE 50-NAME'],
   );
   t.regex(linkNeeds.join(), /TULLE-BRIDGE 90-rest/);
+  t.deepEqual(checked, ['tl+', 'tulle0']);
   for (const needs of readyNeeds) t.regex(needs, /TULLE-BRIDGE 50-/);
 });

@@ -6,7 +6,7 @@ import type { Fragment } from '../model/fragment.ts';
 import type { Host } from '../model/host.ts';
 import { type Cidr, FAMILIES, type Family, type FamilyFacts, factsOf, familyOf } from '../model/ip.ts';
 import { type AnyItem, type ChainPart, item, type Key, keyOf, type Member, type Rule } from '../model/items.ts';
-import { baseChain, POD_INTERFACES, type SetPurpose, setName } from '../model/kernel-names.ts';
+import { BRIDGE_NAME, baseChain, POD_INTERFACES, type SetPurpose, setName } from '../model/kernel-names.ts';
 import { BRIDGE } from './bridge.ts';
 import type { PlanSettings, PodNetwork, Underlay } from './underlay.ts';
 
@@ -55,7 +55,7 @@ function networkItems(network: PodNetwork, host: Host, settings: PlanSettings): 
     ...directCidrs(network, settings).map((entry) => item('member', { set: direct.value.name, entry }, [direct.key])),
     item('chain-part', { ...gatePart(network.family), rules: gateRules(network.cidr, facts) }, [ready.key]),
     item('chain-part', acceptPart(facts)),
-    ...spoofingItems(facts),
+    ...spoofingItems(facts, host),
     item('route', { destination: network.cidr, metric: DEAD_END_METRIC, type: 'unreachable' }),
     ...forwardingItems(facts, host),
   ];
@@ -125,9 +125,10 @@ function gateRules(cidr: Cidr, facts: FamilyFacts): Rule[] {
 
 /**
  * A pod sends with its own addresses only. For IPv4 the kernel sees to it (rp_filter of the pod's link); IPv6 has no such
- * setting, and the gate does not see what a pod sends to the node itself.
+ * setting, and the gate does not see what a pod sends to the node itself. A packet of a bridged pod that the program at the bridge
+ * has looked at need not pay for a look at the routes.
  */
-const spoofingItems = ({ family }: FamilyFacts): readonly AnyItem[] =>
+const spoofingItems = ({ family }: FamilyFacts, { sourceProgram }: Host): readonly AnyItem[] =>
   family === 'ipv4'
     ? []
     : [
@@ -136,10 +137,12 @@ const spoofingItems = ({ family }: FamilyFacts): readonly AnyItem[] =>
           table: 'raw',
           chain: baseChain('PREROUTING'),
           order: '05-spoofing',
-          rules: POD_INTERFACES.map((pattern) => ({
-            args: ['-i', pattern, '-m', 'rpfilter', '--invert', '-j', 'DROP'],
-            comment: 'not an address of the pod that sends it',
-          })),
+          rules: POD_INTERFACES.filter((pattern) => pattern !== BRIDGE_NAME || sourceProgram === undefined).map(
+            (pattern) => ({
+              args: ['-i', pattern, '-m', 'rpfilter', '--invert', '-j', 'DROP'],
+              comment: 'not an address of the pod that sends it',
+            }),
+          ),
         }),
       ];
 

@@ -8,7 +8,7 @@ import { BRIDGE_NAME, bridgeMac, setName } from '../../agent/model/kernel-names.
 import { type MacAddress, macOf, parseMac } from '../../agent/model/mac.ts';
 import { pingAll, pingEnds } from '../../lab/ping.ts';
 import { until } from '../../lab/until.ts';
-import { TIMEOUT_MS, untilSettled, useLab } from '../support/lab.ts';
+import { TIMEOUT_MS, tulle, untilSettled, useLab } from '../support/lab.ts';
 import { capture } from '../support/netns.ts';
 import { nodePlace, outputIn, type Place, pings, podPlace, shellIn, spawnerIn } from '../support/places.ts';
 import { claimFrame, datagramFrame, type Frame, openInjection, redirectFrame } from '../support/raw-frame.ts';
@@ -90,6 +90,13 @@ test.serial('bridged pods have an address with its subnet, a gateway, and everyb
   t.regex(link, new RegExp(`mtu 1500 [^]*link/ether ${bridgeMac('node-1')} [^]*promiscuity 0 `));
   await lab().control.checkPod('default', 'alice');
   await untilSettled(lab().node('node-1'));
+  const { stdout } = await tulle(lab().node('node-1'), 'doctor', '--json');
+  const { checks } = JSON.parse(stdout) as { checks: readonly { findings: readonly { summary: string }[] }[] };
+  t.deepEqual(
+    checks.flatMap(({ findings }) => findings.map(({ summary }) => summary)),
+    [],
+    'the doctor wants the same',
+  );
 });
 
 test.serial('what a pod sends to the MAC of another pod does not arrive', async (t) => {
