@@ -81,7 +81,7 @@ export class ListSchedule {
 
   /**
    * Spread from half to one and a half intervals, so that kinds which were listed together drift apart; longer for what takes
-   * long to list, as nothing of the lane is written meanwhile.
+   * long to list, as nothing of the lane is written meanwhile, or all the rest goes on more slowly (Driver.listsAside).
    */
   #resyncMs(): number {
     const durationMs = this.#timing.now() - this.#beganMs;
