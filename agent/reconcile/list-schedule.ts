@@ -12,7 +12,8 @@ export interface ListTiming {
 export const FAILING_AFTER = 3;
 /** The most of the time that lists of one kind without a reason may take, if they take so long that others have to wait. */
 const LISTING_SHARE = 0.005;
-const LONG_MS = 250;
+/** A small node's lists take less even on a busy machine, and are repeated as the settings say. */
+const LONG_MS = 1_000;
 
 /** When a kind is listed next, and whether what its last list said can still be trusted. Requests coalesce. */
 export class ListSchedule {
