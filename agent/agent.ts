@@ -60,9 +60,33 @@ export async function runAgent(options: AgentOptions, signal: AbortSignal): Prom
   requireCapabilities();
   await holdNetworkNamespace(signal);
   mkdirSync(config.runDir, { recursive: true, mode: 0o700 });
-  const kernel = await openKernel({ config, log: log.child({ component: 'kernel' }), resumesTunnel: true }, signal);
+  const cluster = clusterSource(options);
+  const opening = openKernel({ config, log: log.child({ component: 'kernel' }), resumesTunnel: true }, signal);
+  // To know the kernel takes processes that are waited for: the cluster is listed meanwhile.
+  const failed = new AbortController();
+  cluster.watch.start(AbortSignal.any([signal, failed.signal]));
+  const kernel = await opening.catch((error: unknown) => {
+    failed.abort(error);
+    throw error;
+  });
   const served = { ...config, 'services.mode': kernel.services.mode };
-  await new Agent({ ...options, config: served }, kernel).run(signal);
+  await new Agent({ ...options, config: served }, kernel, cluster).run(signal);
+}
+
+interface ClusterSource {
+  readonly client: ApiClient;
+  readonly watch: ClusterWatch;
+}
+
+function clusterSource({ config, credentials, log }: AgentOptions): ClusterSource {
+  const client = new ApiClient({ credentials });
+  const watch = new ClusterWatch({
+    client,
+    nodeName: config.nodeName,
+    services: config['services.mode'] !== 'off',
+    log: log.child({ component: 'cluster' }),
+  });
+  return { client, watch };
 }
 
 /** What `tulle status --json` prints. */
@@ -87,9 +111,11 @@ class Agent {
   #host: Host;
   #savedUnderlay: Underlay | undefined;
 
-  constructor({ config, credentials, log, ...rest }: AgentOptions, kernel: Kernel) {
+  constructor({ config, credentials, log, ...rest }: AgentOptions, kernel: Kernel, { client, watch }: ClusterSource) {
     this.#options = { config, credentials, log, ...rest };
     this.#kernel = kernel;
+    this.#client = client;
+    this.#watch = watch;
     this.#host = kernel.host();
     this.#state = new KernelState(kernel.merge);
     this.#reconciler = new Reconciler({
@@ -102,13 +128,6 @@ class Agent {
         onList: (report) => this.#metrics.list(report),
         onCaughtUp: (durationMs) => this.#metrics.caughtUp(durationMs),
       },
-    });
-    this.#client = new ApiClient({ credentials });
-    this.#watch = new ClusterWatch({
-      client: this.#client,
-      nodeName: config.nodeName,
-      services: config['services.mode'] !== 'off',
-      log: log.child({ component: 'cluster' }),
     });
     this.#planning = new Planning({
       planner: new Planner(readFormerUnderlay(config.runDir, config.nodeName)),
@@ -187,8 +206,10 @@ class Agent {
     this.#metrics.start(signal);
     await this.#endpoint?.listen();
     this.#reconciler.start(signal);
-    this.#watch.onChange(() => this.#planning.request({ isEvent: true }));
-    this.#watch.start(signal);
+    const request = () => this.#planning.request({ isEvent: true });
+    this.#watch.onChange(request);
+    // For what has come by now.
+    request();
     await serveControl(
       config.runDir,
       {
