@@ -29,7 +29,7 @@ export default {
   concurrency: 3,
   sortTestFiles: (a, b) => rank(a) - rank(b) || (a < b ? -1 : 1),
   // Time without any test finishing. A bound against hanging, never a measurement.
-  timeout: '60s',
+  timeout: '120s',
   environmentVariables: compileCache(),
 };
 

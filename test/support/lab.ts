@@ -13,7 +13,7 @@ import { DEFAULT_OPTIONS, startLabProcess, TULLE } from '../../lab/up.ts';
 import { RUN_DIR } from './agent-status.ts';
 
 /** Bound against hanging. */
-export const TIMEOUT_MS = 30_000;
+export const TIMEOUT_MS = 60_000;
 
 export interface Output {
   readonly exitCode: number | undefined;
