@@ -40,7 +40,7 @@ const rejected: readonly (readonly [path: string, source: string, problem: strin
   [
     'agent/kernel/route.ts',
     `import type { X } from '../reconcile/lanes.ts';`,
-    'agent/kernel/route.ts:1 cannot import agent/reconcile/lanes.ts: expected agent/kernel/ or agent/model/ or agent/reconcile/types.ts',
+    'agent/kernel/route.ts:1 cannot import agent/reconcile/lanes.ts: expected agent/kernel/ or agent/model/ or agent/reconcile/types.ts or agent/turns.ts',
   ],
   [
     'agent/model/ip.ts',
