@@ -129,6 +129,7 @@ test('render: hostile arguments are refused or stay one token of one rule', (t) 
 
 for (const [what, refused, received] of [
   ['a token with a blank', part('10-a', [{ args: ['-j', 'A B'], comment: '' }]), '"A B"'],
+  ['a token that would be two lines', part('10-a', [{ args: ['-j', 'ACCEPT\n-A'], comment: '' }]), '"ACCEPT\\n-A"'],
   ['an empty token', part('10-a', [{ args: ['-j', ''], comment: '' }]), '""'],
   ['a rule without arguments', part('10-a', [{ args: [], comment: '' }]), '"none"'],
   [
