@@ -54,6 +54,23 @@ test('a DEL that fails stays queued for the next time and does not stop the othe
   t.deepEqual([done, left()], [['good', 'bad'], 0]);
 });
 
+test('what a killed executable left half written is removed once nobody writes', async (t) => {
+  const { runDir, queue, left } = createQueue(t, async () => undefined);
+  const leave = () => writeFileSync(join(runDir, 'delete-queue', '.0123456789abcdef.4711'), 'TULLE1');
+  leave();
+  const writer = openSync(join(runDir, 'delete-queue.lock'), 'a');
+  t.true(tryLockExclusive(writer));
+  await queue.drain();
+  t.is(left(), 1, 'somebody writes');
+  closeSync(writer);
+  await queue.drain();
+  t.is(left(), 0);
+  leave();
+  await queue.drainThen(async () => {
+    t.is(left(), 0);
+  });
+});
+
 test('the queued DEL of an attachment is carried out before its next ADD, others wait', async (t) => {
   const done: string[] = [];
   const { queue, enqueue, left } = createQueue(t, async (id) => void done.push(id));

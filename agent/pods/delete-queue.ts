@@ -34,8 +34,8 @@ export class DeleteQueue {
   async drainThen(listen: () => Promise<void>): Promise<void> {
     const lock = openSync(join(this.#options.runDir, 'delete-queue.lock'), 'a', 0o600);
     try {
-      await this.#lock(lock);
-      await this.drain();
+      if (await this.#lock(lock)) this.#sweep();
+      await this.#carryOutAll();
       await listen();
     } finally {
       closeSync(lock);
@@ -53,9 +53,29 @@ export class DeleteQueue {
 
   /** Carries out what is queued; what fails stays for the next time. */
   async drain(): Promise<void> {
+    if (readdirSync(this.#directory).some(isBeingWritten)) this.#sweepIfFree();
+    await this.#carryOutAll();
+  }
+
+  async #carryOutAll(): Promise<void> {
     for (const name of readdirSync(this.#directory)) {
       if (!/^[0-9a-f]{16}$/.test(name)) continue;
       await this.#carryOut(join(this.#directory, name));
+    }
+  }
+
+  /** What executables left that were killed while they wrote. Only under the lock: then nobody writes. */
+  #sweep(): void {
+    for (const name of readdirSync(this.#directory).filter(isBeingWritten))
+      rmSync(join(this.#directory, name), { force: true });
+  }
+
+  #sweepIfFree(): void {
+    const lock = openSync(join(this.#options.runDir, 'delete-queue.lock'), 'a', 0o600);
+    try {
+      if (tryLockExclusive(lock)) this.#sweep();
+    } finally {
+      closeSync(lock);
     }
   }
 
@@ -80,14 +100,19 @@ export class DeleteQueue {
     }
   }
 
-  async #lock(fd: number): Promise<void> {
+  /** Whether it was to be had. */
+  async #lock(fd: number): Promise<boolean> {
     for (let attempt = 0; attempt < LOCK_ATTEMPTS; attempt++) {
-      if (tryLockExclusive(fd)) return;
+      if (tryLockExclusive(fd)) return true;
       await delay(LOCK_PAUSE_MS);
     }
     this.#options.log.warn(
       { path: join(this.#options.runDir, 'delete-queue.lock') },
       'a CNI executable holds the lock of the delete queue for seconds: going on without',
     );
+    return false;
   }
 }
+
+/** Files are renamed once they are whole. */
+const isBeingWritten = (name: string): boolean => name.startsWith('.');
